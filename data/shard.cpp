@@ -167,8 +167,8 @@ void Shard::unmap() {
 
 void Shard::check_range(int64_t begin, int64_t count) const {
     if (begin < 0 || count < 0 || begin > token_count_ - count) {
-        throw std::out_of_range(path_ + ": tokens " + std::to_string(begin) + " to " +
-                                std::to_string(begin + count) + " are not inside its " +
+        throw std::out_of_range(path_ + ": " + std::to_string(count) + " tokens from " +
+                                std::to_string(begin) + " on are not inside its " +
                                 std::to_string(token_count_) + " tokens");
     }
 }

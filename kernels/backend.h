@@ -131,7 +131,7 @@ class Backend {
     virtual void initialize_scales(std::span<const ParameterRows> parameters) = 0;
 
     // Writes each parameter's levels and scales (grid none: the weights, rounded to the compute type) into its
-    // ComputeWeight. Parameters of one ComputeWeight must be given together.
+    // ComputeWeight.
     virtual void quantize(std::span<const ParameterRows> parameters) = 0;
 
     // The straight-through backward pass, once per optimizer step. In: gradient = dq (see above). Out, in place,

@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Turn text into token shards: PREFIX_train_000000.bin …, PREFIX_val_000000.bin …, PREFIX.model and PREFIX.json.
+
+Inputs are files, directories or globs of .txt .md .rst .html .jsonl .json (one object a line), all also .gz, and
+.parquet; or a dataset of the Hugging Face hub. One file is one document, except with --document-separator and in
+JSON lines and Parquet, where a row is one.
+
+Tokens: every document is preceded by the tokenizer's begin token (SentencePiece: bos, id 1; GPT-2: <|endoftext|>), and
+follows the previous one without padding. White space is kept as it is, so decoding gives the text back.
+
+Hold-out: whole documents go to the validation set, chosen by the hash of their content (so the choice doesn't depend on
+order, file names or machine); of a single document, its last part. The tokenizer never sees held-out text.
+"""
+import argparse
+import collections
+import concurrent.futures
+import errno
+import json
+import os
+import signal
+import sys
+import time
+
+from corpus import Corpus, pieces_at_newlines
+from documents import Document, UserError, one_line
+from shard_files import Outputs, ShardWriter, check_platform
+from tokenization import load_tokenizer, train_sentencepiece
+
+JOB_CHARACTERS = 1 << 20     # text handed to a worker at a time
+PIECE_CHARACTERS = 1 << 18   # a long document is encoded in pieces of about this size
+PROGRESS_SECONDS = 5         # between lines of progress when the output isn't a terminal
+
+
+class Progress:
+    """A line with amount, speed and time left on stderr: rewritten in place on a terminal, else every few seconds."""
+
+    def __init__(self, label, total_bytes=None):
+        self.label, self.total, self.done = label, total_bytes, 0
+        self.start = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def add(self, count):
+        self.done += count
+        now = time.monotonic()
+        if now - self.shown >= (0.2 if self.terminal else PROGRESS_SECONDS):
+            self.shown = now
+            self.show(now)
+
+    def show(self, now, end=""):
+        seconds = max(now - self.start, 1e-9)
+        text = f"{self.label}: {self.done / 1e6:.1f} MB"
+        if self.total and not end:
+            text = (f"{self.label}: {self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB "
+                    f"({100 * self.done / self.total:.0f}%)")
+        text += f", {self.done / 1e6 / seconds:.1f} MB/s"
+        if self.total and self.done and not end:
+            left = max(0, seconds * (self.total / self.done - 1))
+            text += f", {left // 60:.0f}m{left % 60:02.0f}s left"
+        if end:
+            text += f", {seconds:.1f} s"
+        sys.stderr.write(f"\r{text}\x1b[K{end}" if self.terminal else f"{text}\n")
+        sys.stderr.flush()
+
+    def finish(self):
+        self.show(time.monotonic(), end="\n")
+
+
+Piece = collections.namedtuple("Piece", "split starts_document content is_html")
+
+
+def encoding_jobs(corpus, splittable):
+    """Lists of pieces of about JOB_CHARACTERS: long documents are cut, short ones grouped."""
+    job, size = [], 0
+    for split, document in corpus.with_splits():
+        cut = splittable and not document.is_html
+        contents = pieces_at_newlines(document.content, PIECE_CHARACTERS) if cut else [document.content]
+        for index, content in enumerate(contents):
+            job.append(Piece(split, index == 0, content, document.is_html))
+            size += len(content)
+            if size >= JOB_CHARACTERS:
+                yield job
+                job, size = [], 0
+    if job:
+        yield job
+
+
+worker_tokenizer = None
+
+
+def start_worker(source):
+    global worker_tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    worker_tokenizer = load_tokenizer(source)
+
+
+def encode_job(job):
+    """Returns [(split, documents, bytes of text, tokens as bytes)], and the bytes read."""
+    results, read = [], 0
+    for piece in job:
+        text = Document(piece.content, piece.is_html, "").text()
+        size = len(text.encode())
+        read += len(piece.content.encode()) if piece.is_html else size
+        tokens = worker_tokenizer.encode(text, piece.starts_document)
+        results.append((piece.split, int(piece.starts_document), size, tokens))
+    return results, read
+
+
+def in_order(function, jobs, source, workers):
+    """Results in the order of the jobs, whatever the number of workers; only a few jobs are in memory."""
+    executor = concurrent.futures.ProcessPoolExecutor(workers, initializer=start_worker, initargs=(source,))
+    try:
+        window = collections.deque()
+        for job in jobs:
+            window.append(executor.submit(function, job))
+            if len(window) >= 2 * workers + 2:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError("a worker process was killed, probably for lack of memory; use fewer --workers") from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def encode(corpus, tokenizer, outputs, arguments):
+    """Writes all shards and returns the manifest's statistics of each split."""
+    writers = {split: ShardWriter(outputs, split, tokenizer.vocabulary_size, tokenizer.hash, arguments.shard_tokens)
+               for split in ("train", "val")}
+    counts = {split: {"documents": 0, "bytes": 0} for split in writers}
+    progress = Progress("encode", corpus.total_bytes)
+    jobs = encoding_jobs(corpus, tokenizer.splittable)
+    for results, read in in_order(encode_job, jobs, tokenizer.source, arguments.workers):
+        for split, documents, size, tokens in results:
+            counts[split]["documents"] += documents
+            counts[split]["bytes"] += size
+            writers[split].write(tokens)
+        progress.add(read)
+    progress.finish()
+    for split, writer in writers.items():
+        writer.close()
+        tokens = sum(shard["tokens"] for shard in writer.shards)
+        counts[split].update(tokens=tokens, bytes_per_token=round(counts[split]["bytes"] / max(tokens, 1), 4),
+                             shards=writer.shards)
+    check_splits(counts, arguments)
+    return counts
+
+
+def check_splits(counts, arguments):
+    if counts["train"]["documents"] == 0:
+        raise UserError("no document is left to train on; give more input or a smaller --val-fraction")
+    if counts["val"]["documents"] == 0 and arguments.val_fraction > 0:
+        raise UserError("no document fell into the validation set; raise --val-fraction, pass --val-files, or "
+                        "--val-fraction 0 for none")
+
+
+def choose_tokenizer(corpus, outputs, arguments):
+    """Loads or trains it; a SentencePiece model is also written beside the shards."""
+    if not arguments.tokenizer:
+        started = time.monotonic()
+        sample = corpus.tokenizer_sample(int(arguments.train_sample_mb * 1e6))
+        source = train_sentencepiece(sample, arguments.vocab_size)
+    else:
+        source = arguments.tokenizer
+    tokenizer = load_tokenizer(source)
+    if not arguments.tokenizer:
+        print(f"tokenizer: trained {tokenizer.vocabulary_size} pieces in {time.monotonic() - started:.1f} s",
+              file=sys.stderr)
+    if tokenizer.model and not outputs.is_kept(outputs.prefix + ".model"):
+        outputs.create(".model").write(tokenizer.model)
+    return tokenizer
+
+
+def write_manifest(outputs, tokenizer, counts, corpus, arguments):
+    manifest = {
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "file": os.path.basename(outputs.prefix) + ".model" if tokenizer.model else None,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "hash": f"0x{tokenizer.hash:016x}",
+            "document_start_id": tokenizer.start_id,
+        },
+        "train": counts["train"],
+        "val": counts["val"],
+        "held_out": "val_files" if corpus.validation_files else "none" if arguments.val_fraction == 0
+                    else "end of the single document" if corpus.single else "documents by content hash",
+        "duplicates_of_validation_left_out": corpus.left_out,
+        "arguments": vars(arguments),
+    }
+    outputs.create(".json").write((json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def prepare(arguments, outputs):
+    corpus = Corpus(arguments)
+    corpus.scan()
+    if corpus.single:
+        print(f"a single document: its last {100 * arguments.val_fraction:g}% is the validation set", file=sys.stderr)
+    tokenizer = choose_tokenizer(corpus, outputs, arguments)
+    counts = encode(corpus, tokenizer, outputs, arguments)
+    write_manifest(outputs, tokenizer, counts, corpus, arguments)
+    outputs.commit()
+    if corpus.left_out:
+        print(f"left out of training: {corpus.left_out} documents equal to a validation document", file=sys.stderr)
+    for split in "train", "val":
+        count = counts[split]
+        print(f"{split}: {count['documents']} documents, {count['bytes'] / 1e6:.2f} MB, {count['tokens']} tokens "
+              f"({count['bytes_per_token']:.2f} bytes/token) in {len(count['shards'])} shards "
+              f"{outputs.prefix}_{split}_*.bin")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse prints its usage before an error; one line is easier to read, and --help has the rest."""
+
+    def error(self, message):
+        self.exit(2, f"prepare.py: error: {message} (see --help)\n")
+
+
+def unescape(text):
+    return text.replace("\\n", "\n").replace("\\f", "\f").replace("\\t", "\t")
+
+
+def parse_arguments():
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="file, directory or glob")
+    add("-o", "--output", required=True, metavar="PREFIX", help="start of all output names, e.g. data/cache/novels")
+    add("--overwrite", action="store_true", help="replace the outputs of an earlier run with the same prefix")
+    add("--tokenizer", metavar="FILE", help="SentencePiece .model to use, or 'gpt2'; default: train one")
+    add("--vocab-size", type=int, default=8192, help="of a trained tokenizer (8192)")
+    add("--train-sample-mb", type=float, default=50, help="text to train the tokenizer on, in MB (50)")
+    add("--val-fraction", type=float, default=0.02, help="of the documents to hold out; 0: none (0.02)")
+    add("--val-files", nargs="+", metavar="GLOB", help="hold out exactly these files, among INPUT or not")
+    add("--text-field", default="text", help="field of JSON lines, Parquet and datasets (text)")
+    add("--document-separator", type=unescape, metavar="TEXT", help=r"divides text files into documents; \n \f \t work")
+    add("--encoding", default="utf-8-sig", help="of text files (utf-8)")
+    add("--max-documents", type=int, metavar="N", help="stop after N documents")
+    add("--hf-dataset", metavar="NAME", help="stream this Hugging Face dataset instead of files")
+    add("--hf-config", metavar="NAME", help="its configuration")
+    add("--hf-split", metavar="NAME", default="train", help="its split (train)")
+    add("--shard-tokens", type=int, default=100_000_000, help="most tokens in a shard (100000000)")
+    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="encoding processes (all cores)")
+    arguments = parser.parse_args()
+    check_arguments(parser, arguments)
+    return arguments
+
+
+def check_arguments(parser, arguments):
+    if bool(arguments.inputs) == bool(arguments.hf_dataset):
+        parser.error("give either INPUT files or --hf-dataset")
+    if not 0 <= arguments.val_fraction < 1:
+        parser.error("--val-fraction must be at least 0 and below 1")
+    if not 1 <= arguments.shard_tokens < 2**31:
+        parser.error("--shard-tokens must be from 1 to 2147483647")
+    if arguments.vocab_size < 300:
+        parser.error("--vocab-size must be at least 300 (256 bytes, control tokens and the characters of the text)")
+    for name in "workers", "train_sample_mb", "max_documents":
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be positive")
+    try:
+        "".encode(arguments.encoding)
+    except LookupError:
+        parser.error(f"--encoding {arguments.encoding}: unknown encoding")
+
+
+def describe(error):
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; nothing was written"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory; use fewer --workers or a smaller --train-sample-mb"
+    return one_line(error)
+
+
+def main():
+    arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the partial files are removed
+    outputs = None
+    try:
+        check_platform()
+        outputs = Outputs(arguments.output, arguments.overwrite, keep=arguments.tokenizer)
+        prepare(arguments, outputs)
+    except (UserError, OSError, MemoryError) as error:
+        print(f"prepare.py: error: {describe(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prepare.py: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    finally:
+        if outputs:
+            outputs.discard()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

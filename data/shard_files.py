@@ -1,0 +1,127 @@
+"""Writes token shards (the format is described in shard.h) and keeps outputs atomic. prepare.py's writing half."""
+import array
+import glob
+import os
+import re
+import struct
+import sys
+
+from documents import UserError
+
+LARGEST_UINT16_VOCABULARY = 65536
+HEADER_INTS = 256
+
+
+def fnv1a_64(data):
+    """64-bit FNV-1a, as in tokenizer.h: identifies a tokenizer by the bytes of its model file."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+class Outputs:
+    """The files of one run: written as NAME.partial, and given their names only when all of them are complete."""
+
+    def __init__(self, prefix, overwrite, keep=None):
+        """keep: a file that is an input of this run, so neither an obstacle nor replaced."""
+        self.prefix, self.keep = prefix, keep
+        self.pending = {}  # name -> open file
+        directory, name = os.path.split(prefix)
+        if not name:
+            raise UserError(f"--output {prefix}: expected a prefix, for example {os.path.join(prefix, 'corpus')}")
+        self.directory = directory or "."
+        os.makedirs(self.directory, exist_ok=True)
+        self.previous = self.existing()
+        if self.previous and not overwrite:
+            raise UserError(f"{self.previous[0]} exists already; choose another --output, or pass --overwrite")
+
+    def existing(self):
+        shard = re.compile(r"_(train|val)_\d{6}\.bin")
+        names = glob.glob(glob.escape(self.prefix) + "*")
+        return sorted(name for name in names if not self.is_kept(name)
+                      and (shard.fullmatch(name[len(self.prefix):]) or name[len(self.prefix):] in (".model", ".json")))
+
+    def is_kept(self, path):
+        return bool(self.keep) and os.path.realpath(path) == os.path.realpath(self.keep)
+
+    def create(self, suffix):
+        path = self.prefix + suffix
+        self.pending[path] = open(path + ".partial", "wb")
+        return self.pending[path]
+
+    def finish(self, file):
+        """Flushes a complete file to the disk."""
+        if not file.closed:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+    def commit(self):
+        for file in self.pending.values():
+            self.finish(file)
+        for path in self.previous:
+            if path not in self.pending:
+                os.unlink(path)  # for example the higher shards of a longer earlier run
+        for path in self.pending:
+            os.replace(path + ".partial", path)
+        self.pending = {}
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def discard(self):
+        for path, file in self.pending.items():
+            try:
+                file.close()
+            except OSError:
+                pass  # what it still buffered isn't wanted
+            os.unlink(path + ".partial")
+        self.pending = {}
+
+
+class ShardWriter:
+    """Writes a stream of tokens to <prefix>_<split>_000000.bin, 000001, … of at most `shard_tokens` tokens each."""
+
+    def __init__(self, outputs, split, vocabulary_size, tokenizer_hash, shard_tokens):
+        self.outputs, self.split, self.shard_tokens = outputs, split, shard_tokens
+        self.vocabulary_size, self.tokenizer_hash = vocabulary_size, tokenizer_hash
+        self.wide = vocabulary_size > LARGEST_UINT16_VOCABULARY
+        self.type_code = "I" if self.wide else "H"
+        self.file, self.tokens = None, 0
+        self.shards = []  # {"file", "tokens"} of each
+
+    def write(self, token_bytes):
+        """token_bytes: tokens in native byte order, of the width that the vocabulary needs."""
+        tokens = memoryview(token_bytes).cast("B").cast(self.type_code)
+        while len(tokens):
+            if self.file is None:
+                self.open()
+            part = tokens[: self.shard_tokens - self.tokens]
+            self.file.write(part)
+            self.tokens += len(part)
+            tokens = tokens[len(part):]
+            if self.tokens == self.shard_tokens:
+                self.close()
+
+    def open(self):
+        suffix = f"_{self.split}_{len(self.shards):06d}.bin"
+        self.file, self.tokens = self.outputs.create(suffix), 0
+        self.file.write(bytes(4 * HEADER_INTS))  # the real header needs the number of tokens
+        self.shards.append({"file": os.path.basename(self.outputs.prefix) + suffix, "tokens": 0})
+
+    def close(self):
+        if self.file is None:
+            return
+        self.shards[-1]["tokens"] = self.tokens
+        magic, version = (20240801, 7) if self.wide else (20240520, 1)
+        header = struct.pack("<4iQ", magic, version, self.tokens, self.vocabulary_size, self.tokenizer_hash)
+        self.file.seek(0)
+        self.file.write(header)
+        self.outputs.finish(self.file)
+        self.file = None
+
+
+def check_platform():
+    if sys.byteorder != "little" or array.array("I").itemsize != 4 or array.array("H").itemsize != 2:
+        raise UserError("this machine is not little endian with 16 and 32 bit integers, as shards need")

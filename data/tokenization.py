@@ -1,0 +1,131 @@
+"""Tokenizers for prepare.py: SentencePiece, loaded or trained, and GPT-2's."""
+import array
+import io
+
+from documents import UserError, one_line
+from shard_files import LARGEST_UINT16_VOCABULARY, fnv1a_64
+
+LONGEST_LINE = 1 << 16  # characters of a line of the training sample; longer ones are divided
+# The texts that decide whether a long document may be encoded in pieces.
+PROBES = "one two\nthree", "one \n two", "one\n\n\ntwo", "\n\none", "one\n", "a.\n\t \n b  \n\n  c", "é\n中 文\n"
+
+
+def import_sentencepiece():
+    try:
+        import sentencepiece
+        return sentencepiece
+    except ImportError:
+        raise UserError("the Python package sentencepiece is missing: install python3-sentencepiece (Debian, "
+                        "Ubuntu), or pip install sentencepiece") from None
+
+
+class SentencePieceTokenizer:
+    kind = "sentencepiece"
+
+    def __init__(self, model, name):
+        """model: the bytes of a .model file; also `source`, from which a worker process loads it again."""
+        self.source = self.model = model
+        self.processor = import_sentencepiece().SentencePieceProcessor()
+        try:
+            loaded = bool(model) and self.processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            loaded = False
+        if not loaded or self.processor.get_piece_size() == 0:
+            raise UserError(f"{name}: not a SentencePiece model")
+        self.hash = fnv1a_64(model)
+        self.vocabulary_size = self.processor.get_piece_size()
+        self.type_code = type_code_for(self.vocabulary_size)
+        self.start_id = self.processor.bos_id() if self.processor.bos_id() >= 0 else self.processor.eos_id()
+        if self.start_id < 0:
+            raise UserError(f"{name}: this model has neither a begin nor an end token to separate documents")
+        # Most models put a space before the text. In the middle of a document it has to go again.
+        self.prefix = 2 * len(self.processor.encode("\n")) - len(self.processor.encode("\n\n"))
+        self.splittable = self.can_split_at_newlines()
+
+    def can_split_at_newlines(self):
+        """True if encoding the pieces between newlines gives exactly the tokens of the whole text.
+
+        It holds when no piece of the vocabulary joins a newline with something else, and when the model's
+        normalization leaves newlines and the spaces beside them alone.
+        """
+        size = self.vocabulary_size
+        if any("\n" in piece and piece != "\n" for piece in map(self.processor.id_to_piece, range(size))):
+            return False
+        return all(self.processor.encode(text[:cut]) + self.processor.encode(text[cut:])[self.prefix:]
+                   == self.processor.encode(text)
+                   for text in PROBES for cut in range(1, len(text)) if text[cut] == "\n")
+
+    def encode(self, text, starts_document):
+        """Tokens as bytes; text that continues a document starts with a newline (see can_split_at_newlines)."""
+        ids = self.processor.encode(text)
+        ids = [self.start_id] + ids if starts_document else ids[self.prefix:]
+        return array.array(self.type_code, ids).tobytes()
+
+
+class GPT2Tokenizer:
+    """GPT-2's vocabulary from tiktoken, which downloads it once; gives the same shards as llm.c's own scripts."""
+
+    kind, model, source, splittable = "gpt2", None, "gpt2", False
+
+    def __init__(self):
+        try:
+            import tiktoken
+        except ImportError:
+            raise UserError("--tokenizer gpt2 needs the Python package tiktoken: pip install tiktoken") from None
+        try:
+            self.encoding = tiktoken.get_encoding("gpt2")
+        except Exception as error:  # whatever its download raises
+            raise UserError(f"--tokenizer gpt2: tiktoken can't load its vocabulary: {one_line(error)}") from None
+        self.hash = fnv1a_64(b"tiktoken:gpt2")
+        self.vocabulary_size = self.encoding.n_vocab
+        self.type_code = type_code_for(self.vocabulary_size)
+        self.start_id = self.encoding.eot_token
+
+    def encode(self, text, starts_document):
+        ids = self.encoding.encode_ordinary(text)
+        return array.array(self.type_code, [self.start_id] * starts_document + ids).tobytes()
+
+
+def type_code_for(vocabulary_size):
+    return "H" if vocabulary_size <= LARGEST_UINT16_VOCABULARY else "I"
+
+
+def load_tokenizer(source):
+    """source: 'gpt2', the path of a SentencePiece model, or its bytes."""
+    if source == "gpt2":
+        return GPT2Tokenizer()
+    if isinstance(source, bytes):
+        return SentencePieceTokenizer(source, "the trained tokenizer")
+    with open(source, "rb") as file:
+        return SentencePieceTokenizer(file.read(), source)
+
+
+def divide_long_lines(lines):
+    for line in lines:
+        for begin in range(0, len(line), LONGEST_LINE):
+            yield line[begin : begin + LONGEST_LINE]
+
+
+def train_sentencepiece(lines, vocabulary_size):
+    """Trains a byte-pair encoding with Llama's settings and returns the bytes of the model file.
+
+    Lossless: no normalization, white space stays, and what the vocabulary lacks becomes bytes. unk 0, bos 1, eos 2.
+    """
+    model = io.BytesIO()
+    sample = list(divide_long_lines(lines))  # first, because the trainer would garble the errors of an iterator
+    if not any(sample):
+        raise UserError("the training sample of the tokenizer is empty; raise --train-sample-mb")
+    try:
+        import_sentencepiece().SentencePieceTrainer.train(
+            sentence_iterator=iter(sample), model_writer=model, model_type="bpe",
+            vocab_size=vocabulary_size, byte_fallback=True, split_digits=True, character_coverage=0.9999,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=8 * LONGEST_LINE, minloglevel=2)
+    except RuntimeError as error:
+        reason = one_line(error)
+        if "too high" in reason or "too small" in reason or "required_chars" in reason:
+            advice = "larger" if "too small" in reason or "required_chars" in reason else "smaller"
+            raise UserError(f"--vocab-size {vocabulary_size} doesn't suit this text, choose a {advice} one: "
+                            f"{reason}") from None
+        raise UserError(f"training the tokenizer failed: {reason}") from None
+    return model.getvalue()

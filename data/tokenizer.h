@@ -1,0 +1,42 @@
+// Text to token ids and back, by a SentencePiece model.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace train_qat {
+
+class Tokenizer {
+  public:
+    // Reads a SentencePiece .model file. Throws std::runtime_error naming the file if it is missing, or isn't
+    // one.
+    explicit Tokenizer(const std::string& path);
+    ~Tokenizer();
+    Tokenizer(Tokenizer&& other) noexcept;
+    Tokenizer& operator=(Tokenizer&& other) noexcept;
+
+    uint32_t vocabulary_size() const;
+    int32_t bos_id() const;  // begin of a document; -1 if the model has none
+    int32_t eos_id() const;  // end of a document; -1 if the model has none
+
+    // UTF-8 text to ids, without a begin or end token.
+    std::vector<int32_t> encode(const std::string& text) const;
+    // Ids to UTF-8 text; begin and end tokens leave nothing. Throws std::runtime_error for an id outside
+    // [0, vocabulary_size).
+    std::string decode(const std::vector<int32_t>& ids) const;
+
+  private:
+    struct Model;  // keeps SentencePiece's header out of this one
+    std::unique_ptr<Model> model_;
+};
+
+// Identifies a tokenizer: the 64-bit FNV-1a hash of the bytes of its model file. data/prepare.py computes the
+// same and stores it in every shard, so that data of another tokenizer is refused. Throws std::runtime_error
+// if the file can't be read.
+//   hash = 0xcbf29ce484222325;  for each byte: hash = (hash XOR byte) * 0x100000001b3  (mod 2^64)
+// Source: Fowler, Noll, Vo, "The FNV non-cryptographic hash algorithm" (draft-eastlake-fnv).
+uint64_t tokenizer_hash(const std::string& path);
+
+}  // namespace train_qat

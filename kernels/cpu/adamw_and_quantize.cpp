@@ -1,0 +1,87 @@
+// AdamW (arXiv 1711.05101) on weights and scales, and the new levels, in one pass over memory.
+#include <cmath>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/weight_update.h"
+
+namespace train_qat {
+
+namespace {
+
+// The constants of one step that all elements share.
+struct Update {
+    float gradient_factor;       // clipping
+    float beta1, beta2;
+    float step_size;             // learning rate / (1 - beta1^t)
+    float inverse_root;          // 1 / sqrt(1 - beta2^t)
+    float epsilon;
+    float keep;                  // 1 - learning rate * weight decay
+    float lowest;                // weights do not fall below this
+};
+
+Update make_update(const AdamWStep& step, float learning_rate, int64_t t, float weight_decay, float lowest,
+                   float gradient_factor) {
+    const double correction1 = 1.0 - std::pow(static_cast<double>(step.beta1), static_cast<double>(t));
+    const double correction2 = 1.0 - std::pow(static_cast<double>(step.beta2), static_cast<double>(t));
+    return {gradient_factor,
+            step.beta1,
+            step.beta2,
+            static_cast<float>(learning_rate / correction1),
+            static_cast<float>(1.0 / std::sqrt(correction2)),
+            step.epsilon,
+            1.0f - learning_rate * weight_decay,
+            lowest};
+}
+
+void adamw(float* __restrict weights, const float* __restrict gradient, float* __restrict first_moment,
+           float* __restrict second_moment, int64_t count, const Update& u) {
+    const float new1 = 1.0f - u.beta1, new2 = 1.0f - u.beta2;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+        const float g = gradient[i] * u.gradient_factor;
+        const float m = u.beta1 * first_moment[i] + new1 * g;
+        const float v = u.beta2 * second_moment[i] + new2 * g * g;
+        first_moment[i] = m;
+        second_moment[i] = v;
+        const float w = weights[i] * u.keep - u.step_size * m / (std::sqrt(v) * u.inverse_root + u.epsilon);
+        weights[i] = w < u.lowest ? u.lowest : w;
+    }
+}
+
+float clip_factor(const Tensor& squares, float clip_norm) {
+    double total = 0;
+    for (int64_t i = 0; i < squares.shape[0]; ++i) total += squares.as<float>()[i];
+    const double norm = std::sqrt(total);
+    return clip_norm > 0 && norm > clip_norm ? static_cast<float>(clip_norm / norm) : 1.0f;
+}
+
+}  // namespace
+
+void CpuBackend::adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
+                                    const Tensor& squares) {
+    check_tensor("adamw_and_quantize", "squares", squares, DType::float32,
+                 {static_cast<int64_t>(parameters.size())});
+    if (step.step < 1 || step.scale_step < 1)
+        throw std::logic_error("adamw_and_quantize: steps are counted from 1");
+    for (const ParameterRows& parameter : parameters) check_parameter("adamw_and_quantize", parameter);
+    const float factor = clip_factor(squares, step.clip_norm);
+    const float unbounded = -__builtin_inff();
+    const Update decayed =
+        make_update(step, step.learning_rate, step.step, step.weight_decay, unbounded, factor);
+    const Update plain = make_update(step, step.learning_rate, step.step, 0.0f, unbounded, factor);
+    const Update scales =
+        make_update(step, step.scale_learning_rate, step.scale_step, 0.0f, smallest_scale, factor);
+
+    update_and_quantize(parameters, [&](const ParameterRows& p, int64_t first, int64_t last) {
+        const int64_t begin = first * p.columns;
+        adamw(p.master + begin, p.gradient + begin, p.first_moment + begin, p.second_moment + begin,
+              (last - first) * p.columns, p.decay ? decayed : plain);
+        if (p.grid != Grid::none) {
+            const int64_t groups = p.columns / p.group, scale = first * groups;
+            adamw(p.scale + scale, p.scale_gradient + scale, p.scale_first_moment + scale,
+                  p.scale_second_moment + scale, (last - first) * groups, scales);
+        }
+    });
+}
+
+}  // namespace train_qat

@@ -1,0 +1,250 @@
+// Causal attention with grouped key/value heads, tiled over queries and keys as in FlashAttention (arXiv 2205.14135): only
+// one tile of the T x T weights exists at a time, and the backward pass computes it again from log_sum_exp.
+//
+// Forward, one query tile, over key tiles with running maximum m, denominator l and output o:
+//     s = q kᵀ / sqrt(D);  m' = max(m, rowmax s);  p = e^(s - m');  l = l e^(m - m') + rowsum p;  o = o e^(m - m') + p v
+// Backward, with delta = rowsum(dy ∘ y):
+//     p = e^(s - log_sum_exp);  dv += pᵀ dy;  ds = p ∘ (dy vᵀ - delta) / sqrt(D);  dq += ds k;  dk += dsᵀ q
+#include <cmath>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/math.h"
+#include "kernels/cpu/tile.h"
+
+namespace train_qat {
+
+namespace {
+
+constexpr int64_t tile = 64;  // queries and keys of a tile
+
+// Sizes of one head, padded so that tiles have whole vectors.
+struct HeadSizes {
+    explicit HeadSizes(const AttentionShape& shape)
+        : positions(shape.sequence),
+          dim(shape.head_dim),
+          padded_positions(round_up(shape.sequence, tile)),
+          padded_dim(round_up(shape.head_dim, vector_lanes)),
+          inverse_root(1.0f / std::sqrt(static_cast<float>(shape.head_dim))) {}
+    int64_t positions, dim, padded_positions, padded_dim;
+    float inverse_root;
+};
+
+// s (queries, keys) / sqrt(D), -infinity where the key is later than the query or does not exist.
+void scale_and_mask(float* scores, int64_t queries, int64_t keys, int64_t padded_keys, int64_t first_query,
+                    int64_t first_key, float inverse_root) {
+    for (int64_t i = 0; i < queries; ++i) {
+        float* __restrict row = scores + i * tile;
+        const int64_t visible = std::min(keys, first_query + i - first_key + 1);
+        for (int64_t j = 0; j < visible; ++j) row[j] *= inverse_root;
+        for (int64_t j = visible; j < padded_keys; ++j) row[j] = -__builtin_inff();
+    }
+}
+
+// Turns scores into e^(s - m') and rescales what was summed under the old maximum.
+void softmax_step(float* scores, int64_t queries, int64_t padded_keys, float* maximum, float* denominator,
+                  float* output, int64_t padded_dim) {
+    for (int64_t i = 0; i < queries; ++i) {
+        float* __restrict row = scores + i * tile;
+        float largest = row[0];
+#pragma omp simd reduction(max : largest)
+        for (int64_t j = 0; j < padded_keys; ++j) largest = row[j] > largest ? row[j] : largest;
+        const float new_maximum = std::max(maximum[i], largest);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < padded_keys; ++j) {
+            row[j] = exponential(row[j] - new_maximum);
+            sum += row[j];
+        }
+        const float rescale = exponential(maximum[i] - new_maximum);
+        denominator[i] = denominator[i] * rescale + sum;
+        maximum[i] = new_maximum;
+        float* __restrict out = output + i * padded_dim;
+        for (int64_t d = 0; d < padded_dim; ++d) out[d] *= rescale;
+    }
+}
+
+template <typename T>
+void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, const T* keys, const T* values,
+                  int64_t stride, const HeadSizes& size, float* scratch) {
+    float* keys_transposed = scratch;                                         // (D, T)
+    float* wide_values = keys_transposed + size.dim * size.padded_positions;  // (T, D)
+    float* q = wide_values + size.padded_positions * size.padded_dim;         // (tile, D)
+    float* output = q + tile * size.padded_dim;                               // (tile, D)
+    float* scores = output + tile * size.padded_dim;                          // (tile, tile)
+    float maximum[tile], denominator[tile];
+    load_transposed(keys_transposed, size.padded_positions, keys, stride, size.positions, size.dim);
+    load_rows(wide_values, size.padded_dim, values, stride, size.positions, size.dim);
+    for (int64_t first_query = 0; first_query < size.positions; first_query += tile) {
+        const int64_t query_count = std::min(tile, size.positions - first_query);
+        load_rows(q, size.padded_dim, queries + first_query * stride, stride, query_count, size.dim);
+        std::fill(output, output + query_count * size.padded_dim, 0.0f);
+        std::fill(maximum, maximum + tile, -__builtin_inff());
+        std::fill(denominator, denominator + tile, 0.0f);
+        for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
+            const int64_t key_count = std::min(tile, size.positions - first_key);
+            const int64_t padded_keys = round_up(key_count, vector_lanes);
+            tile_multiply(scores, tile, q, size.padded_dim, 1, keys_transposed + first_key, size.padded_positions,
+                          query_count, size.dim, padded_keys, false);
+            scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
+            softmax_step(scores, query_count, padded_keys, maximum, denominator, output, size.padded_dim);
+            tile_multiply(output, size.padded_dim, scores, tile, 1, wide_values + first_key * size.padded_dim,
+                          size.padded_dim, query_count, key_count, size.padded_dim, true);
+        }
+        for (int64_t i = 0; i < query_count; ++i) {
+            const float inverse = 1.0f / denominator[i];
+            for (int64_t d = 0; d < size.dim; ++d) output[i * size.padded_dim + d] *= inverse;
+            log_sum_exp[first_query + i] = maximum[i] + std::log(denominator[i]);
+        }
+        store_rows(y + first_query * y_stride, y_stride, output, size.padded_dim, query_count, size.dim);
+    }
+}
+
+int64_t forward_scratch(const HeadSizes& size) {
+    return (size.dim + size.padded_dim) * size.padded_positions + 2 * tile * size.padded_dim + tile * tile;
+}
+
+// Key/value side of the backward pass: shared by the query heads of a group.
+struct KeyValueTiles {
+    KeyValueTiles(float* scratch, const HeadSizes& size)
+        : keys(scratch),
+          keys_transposed(keys + size.padded_positions * size.padded_dim),
+          values_transposed(keys_transposed + size.dim * size.padded_positions),
+          key_gradient(values_transposed + size.dim * size.padded_positions),
+          value_gradient(key_gradient + size.padded_positions * size.padded_dim),
+          end(value_gradient + size.padded_positions * size.padded_dim) {}
+    float *keys, *keys_transposed, *values_transposed, *key_gradient, *value_gradient, *end;
+};
+
+int64_t backward_scratch(const HeadSizes& size) {
+    return (3 * size.padded_dim + 2 * size.dim) * size.padded_positions + 3 * tile * size.padded_dim +
+           2 * tile * tile;
+}
+
+// weights = e^(s - log_sum_exp), dscores = weights ∘ (dweights - delta) / sqrt(D), in place of s and dweights.
+void softmax_backward(float* scores, float* dweights, int64_t queries, int64_t padded_keys, const float* log_sum_exp,
+                      const float* delta, float inverse_root) {
+    for (int64_t i = 0; i < queries; ++i) {
+        float* __restrict s = scores + i * tile;
+        float* __restrict d = dweights + i * tile;
+        const float shift = log_sum_exp[i], mean = delta[i];
+#pragma omp simd
+        for (int64_t j = 0; j < padded_keys; ++j) {
+            const float p = exponential(s[j] - shift);
+            s[j] = p;
+            d[j] = p * (d[j] - mean) * inverse_root;
+        }
+    }
+}
+
+// One query head: writes dq, adds to the group's dk and dv.
+template <typename T>
+void backward_head(T* dqueries, const T* dy, const T* y, int64_t y_stride, const T* queries, int64_t stride,
+                   const float* log_sum_exp, const HeadSizes& size, const KeyValueTiles& kv) {
+    float* q = kv.end;                               // (tile, D)
+    float* dout = q + tile * size.padded_dim;        // (tile, D)
+    float* dq = dout + tile * size.padded_dim;       // (tile, D)
+    float* scores = dq + tile * size.padded_dim;     // (tile, tile)
+    float* dscores = scores + tile * tile;           // (tile, tile)
+    float delta[tile];
+    for (int64_t first_query = 0; first_query < size.positions; first_query += tile) {
+        const int64_t query_count = std::min(tile, size.positions - first_query);
+        load_rows(q, size.padded_dim, queries + first_query * stride, stride, query_count, size.dim);
+        load_rows(dout, size.padded_dim, dy + first_query * y_stride, y_stride, query_count, size.dim);
+        for (int64_t i = 0; i < query_count; ++i) {
+            const T* __restrict out = y + (first_query + i) * y_stride;
+            const float* __restrict gradient = dout + i * size.padded_dim;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t d = 0; d < size.dim; ++d) sum += gradient[d] * static_cast<float>(out[d]);
+            delta[i] = sum;
+        }
+        for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
+            const int64_t key_count = std::min(tile, size.positions - first_key);
+            const int64_t padded_keys = round_up(key_count, vector_lanes);
+            tile_multiply(scores, tile, q, size.padded_dim, 1, kv.keys_transposed + first_key,
+                          size.padded_positions, query_count, size.dim, padded_keys, false);
+            tile_multiply(dscores, tile, dout, size.padded_dim, 1, kv.values_transposed + first_key,
+                          size.padded_positions, query_count, size.dim, padded_keys, false);
+            scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
+            softmax_backward(scores, dscores, query_count, padded_keys, log_sum_exp + first_query, delta,
+                             size.inverse_root);
+            const int64_t key_offset = first_key * size.padded_dim;
+            tile_multiply(kv.value_gradient + key_offset, size.padded_dim, scores, 1, tile, dout, size.padded_dim,
+                          key_count, query_count, size.padded_dim, true);
+            tile_multiply(kv.key_gradient + key_offset, size.padded_dim, dscores, 1, tile, q, size.padded_dim,
+                          key_count, query_count, size.padded_dim, true);
+            tile_multiply(dq, size.padded_dim, dscores, tile, 1, kv.keys + key_offset, size.padded_dim,
+                          query_count, key_count, size.padded_dim, first_key > 0);
+        }
+        store_rows(dqueries + first_query * stride, stride, dq, size.padded_dim, query_count, size.dim);
+    }
+}
+
+}  // namespace
+
+void CpuBackend::attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
+                                   const AttentionShape& shape) {
+    check_attention("attention_forward", shape);
+    const int64_t y_stride = shape.heads * shape.head_dim, stride = shape.qkv_columns();
+    check_tensor("attention_forward", "qkv", qkv, qkv.dtype, {shape.rows(), stride});
+    check_tensor("attention_forward", "y", y, qkv.dtype, {shape.rows(), y_stride});
+    check_tensor("attention_forward", "log_sum_exp", log_sum_exp, DType::float32,
+                 {shape.batch, shape.heads, shape.sequence});
+    const HeadSizes size(shape);
+    with_compute_type("attention_forward", qkv.dtype, [&]<typename T>() {
+        parallel_for(shape.batch * shape.heads, 1, [&](int64_t index, int64_t) {
+            const int64_t b = index / shape.heads, h = index % shape.heads;
+            const int64_t kv_head = h / (shape.heads / shape.kv_heads);
+            const T* queries = qkv.as<T>() + b * shape.sequence * stride + h * shape.head_dim;
+            const T* keys = qkv.as<T>() + b * shape.sequence * stride + (shape.heads + kv_head) * shape.head_dim;
+            forward_head(y.as<T>() + b * shape.sequence * y_stride + h * shape.head_dim, y_stride,
+                         log_sum_exp.as<float>() + index * shape.sequence, queries, keys,
+                         keys + shape.kv_heads * shape.head_dim, stride, size,
+                         thread_scratch(forward_scratch(size)));
+        });
+    });
+}
+
+// The tiles of the backward pass live in each thread's scratch.
+int64_t CpuBackend::attention_backward_workspace(const AttentionShape&) const { return 0; }
+
+void CpuBackend::attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
+                                    const Tensor& log_sum_exp, const AttentionShape& shape, void*) {
+    check_attention("attention_backward", shape);
+    const int64_t y_stride = shape.heads * shape.head_dim, stride = shape.qkv_columns();
+    check_tensor("attention_backward", "qkv", qkv, qkv.dtype, {shape.rows(), stride});
+    check_tensor("attention_backward", "dqkv", dqkv, qkv.dtype, {shape.rows(), stride});
+    check_tensor("attention_backward", "y", y, qkv.dtype, {shape.rows(), y_stride});
+    check_tensor("attention_backward", "dy", dy, qkv.dtype, {shape.rows(), y_stride});
+    check_tensor("attention_backward", "log_sum_exp", log_sum_exp, DType::float32,
+                 {shape.batch, shape.heads, shape.sequence});
+    const HeadSizes size(shape);
+    const int64_t heads_per_group = shape.heads / shape.kv_heads;
+    with_compute_type("attention_backward", qkv.dtype, [&]<typename T>() {
+        parallel_for(shape.batch * shape.kv_heads, 1, [&](int64_t index, int64_t) {
+            const int64_t b = index / shape.kv_heads, kv_head = index % shape.kv_heads;
+            const int64_t first_row = b * shape.sequence;
+            const int64_t key_column = (shape.heads + kv_head) * shape.head_dim;
+            const int64_t value_column = key_column + shape.kv_heads * shape.head_dim;
+            const T* rows = qkv.as<T>() + first_row * stride;
+            T* drows = dqkv.as<T>() + first_row * stride;
+            const KeyValueTiles kv(thread_scratch(backward_scratch(size)), size);
+            load_rows(kv.keys, size.padded_dim, rows + key_column, stride, size.positions, size.dim);
+            load_transposed(kv.keys_transposed, size.padded_positions, rows + key_column, stride, size.positions,
+                            size.dim);
+            load_transposed(kv.values_transposed, size.padded_positions, rows + value_column, stride,
+                            size.positions, size.dim);
+            std::fill(kv.key_gradient, kv.end, 0.0f);
+            for (int64_t h = kv_head * heads_per_group; h < (kv_head + 1) * heads_per_group; ++h) {
+                const int64_t offset = first_row * y_stride + h * shape.head_dim;
+                backward_head(drows + h * shape.head_dim, dy.as<T>() + offset, y.as<T>() + offset, y_stride,
+                              rows + h * shape.head_dim, stride,
+                              log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence, size, kv);
+            }
+            store_rows(drows + key_column, stride, kv.key_gradient, size.padded_dim, size.positions, size.dim);
+            store_rows(drows + value_column, stride, kv.value_gradient, size.padded_dim, size.positions, size.dim);
+        });
+    });
+}
+
+}  // namespace train_qat

@@ -1,0 +1,151 @@
+// Device, memory and entry checks of the CPU backend.
+#include "kernels/cpu/cpu_backend.h"
+
+#include <omp.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <stdexcept>
+
+#include "kernels/cpu/matmul_cache.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace train_qat {
+
+namespace {
+
+// Arithmetic on denormal numbers is microcoded on most cores: AdamW whose moments decay towards zero runs three times
+// slower. Every thread of the pool flushes them.
+void flush_denormals_on_all_threads(int threads) {
+#if defined(__x86_64__)
+    _mm_setcsr(_mm_getcsr() | 0x8040);  // flush-to-zero, denormals-are-zero
+#pragma omp parallel num_threads(threads)
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
+    (void)threads;
+}
+
+bool cpu_has_bfloat16_dot_product() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(int threads) : threads_(threads > 0 ? threads : omp_get_max_threads()) {
+    omp_set_num_threads(threads_);
+    flush_denormals_on_all_threads(threads_);
+    thread_scratch_.resize(threads_, {nullptr, 0});
+    matmuls_ = std::make_unique<MatmulCache>(threads_);
+}
+
+CpuBackend::~CpuBackend() {
+    for (const auto& [memory, bytes] : thread_scratch_) std::free(memory);
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) { return std::make_unique<CpuBackend>(threads); }
+
+std::string CpuBackend::describe() const {
+    std::string model = "CPU";
+    std::ifstream cpuinfo("/proc/cpuinfo");
+    for (std::string line; std::getline(cpuinfo, line);) {
+        if (line.rfind("model name", 0) != 0) continue;
+        const size_t colon = line.find(": ");
+        if (colon != std::string::npos) model = line.substr(colon + 2);
+        break;
+    }
+    return model + ", " + std::to_string(threads_) + (threads_ == 1 ? " thread" : " threads") +
+           (supports(DType::bfloat16) ? ", bfloat16 dot products" : ", no bfloat16 dot products");
+}
+
+int64_t CpuBackend::available_memory() const {
+    std::ifstream meminfo("/proc/meminfo");
+    for (std::string line; std::getline(meminfo, line);) {
+        long long kibibytes = 0;
+        if (std::sscanf(line.c_str(), "MemAvailable: %lld kB", &kibibytes) == 1) return kibibytes * 1024;
+    }
+    return static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+}
+
+bool CpuBackend::supports(DType compute_type) const {
+    return compute_type == DType::float32 ||
+           (compute_type == DType::bfloat16 && cpu_has_bfloat16_dot_product());
+}
+
+void* CpuBackend::allocate(int64_t bytes) {
+    constexpr int64_t alignment = 4096;
+    const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    void* memory = std::aligned_alloc(alignment, static_cast<size_t>(rounded));
+    if (memory == nullptr)
+        throw std::runtime_error("out of memory: cannot allocate " + std::to_string(bytes) + " bytes (" +
+                                 std::to_string(available_memory()) +
+                                 " available); use a smaller model or batch");
+    fill_zero(memory, rounded);
+    return memory;
+}
+
+void CpuBackend::release(void* memory) { std::free(memory); }
+
+float* CpuBackend::thread_scratch(int64_t count) {
+    auto& [memory, bytes] = thread_scratch_[omp_get_thread_num()];
+    const int64_t needed = (count * static_cast<int64_t>(sizeof(float)) + 4095) / 4096 * 4096;
+    if (needed > bytes) {
+        std::free(memory);
+        memory = std::aligned_alloc(4096, static_cast<size_t>(needed));
+        bytes = memory != nullptr ? needed : 0;
+        // No exception may leave a parallel region.
+        if (memory == nullptr) std::fprintf(stderr, "train_qat: error: out of memory for scratch\n"), std::abort();
+    }
+    return static_cast<float*>(memory);
+}
+
+void CpuBackend::copy_to_device(void* device, const void* host, int64_t bytes) {
+    if (bytes > 0) std::memcpy(device, host, static_cast<size_t>(bytes));
+}
+
+void CpuBackend::copy_to_host(void* host, const void* device, int64_t bytes) {
+    if (bytes > 0) std::memcpy(host, device, static_cast<size_t>(bytes));
+}
+
+void CpuBackend::fill_zero(void* device, int64_t bytes) {
+    // In parallel, so that on machines with several memory nodes the pages spread over them.
+    constexpr int64_t block = 4 << 20;
+    parallel_for(bytes, block, [&](int64_t first, int64_t last) {
+        std::memset(static_cast<char*>(device) + first, 0, static_cast<size_t>(last - first));
+    });
+}
+
+void check_tensor(const char* operation, const char* argument, const Tensor& tensor, DType dtype,
+                  std::initializer_list<int64_t> shape) {
+    const auto text = [](auto begin, auto end) {
+        std::string result = "(";
+        for (auto it = begin; it != end; ++it)
+            result += (it == begin ? "" : ", ") + (*it < 0 ? "any" : std::to_string(*it));
+        return result + ")";
+    };
+    bool same = !tensor.empty() && tensor.dtype == dtype && tensor.rank == static_cast<int>(shape.size());
+    int i = 0;
+    for (int64_t extent : shape) same = same && tensor.shape[i++] == extent;
+    if (same) return;
+    throw std::logic_error(std::string(operation) + ": " + argument + " must be " + name_of(dtype) +
+                           text(shape.begin(), shape.end()) + ", is " +
+                           (tensor.empty() ? "empty"
+                                           : name_of(tensor.dtype) + text(tensor.shape, tensor.shape + tensor.rank)));
+}
+
+void check_attention(const char* operation, const AttentionShape& shape) {
+    if (shape.batch < 1 || shape.sequence < 1 || shape.heads < 1 || shape.kv_heads < 1 || shape.head_dim < 2 ||
+        shape.head_dim % 2 != 0 || shape.heads % shape.kv_heads != 0)
+        throw std::logic_error(std::string(operation) +
+                               ": needs B, T, H, G >= 1, an even head dimension and H a multiple of G");
+}
+
+}  // namespace train_qat

@@ -1,0 +1,129 @@
+// The CPU backend: one class, one source file per operation. Matmuls go through oneDNN; everything else is plain
+// C++ that the compiler vectorizes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace train_qat {
+
+// oneDNN's objects, kept out of this header.
+class MatmulCache;
+
+class CpuBackend final : public Backend {
+  public:
+    explicit CpuBackend(int threads);
+    ~CpuBackend() override;
+
+    std::string describe() const override;
+    int64_t available_memory() const override;
+    bool supports(DType compute_type) const override;
+    double peak_flops(DType compute_type) override;
+    void* allocate(int64_t bytes) override;
+    void release(void* memory) override;
+    void copy_to_device(void* device, const void* host, int64_t bytes) override;
+    void copy_to_host(void* host, const void* device, int64_t bytes) override;
+    void fill_zero(void* device, int64_t bytes) override;
+    void synchronize() override {}
+
+    int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type,
+                                 bool embedding) const override;
+    void initialize_scales(std::span<const ParameterRows> parameters) override;
+    void quantize(std::span<const ParameterRows> parameters) override;
+    void ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) override;
+    void adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
+                            const Tensor& squares) override;
+
+    void matmul_forward(const Tensor& y, const Tensor& x, const ComputeWeight& weight) override;
+    void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) override;
+    void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x, bool accumulate) override;
+
+    void embedding_forward(const Tensor& y, const Tensor& tokens, const ComputeWeight& weight) override;
+    void embedding_backward(const Tensor& dq, const Tensor& dy, const Tensor& tokens,
+                            const Tensor& row_scale) override;
+
+    void residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
+                                  const Tensor& residual_in, const Tensor& branch, const Tensor& weight,
+                                  float epsilon) override;
+    void rmsnorm_backward(const Tensor& d_residual, const Tensor& dweight, const Tensor& dz, const Tensor& dy,
+                          const Tensor& residual, const Tensor& rstd, const Tensor& weight,
+                          const Tensor& column_scale, bool accumulate_residual, bool accumulate_weight,
+                          void* workspace) override;
+    int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const override;
+
+    void rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
+                      const AttentionShape& shape) override;
+    void rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines, const Tensor& column_scale,
+                       const AttentionShape& shape) override;
+    void attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
+                           const AttentionShape& shape) override;
+    void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
+                            const Tensor& log_sum_exp, const AttentionShape& shape, void* workspace) override;
+    int64_t attention_backward_workspace(const AttentionShape& shape) const override;
+
+    void swiglu_forward(const Tensor& y, const Tensor& gate_up) override;
+    void swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
+                         const Tensor& column_scale) override;
+
+    void cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits, const Tensor& targets,
+                       const Tensor& column_scale, float gradient_factor) override;
+    void sum(const Tensor& total, const Tensor& values, bool accumulate) override;
+
+  private:
+    // Calls function(first, last) for consecutive blocks of [0, count), each block once, on all threads. Blocks are
+    // handed out as threads become free: on a shared machine a late thread does not hold up the others.
+    template <typename Function>
+    void parallel_for(int64_t count, int64_t block, Function&& function) const {
+        const int64_t blocks = (count + block - 1) / block;
+        if (blocks <= 1 || threads_ == 1) {
+            for (int64_t i = 0; i < blocks; ++i) function(i * block, std::min(count, (i + 1) * block));
+            return;
+        }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads_)
+        for (int64_t i = 0; i < blocks; ++i) function(i * block, std::min(count, (i + 1) * block));
+    }
+
+    // Runs update(parameter, first_row, last_row) over all parameters in blocks of rows, then writes the rows' levels and
+    // scales to where matmuls and look-ups read them; one parallel loop for everything.
+    template <typename Update>
+    void update_and_quantize(std::span<const ParameterRows> parameters, Update&& update);
+
+    // At least `count` floats that belong to the calling thread of a parallel_for; kept between calls.
+    float* thread_scratch(int64_t count);
+
+    int threads_;
+    std::unique_ptr<MatmulCache> matmuls_;
+    std::vector<std::pair<void*, int64_t>> thread_scratch_;  // memory and bytes of each thread
+    double peak_float32_ = 0;
+    double peak_bfloat16_ = 0;
+};
+
+// Rows per block of elementwise work: about 64 KiB of float32, so that a block lives in a core's private cache.
+inline int64_t rows_per_block(int64_t columns) {
+    return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
+}
+
+// Calls function.template operator()<T>() with the C++ type of a compute type.
+template <typename Function>
+decltype(auto) with_compute_type(const char* operation, DType dtype, Function&& function) {
+    if (dtype == DType::bfloat16) return function.template operator()<bfloat16>();
+    if (dtype == DType::float32) return function.template operator()<float>();
+    throw std::logic_error(std::string(operation) + ": " + name_of(dtype) + " is not a compute type");
+}
+
+// Entry checks: they name the operation and the argument.
+void check_tensor(const char* operation, const char* argument, const Tensor& tensor, DType dtype,
+                  std::initializer_list<int64_t> shape);
+inline void check_optional(const char* operation, const char* argument, const Tensor& tensor, DType dtype,
+                           std::initializer_list<int64_t> shape) {
+    if (!tensor.empty()) check_tensor(operation, argument, tensor, dtype, shape);
+}
+void check_attention(const char* operation, const AttentionShape& shape);
+
+}  // namespace train_qat

@@ -1,0 +1,63 @@
+// Softmax cross entropy and its gradient for a chunk of rows, straight from the logits.
+#include <cmath>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/math.h"
+
+namespace train_qat {
+
+namespace {
+
+// log(sum_v e^l[v]), shifted by the maximum so that no exponential overflows. NaN and +infinity come out as NaN.
+float log_sum_exp_of(const float* __restrict logits, int64_t count) {
+    float largest = logits[0];
+#pragma omp simd reduction(max : largest)
+    for (int64_t v = 0; v < count; ++v) largest = logits[v] > largest ? logits[v] : largest;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t v = 0; v < count; ++v) sum += exponential(logits[v] - largest);
+    return largest + std::log(sum);
+}
+
+template <bool scaled, typename T>
+void gradient_row(T* __restrict d_logits, const float* __restrict logits, const float* __restrict scales,
+                  float log_sum_exp, int64_t target, float factor, int64_t count) {
+#pragma omp simd
+    for (int64_t v = 0; v < count; ++v) {
+        const float probability = exponential(logits[v] - log_sum_exp);
+        d_logits[v] = T(scaled ? probability * factor * scales[v] : probability * factor);
+    }
+    const float at_target = (exponential(logits[target] - log_sum_exp) - 1.0f) * factor;
+    d_logits[target] = T(scaled ? at_target * scales[target] : at_target);
+}
+
+}  // namespace
+
+void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits,
+                               const Tensor& targets, const Tensor& column_scale, float gradient_factor) {
+    const int64_t rows = logits.shape[0], vocabulary = logits.shape[1];
+    check_tensor("cross_entropy", "logits", logits, DType::float32, {rows, vocabulary});
+    check_tensor("cross_entropy", "losses", losses, DType::float32, {rows});
+    check_tensor("cross_entropy", "targets", targets, DType::int32, {rows});
+    check_optional("cross_entropy", "d_logits", d_logits, d_logits.dtype, {rows, vocabulary});
+    check_optional("cross_entropy", "column_scale", column_scale, DType::float32, {vocabulary});
+    with_compute_type("cross_entropy", d_logits.dtype, [&]<typename T>() {
+        parallel_for(rows, rows_per_block(vocabulary), [&](int64_t first, int64_t last) {
+            for (int64_t m = first; m < last; ++m) {
+                const float* row = logits.as<float>() + m * vocabulary;
+                const int64_t target = targets.as<int32_t>()[m];
+                const float log_sum_exp = log_sum_exp_of(row, vocabulary);
+                losses.as<float>()[m] = log_sum_exp - row[target];
+                if (d_logits.empty()) continue;
+                T* out = d_logits.as<T>() + m * vocabulary;
+                if (column_scale.empty())
+                    gradient_row<false>(out, row, nullptr, log_sum_exp, target, gradient_factor, vocabulary);
+                else
+                    gradient_row<true>(out, row, column_scale.as<float>(), log_sum_exp, target, gradient_factor,
+                                       vocabulary);
+            }
+        });
+    });
+}
+
+}  // namespace train_qat

@@ -1,0 +1,135 @@
+#include "kernels/cpu/matmul_cache.h"
+
+#include <omp.h>
+
+#include <stdexcept>
+
+namespace train_qat {
+
+namespace {
+
+using Desc = dnnl::memory::desc;
+using Tag = dnnl::memory::format_tag;
+
+dnnl::memory::data_type onednn_type(DType dtype) {
+    return dtype == DType::bfloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+Desc strided(DType dtype, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
+    return Desc({rows, columns}, onednn_type(dtype), dnnl::memory::dims{row_stride, column_stride});
+}
+
+}  // namespace
+
+MatmulCache::MatmulCache(int threads) : threads_(threads), engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
+
+// oneDNN asks OpenMP for the number of threads, at creation and at execution; another backend of this process may have
+// asked for a different one since.
+void MatmulCache::use_threads() { omp_set_num_threads(threads_); }
+
+const Desc& MatmulCache::packed_layout(DType dtype, int64_t inner, int64_t columns) {
+    const auto key = std::make_tuple(dtype, inner, columns);
+    auto found = layouts_.find(key);
+    if (found == layouts_.end()) {
+        // Asked with many rows on the left; every other number of rows then uses the same layout.
+        constexpr int64_t many_rows = 1024;
+        const Desc any({inner, columns}, onednn_type(dtype), Tag::any);
+        const dnnl::matmul::primitive_desc description(
+            dnnl::matmul::desc(strided(dtype, many_rows, inner, inner, 1), any,
+                               strided(dtype, many_rows, columns, columns, 1)),
+            engine_);
+        found = layouts_.emplace(key, description.weights_desc()).first;
+    }
+    return found->second;
+}
+
+const MatmulCache::PackedOffsets& MatmulCache::packed_offsets(DType dtype, int64_t inner, int64_t columns) {
+    const auto key = std::make_tuple(dtype, inner, columns);
+    auto found = offsets_.find(key);
+    if (found != offsets_.end()) return found->second;
+
+    const dnnl_memory_desc_t& layout = packed_layout(dtype, inner, columns).data;
+    if (layout.format_kind != dnnl_blocked || layout.offset0 != 0)
+        throw std::logic_error("matmul: oneDNN chose a weight layout that is not blocked");
+    const dnnl_blocking_desc_t& blocking = layout.format_desc.blocking;
+    PackedOffsets offsets;
+    for (int dimension = 0; dimension < 2; ++dimension) {
+        std::vector<int64_t>& table = dimension == 0 ? offsets.inner : offsets.columns;
+        table.resize(dimension == 0 ? inner : columns);
+        for (size_t index = 0; index < table.size(); ++index) {
+            int64_t rest = static_cast<int64_t>(index), inside_block = 1, offset = 0;
+            // Inner blocks from the fastest outwards; those of the other dimension only widen the stride.
+            for (int block = blocking.inner_nblks - 1; block >= 0; --block) {
+                if (blocking.inner_idxs[block] == dimension) {
+                    offset += rest % blocking.inner_blks[block] * inside_block;
+                    rest /= blocking.inner_blks[block];
+                }
+                inside_block *= blocking.inner_blks[block];
+            }
+            table[index] = offset + rest * blocking.strides[dimension];
+        }
+    }
+    return offsets_.emplace(key, std::move(offsets)).first->second;
+}
+
+MatmulCache::Matmul MatmulCache::make_matmul(const Desc& source, const Desc& weights, const Desc& destination,
+                                             bool scaled, bool accumulate) {
+    dnnl::post_ops post_operations;
+    const Desc scale_desc = strided(DType::float32, 1, destination.dims()[1], destination.dims()[1], 1);
+    if (scaled) post_operations.append_binary(dnnl::algorithm::binary_mul, scale_desc);
+    if (accumulate) post_operations.append_sum(1.0f);
+    dnnl::primitive_attr attributes;
+    attributes.set_post_ops(post_operations);
+    const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(source, weights, destination), attributes,
+                                                   engine_);
+    Matmul matmul{dnnl::matmul(description), dnnl::memory(source, engine_, nullptr),
+                  dnnl::memory(weights, engine_, nullptr), dnnl::memory(destination, engine_, nullptr),
+                  dnnl::memory(scale_desc, engine_, nullptr), {}};
+    // A dnnl::memory is a shared handle: the map sees the pointers that run() sets later.
+    matmul.arguments = {{DNNL_ARG_SRC, matmul.source},
+                        {DNNL_ARG_WEIGHTS, matmul.weights},
+                        {DNNL_ARG_DST, matmul.destination}};
+    if (scaled)
+        matmul.arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, matmul.scale);
+    return matmul;
+}
+
+void MatmulCache::run(Matmul& matmul, void* y, const void* x, const void* weights, const float* scale) {
+    matmul.source.set_data_handle(const_cast<void*>(x));
+    matmul.weights.set_data_handle(const_cast<void*>(weights));
+    matmul.destination.set_data_handle(y);
+    if (scale != nullptr) matmul.scale.set_data_handle(const_cast<float*>(scale));
+    matmul.primitive.execute(stream_, matmul.arguments);
+    stream_.wait();
+}
+
+void MatmulCache::multiply_packed(void* y, DType y_dtype, const void* x, const void* packed,
+                                  const float* column_scale, DType dtype, int64_t rows, int64_t inner,
+                                  int64_t columns) {
+    use_threads();
+    const bool scaled = column_scale != nullptr;
+    const auto key = std::make_tuple(scaled ? 1 : 0, dtype, y_dtype, rows, inner, columns);
+    auto found = matmuls_.find(key);
+    if (found == matmuls_.end())
+        found = matmuls_.emplace(key, make_matmul(strided(dtype, rows, inner, inner, 1),
+                                                  packed_layout(dtype, inner, columns),
+                                                  strided(y_dtype, rows, columns, columns, 1), scaled, false))
+                    .first;
+    run(found->second, y, x, packed, column_scale);
+}
+
+void MatmulCache::multiply_transposed(float* y, const void* a, const void* b, DType dtype, int64_t rows,
+                                      int64_t inner, int64_t columns, bool accumulate) {
+    use_threads();
+    const auto key = std::make_tuple(accumulate ? 3 : 2, dtype, DType::float32, rows, inner, columns);
+    auto found = matmuls_.find(key);
+    if (found == matmuls_.end())
+        found = matmuls_.emplace(key, make_matmul(strided(dtype, rows, inner, 1, rows),
+                                                  strided(dtype, inner, columns, columns, 1),
+                                                  strided(DType::float32, rows, columns, columns, 1), false,
+                                                  accumulate))
+                    .first;
+    run(found->second, y, a, b, nullptr);
+}
+
+}  // namespace train_qat

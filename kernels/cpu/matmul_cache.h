@@ -1,0 +1,59 @@
+// oneDNN matmuls, created once per shape and kept: creating one takes up to a millisecond, running it less than
+// a microsecond beyond the arithmetic.
+#pragma once
+
+#include <cstdint>
+#include <dnnl.hpp>
+#include <map>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace train_qat {
+
+class MatmulCache {
+  public:
+    explicit MatmulCache(int threads);
+
+    // The layout in which oneDNN wants the right operand, (inner, columns), of a matmul: blocked, and independent of
+    // the number of rows on the left.
+    const dnnl::memory::desc& packed_layout(DType dtype, int64_t inner, int64_t columns);
+
+    // Where that layout keeps element (i, j): at inner_offsets[i] + column_offsets[j]. (A blocked layout splits each
+    // index into digits of its own, so the offset is a sum.)
+    struct PackedOffsets {
+        std::vector<int64_t> inner, columns;
+    };
+    const PackedOffsets& packed_offsets(DType dtype, int64_t inner, int64_t columns);
+
+    // y (rows, columns) = [column_scale ∘] x (rows, inner) * packed (inner, columns).
+    void multiply_packed(void* y, DType y_dtype, const void* x, const void* packed, const float* column_scale,
+                         DType dtype, int64_t rows, int64_t inner, int64_t columns);
+
+    // y (rows, columns) float32 (+)= aᵀ b; a: (inner, rows), b: (inner, columns).
+    void multiply_transposed(float* y, const void* a, const void* b, DType dtype, int64_t rows, int64_t inner,
+                             int64_t columns, bool accumulate);
+
+  private:
+    struct Matmul {
+        dnnl::matmul primitive;
+        dnnl::memory source, weights, destination, scale;
+        std::unordered_map<int, dnnl::memory> arguments;
+    };
+    void use_threads();
+    Matmul make_matmul(const dnnl::memory::desc& source, const dnnl::memory::desc& weights,
+                       const dnnl::memory::desc& destination, bool scaled, bool accumulate);
+    void run(Matmul& matmul, void* y, const void* x, const void* weights, const float* scale);
+
+    int threads_;
+    dnnl::engine engine_;
+    dnnl::stream stream_;
+    std::map<std::tuple<DType, int64_t, int64_t>, dnnl::memory::desc> layouts_;
+    std::map<std::tuple<DType, int64_t, int64_t>, PackedOffsets> offsets_;
+    // Form (packed, packed and scaled, transposed, transposed and accumulating), dtypes, rows, inner, columns.
+    std::map<std::tuple<int, DType, DType, int64_t, int64_t, int64_t>, Matmul> matmuls_;
+};
+
+}  // namespace train_qat

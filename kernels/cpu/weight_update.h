@@ -1,0 +1,105 @@
+// What quantize() and adamw_and_quantize() share: one walk over all parameters in blocks of rows, which ends with writing
+// each row's levels to where matmuls and look-ups read them.
+#pragma once
+
+#include <vector>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/matmul_cache.h"
+#include "kernels/cpu/packed_weight.h"
+
+namespace train_qat {
+
+void check_parameter(const char* operation, const ParameterRows& parameter);
+
+// Rows of one parameter that one thread works on.
+struct RowBlock {
+    size_t parameter;
+    int64_t first, last;
+};
+
+// Blocks of about 64 KiB, but not less than the 64 rows that share cache lines in a packed weight.
+inline std::vector<RowBlock> row_blocks(std::span<const ParameterRows> parameters) {
+    std::vector<RowBlock> blocks;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+        const int64_t rows = parameters[i].rows;
+        const int64_t block = std::max<int64_t>(64, rows_per_block(parameters[i].columns));
+        for (int64_t first = 0; first < rows; first += block)
+            blocks.push_back({i, first, std::min(rows, first + block)});
+    }
+    return blocks;
+}
+
+// Levels of one row (grid none: weights), in the compute type; returns the factor that leaves the matmul.
+template <Grid grid, typename T>
+float quantize_row(const ParameterRows& parameter, int64_t row, T* __restrict out) {
+    const int64_t columns = parameter.columns;
+    const float* __restrict weights = parameter.master + row * columns;
+    if constexpr (grid == Grid::none) {
+        for (int64_t k = 0; k < columns; ++k) out[k] = T(weights[k]);
+        return 1.0f;
+    } else {
+        const int64_t group = parameter.group, groups = columns / group;
+        float scale = 1.0f;
+        for (int64_t i = 0; i < groups; ++i) {
+            scale = effective_scale(parameter.scale[row * groups + i]);
+            // One scale per row leaves the matmul as a factor of its output; several are folded in here.
+            const float factor = groups == 1 ? 1.0f : scale;
+            const float* __restrict w = weights + i * group;
+            T* __restrict q = out + i * group;
+            for (int64_t k = 0; k < group; ++k) q[k] = T(GridTraits<grid>::level(w[k] / scale) * factor);
+        }
+        return groups == 1 ? scale : 1.0f;
+    }
+}
+
+// A parameter's place in its packed weight.
+struct PackedDestination {
+    PackedDestination(MatmulCache& matmuls, const ComputeWeight& weight)
+        : pack(packed_weight(matmuls, weight)),
+          forward(&matmuls.packed_offsets(weight.dtype, weight.columns, weight.rows)),
+          backward(&matmuls.packed_offsets(weight.dtype, weight.rows, weight.columns)) {}
+
+    template <typename T>
+    void write(int64_t row, const T* __restrict levels, int64_t columns) const {
+        if (pack.rows != nullptr)
+            std::memcpy(static_cast<T*>(pack.rows) + row * columns, levels, columns * sizeof(T));
+        T* to_forward = static_cast<T*>(pack.forward) + forward->columns[row];
+        T* to_backward = static_cast<T*>(pack.backward) + backward->inner[row];
+        const int64_t* forward_offsets = forward->inner.data();
+        const int64_t* backward_offsets = backward->columns.data();
+        for (int64_t k = 0; k < columns; ++k) to_forward[forward_offsets[k]] = levels[k];
+        for (int64_t k = 0; k < columns; ++k) to_backward[backward_offsets[k]] = levels[k];
+    }
+
+    PackedWeight pack;
+    const MatmulCache::PackedOffsets *forward, *backward;
+};
+
+template <typename Update>
+void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, Update&& update) {
+    std::vector<std::unique_ptr<PackedDestination>> destinations;
+    for (const ParameterRows& p : parameters) {
+        destinations.push_back(
+            p.compute != nullptr ? std::make_unique<PackedDestination>(*matmuls_, *p.compute) : nullptr);
+        if (p.compute != nullptr) p.compute->scaled = p.grid != Grid::none && p.group == p.columns;
+    }
+    const std::vector<RowBlock> blocks = row_blocks(parameters);
+    parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
+        const RowBlock& block = blocks[index];
+        const ParameterRows& p = parameters[block.parameter];
+        update(p, block.first, block.last);
+        if (p.compute == nullptr) return;
+        with_compute_type("quantize", p.compute->dtype, [&]<typename T>() {
+            T* levels = reinterpret_cast<T*>(thread_scratch(p.columns));
+            with_grid(p.grid, [&]<Grid grid>() {
+                for (int64_t row = block.first; row < block.last; ++row) {
+                    p.compute->scale_storage[p.first_row + row] = quantize_row<grid>(p, row, levels);
+                    destinations[block.parameter]->write(p.first_row + row, levels, p.columns);
+                }
+            });
+        });
+    });
+}
+
+}  // namespace train_qat

@@ -1,0 +1,94 @@
+// Checkpoints: everything a run needs to go on bit by bit as if it had never stopped.
+//
+//   OUTPUT/step_00001234/model.safetensors       float32 master weights under Hugging Face names, and their
+//   scales
+//                        optimizer.safetensors   first and second moments
+//                        manifest.json           step, the caller's state, sizes and checksums
+//                        (model/manifest.h)
+//
+// A checkpoint is written into a hidden directory beside its place (.step_00001234.partial-PID), flushed to
+// the disk and renamed: under its name it is always whole. A save that fails removes what it wrote and leaves
+// everything else as it was. What a killed run left behind is cleaned up by the next save.
+//
+// One process (rank 0) saves; any number may read.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "model/manifest.h"
+#include "model/safetensors.h"
+
+namespace train_qat {
+
+struct CheckpointContents {
+    int64_t step = 0;  // optimizer steps done
+    std::vector<NamedTensor> model;
+    std::vector<NamedTensor> optimizer;  // may be empty
+    nlohmann::json state =
+        nlohmann::json::object();  // configuration, plan, loader position, random numbers, ...
+};
+
+// Writes OUTPUT/step_######## and returns its path. Creates OUTPUT if need be. Throws std::runtime_error
+//  * if there is too little disk space: before anything is written,
+//  * if the step exists, unless `replace_existing` - for a run that was resumed before this step and so
+//  arrives at it
+//    a second time. The old one makes way only when the new one is whole. A directory in the way that is no
+//    valid checkpoint is then kept as step_########.unreadable-PID, with a warning on the standard error
+//    output.
+std::string save_checkpoint(const std::string& output_directory, Backend& backend,
+                            const CheckpointContents& contents, bool replace_existing = false);
+
+struct CheckpointEntry {
+    int64_t step = 0;
+    std::string path;
+};
+
+// The checkpoints of a run in ascending order: valid manifest, all files there and of the right size.
+// `passed_over` receives a line for every step_######## that is not: a caller that resumes should print them.
+std::vector<CheckpointEntry> list_checkpoints(const std::string& output_directory,
+                                              std::vector<std::string>* passed_over = nullptr);
+
+// The one with the highest step.
+std::optional<std::string> find_latest_checkpoint(const std::string& output_directory,
+                                                  std::vector<std::string>* passed_over = nullptr);
+
+// Removes all checkpoints (as listed above, nothing else) but the newest `keep` and those whose step is in
+// `protected_steps`. keep = 0 keeps all. Returns the removed paths.
+std::vector<std::string> prune_checkpoints(const std::string& output_directory, int64_t keep,
+                                           std::span<const int64_t> protected_steps = {});
+
+class CheckpointReader {
+  public:
+    // A checkpoint, or the output directory of a run: then its latest. Reads the manifest and compares file
+    // sizes.
+    explicit CheckpointReader(const std::string& path);
+
+    const std::string& path() const { return path_; }
+    int64_t step() const { return manifest_.step; }
+    const nlohmann::json& state() const { return manifest_.state; }
+    // Why later directories of the run were not taken: one line each, empty as a rule.
+    const std::vector<std::string>& passed_over() const { return passed_over_; }
+
+    // Reads all files and compares their checksums. Loading does the same, at no extra cost.
+    void verify() const;
+
+    // Fill exactly the tensors of the file: a missing or additional name, another shape or dtype, or damaged
+    // bytes throw std::runtime_error. Only damage is noticed after tensors have been overwritten.
+    void load_model(Backend& backend, std::span<const NamedTensor> tensors) const;
+    void load_optimizer(Backend& backend, std::span<const NamedTensor> tensors) const;
+
+  private:
+    void load(const char* file, Backend& backend, std::span<const NamedTensor> tensors) const;
+
+    std::string path_;
+    std::vector<std::string> passed_over_;
+    Manifest manifest_;
+};
+
+}  // namespace train_qat

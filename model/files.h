@@ -1,0 +1,106 @@
+// Files that are either whole or absent: checked writes, flushed to the disk, checksummed on the way.
+//
+// Every error is a std::runtime_error of one line that starts with the path.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace train_qat {
+
+[[noreturn]] void throw_file_error(const std::string& path, const std::string& message);
+
+// `text` in double quotes with control characters escaped, so that names from foreign files stay on one line.
+std::string in_quotes(const std::string& text);
+
+std::string format_bytes(int64_t bytes);  // "1.5 MB", decimal units
+
+// Bytes that an unprivileged process can still write to the file system of `path`.
+int64_t available_disk_bytes(const std::string& path);
+
+// XXH3, 64 bits, seed 0 (libxxhash), fed piece by piece. It runs at memory speed and finds accidental damage;
+// it is no protection against a forger.
+class Checksum {
+  public:
+    Checksum();
+    ~Checksum();
+    Checksum(const Checksum&) = delete;
+    Checksum& operator=(const Checksum&) = delete;
+    void update(const void* data, int64_t bytes);
+    uint64_t value() const;
+
+  private:
+    void* state_;
+};
+std::string checksum_text(uint64_t checksum);  // 16 hexadecimal digits
+uint64_t checksum_of(std::string_view bytes);
+uint64_t file_checksum(const std::string& path);
+
+struct FileSummary {
+    int64_t bytes = 0;
+    uint64_t checksum = 0;
+};
+
+// Owns a POSIX file descriptor.
+class FileDescriptor {
+  public:
+    explicit FileDescriptor(int descriptor = -1) : descriptor_(descriptor) {}
+    ~FileDescriptor();
+    FileDescriptor(const FileDescriptor&) = delete;
+    FileDescriptor& operator=(const FileDescriptor&) = delete;
+    int get() const { return descriptor_; }
+    int release();
+
+  private:
+    int descriptor_;
+};
+
+// Writes all bytes, or throws. A full disk is reported with what is missing: the rest of `data` plus
+// `bytes_to_follow`.
+void write_all(int descriptor, const std::string& path, const void* data, int64_t bytes,
+               int64_t bytes_to_follow = 0);
+
+// A new file. Unless finish() succeeds, the destructor removes it.
+class OutputFile {
+  public:
+    // `expected_bytes` only serves the message about a full disk. Throws if `path` exists.
+    explicit OutputFile(const std::string& path, int64_t expected_bytes = 0);
+    ~OutputFile();
+    void write(const void* data, int64_t bytes);
+    FileSummary finish();  // flushes to the disk and closes
+
+  private:
+    std::string path_;
+    int64_t expected_bytes_;
+    FileDescriptor descriptor_;
+    int64_t written_ = 0;
+    Checksum checksum_;
+    bool finished_ = false;
+};
+
+// An existing regular file, read at any offset.
+class InputFile {
+  public:
+    explicit InputFile(const std::string& path);
+    const std::string& path() const { return path_; }
+    int64_t bytes() const { return bytes_; }
+    void read_at(int64_t offset, void* data, int64_t bytes) const;  // all of them, or throws
+
+  private:
+    std::string path_;
+    FileDescriptor descriptor_;
+    int64_t bytes_ = 0;
+};
+
+std::string read_text_file(const std::string& path);
+
+// `path` holds either its old content or all of `text`, whatever happens in between.
+void write_file_atomically(const std::string& path, std::string_view text);
+
+// A created, renamed or removed name is only durable once its directory is flushed.
+void sync_directory(const std::string& directory);
+std::string parent_directory(const std::string& path);
+
+}  // namespace train_qat

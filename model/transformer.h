@@ -1,0 +1,112 @@
+// The model: a Llama-2-like decoder, forward and backward over one micro-batch. What a layer computes is written once,
+// as a list of backend operations; model/parameters.h holds the weights, kernels/backend.h explains the operations.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "model/arena.h"
+#include "model/config.h"
+#include "model/parameters.h"
+#include "model/quantizer.h"
+
+namespace train_qat {
+
+// What the backward pass needs of one layer, and the layer's place in the residual stream.
+struct LayerActivations {
+    Tensor residual_attention;  // (M, C) float32, the stream before attention
+    Tensor attention_norm;      // (M, C)
+    Tensor attention_rstd;      // (M) float32
+    Tensor qkv;                 // (M, (H + 2G) D), rotated
+    Tensor attention;           // (M, H D)
+    Tensor log_sum_exp;         // (B, H, T) float32
+    Tensor residual_ffn;        // (M, C) float32, the stream before the feed-forward block
+    Tensor ffn_norm;            // (M, C)
+    Tensor ffn_rstd;            // (M) float32
+    Tensor gate_up;             // (M, 2F)
+    Tensor hidden;              // (M, F)
+};
+
+class Transformer {
+  public:
+    // Lays out all memory for micro-batches of up to `batch` sequences, allocates nothing.
+    Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
+                DType compute_type, int64_t batch);
+    Transformer(const Transformer&) = delete;
+    Transformer& operator=(const Transformer&) = delete;
+
+    int64_t memory_bytes() const;
+    std::string memory_table() const;  // for people: a line per purpose, and the sum
+
+    // Takes the memory. std::runtime_error with needed and available bytes when it does not suffice.
+    void allocate();
+
+    // Forward and backward pass of one micro-batch of `batch` sequences: adds to the gradients (the first of the step's
+    // micro-batches overwrites them) and to the loss. The loss is the mean over all tokens of the step.
+    // inputs, targets: (batch, T) token ids in host memory, each in [0, V).
+    void train_micro_batch(const int32_t* inputs, const int32_t* targets, int64_t micro_batch,
+                           int64_t micro_batches);
+    // Mean loss over the micro-batches since the last that was the first of its step. Waits.
+    double loss();
+
+    // Mean loss of `sequences` <= batch sequences, with the weights as they are quantized now. Waits.
+    double evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences);
+
+    // Logits after each of the first `positions` of one sequence; positions <= T. logits: (positions, V) in host
+    // memory.
+    void all_logits(const int32_t* tokens, int64_t positions, float* logits);
+    // The same for the last position only. logits: (V).
+    void next_token_logits(const int32_t* tokens, int64_t positions, float* logits);
+
+    Backend& backend() const { return backend_; }
+    const ModelConfig& config() const { return config_; }
+    Parameters& parameters() { return parameters_; }
+    int64_t batch() const { return batch_; }
+    DType compute_type() const { return compute_type_; }
+
+  private:
+    void place_activations();
+    void fill_rope_tables();
+    void set_sequences(int64_t sequences, int64_t positions);
+    void upload_tokens(const int32_t* inputs, const int32_t* targets);
+
+    void forward();
+    void forward_attention(const LayerWeights& weights, LayerActivations& layer);
+    void forward_ffn(const LayerWeights& weights, LayerActivations& layer);
+    void forward_losses();
+    void forward_and_backward_head(float gradient_factor, bool accumulate);
+    void backward(bool accumulate);
+    void backward_ffn(LayerWeights& weights, LayerActivations& layer, bool accumulate);
+    void backward_attention(LayerWeights& weights, LayerActivations& layer, const Tensor& next_scale,
+                            bool accumulate);
+
+    // The first M rows of a (batch * T, ...) buffer.
+    Tensor active(const Tensor& buffer) const { return buffer.rows(0, shape_.rows()); }
+
+    Backend& backend_;
+    const ModelConfig config_;
+    const DType compute_type_;
+    const int64_t batch_;
+    const int64_t chunk_rows_;  // rows of logits that exist at a time
+    Arena parameter_arena_, activation_arena_;
+    Parameters parameters_;
+
+    AttentionShape shape_;  // of the present micro-batch
+    std::vector<LayerActivations> layers_;
+    Tensor cosines_, sines_;             // (T, D/2) float32
+    Tensor tokens_, targets_, losses_;   // (M)
+    Tensor loss_total_;                  // (1) float32, sum of losses over the step's micro-batches
+    Tensor branch_;                      // (M, C) what attention or feed-forward adds to the stream
+    Tensor final_residual_, final_norm_, final_rstd_;
+    Tensor logits_, d_logits_;           // (chunk, V)
+    Tensor d_residual_;                  // (M, C) float32
+    Tensor dz_;                          // (M, C) d_residual times the next linear layer's scales
+    Tensor d_norm_;                      // (M, C)
+    Tensor d_hidden_, d_attention_, d_qkv_;
+    void* workspace_ = nullptr;
+    int64_t loss_terms_ = 0;  // tokens that loss_total_ sums
+};
+
+}  // namespace train_qat
