@@ -54,7 +54,7 @@ TRAIN_QAT_HOST_DEVICE inline float round_to_float16(float value) {
 
 // The scale as the forward pass uses it.
 TRAIN_QAT_HOST_DEVICE inline float effective_scale(float scale) {
-    return round_to_float16(scale > smallest_scale ? scale : smallest_scale);
+    return round_to_float16(scale < smallest_scale ? smallest_scale : scale);  // a NaN stays one
 }
 
 // How the first scale of a group of weights is found, as a multiple of a statistic of that group.
@@ -108,7 +108,8 @@ struct BinaryGrid {  // s * sign(w), sign(0) = +1
     static constexpr float positive_levels = 1.0f;
     static constexpr ScaleStatistic statistic = ScaleStatistic::mean_absolute;
     static constexpr float divisor = 1.0f;
-    TRAIN_QAT_HOST_DEVICE static float level(float r) { return r >= 0.0f ? 1.0f : -1.0f; }
+    // A NaN stays one: it must reach the gradient norm, where the run stops.
+    TRAIN_QAT_HOST_DEVICE static float level(float r) { return r >= 0.0f ? 1.0f : (r < 0.0f ? -1.0f : r); }
     TRAIN_QAT_HOST_DEVICE static bool inside(float r) { return r >= -1.0f && r <= 1.0f; }
     TRAIN_QAT_HOST_DEVICE static float scale_gradient(float r) { return level(r); }
 };

@@ -83,7 +83,8 @@ class Bench {
     Tensor output(const std::string& name, DType dtype, std::initializer_list<int64_t> shape);
     void* workspace(int64_t bytes);
 
-    // An unset ComputeWeight. scaled: see kernels/backend.h.
+    // An unset ComputeWeight. scaled: see kernels/backend.h. Its storage is zero, as allocate() leaves it: a backend may
+    // rely on that for the padding of its layout.
     ComputeWeight& compute_weight(int64_t rows, int64_t columns, DType dtype, bool embedding, bool scaled);
 
     Array read(const Tensor& tensor);
@@ -140,7 +141,7 @@ inline double float32_sum(int64_t terms) { return (4 + std::sqrt(static_cast<dou
 
 // "" or how `actual` differs from `expected`. Allowed per element: half a unit in the last place of `dtype` for the
 // final rounding, and `slack` times the magnitude. Allowed for the tensor, unless its elements cancel: for float32 a
-// distance of 1e-5 of the norm; for bfloat16 a cosine of 0.9999.
+// distance of 1e-5 of the norm; for bfloat16 of 5e-3, and a cosine of 0.9999.
 std::string difference(const Array& actual, const reference::Result& expected, DType dtype, double slack);
 // "" or the first place where the arrays are not equal. -0 equals 0; NaN equals nothing.
 std::string inequality(const Array& actual, const Array& expected);

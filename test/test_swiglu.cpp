@@ -28,7 +28,7 @@ std::string text(const Sizes& s, uint64_t seed, DType type) {
 }
 
 // A vectorized exponential may be off by a few units in the last place.
-constexpr double slack = 0x1p-21;
+constexpr double slack = 0x1p-20;
 
 }  // namespace
 
@@ -115,9 +115,9 @@ TEST_CASE("swiglu of huge gates saturates without NaN", "[swiglu_forward][swiglu
             device.backend->swiglu_forward(y, in);
             device.backend->swiglu_backward(d, bench.input("dy", dy, type, {1, F}), in, Tensor());
             const auto tail = [&](const Array& actual, const reference::Result& expected) {
-                // Below e^-80 only closeness to zero counts.
+                // Near the end of the exponents of float32 only closeness to zero counts.
                 reference::Result bound = expected;
-                for (double& m : bound.magnitude) m += 1e-30;
+                for (double& m : bound.magnitude) m += 1e-34 / slack;
                 return difference(actual, bound, type, slack);
             };
             CHECK(tail(bench.read(y), forward) == "");

@@ -24,7 +24,11 @@ PackedWeight packed_weight(MatmulCache& matmuls, const ComputeWeight& weight) {
     packed.rows = weight.embedding ? memory : nullptr;
     if (weight.embedding) memory += round_up(weight.rows * weight.columns * size_of(weight.dtype), 64);
     packed.forward = memory;
-    packed.backward = memory + packed_bytes(matmuls, weight.dtype, weight.columns, weight.rows);
+    packed.forward_bytes = packed_bytes(matmuls, weight.dtype, weight.columns, weight.rows);
+    packed.backward = memory + packed.forward_bytes;
+    packed.backward_bytes = packed_bytes(matmuls, weight.dtype, weight.rows, weight.columns);
+    const int64_t matrix_bytes = weight.rows * weight.columns * size_of(weight.dtype);
+    packed.padded = packed.forward_bytes > matrix_bytes || packed.backward_bytes > matrix_bytes;
     return packed;
 }
 

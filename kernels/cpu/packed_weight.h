@@ -13,6 +13,9 @@ struct PackedWeight {
     void* rows = nullptr;  // (N, K) row-major, or null
     void* forward = nullptr;
     void* backward = nullptr;
+    int64_t forward_bytes = 0, backward_bytes = 0;
+    // Whether the blocked layouts hold more than the matrix; that room must be zero.
+    bool padded = false;
 };
 
 PackedWeight packed_weight(MatmulCache& matmuls, const ComputeWeight& weight);

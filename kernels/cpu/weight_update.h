@@ -60,6 +60,11 @@ struct PackedDestination {
           forward(&matmuls.packed_offsets(weight.dtype, weight.columns, weight.rows)),
           backward(&matmuls.packed_offsets(weight.dtype, weight.rows, weight.columns)) {}
 
+    void clear() const {
+        std::memset(pack.forward, 0, static_cast<size_t>(pack.forward_bytes));
+        std::memset(pack.backward, 0, static_cast<size_t>(pack.backward_bytes));
+    }
+
     template <typename T>
     void write(int64_t row, const T* __restrict levels, int64_t columns) const {
         if (pack.rows != nullptr)
@@ -82,7 +87,9 @@ void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, 
     for (const ParameterRows& p : parameters) {
         destinations.push_back(
             p.compute != nullptr ? std::make_unique<PackedDestination>(*matmuls_, *p.compute) : nullptr);
-        if (p.compute != nullptr) p.compute->scaled = p.grid != Grid::none && p.group == p.columns;
+        if (p.compute == nullptr) continue;
+        p.compute->scaled = p.grid != Grid::none && p.group == p.columns;
+        if (p.first_row == 0 && destinations.back()->pack.padded) destinations.back()->clear();
     }
     const std::vector<RowBlock> blocks = row_blocks(parameters);
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
