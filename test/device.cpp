@@ -7,7 +7,8 @@
 
 namespace train_qat::test {
 
-// ---- backends -------------------------------------------------------------------------------------------------------
+// ---- backends
+// -------------------------------------------------------------------------------------------------------
 
 const std::vector<BackendUnderTest>& backends_under_test() {
     static const std::unique_ptr<Backend> cpu_1 = make_cpu_backend(1), cpu_2 = make_cpu_backend(2);
@@ -29,7 +30,8 @@ std::vector<DType> compute_types() {
     return types;
 }
 
-// ---- random inputs --------------------------------------------------------------------------------------------------
+// ---- random inputs
+// --------------------------------------------------------------------------------------------------
 
 Array Random::normals(int64_t count, DType dtype, double deviation) {
     Array values(count);
@@ -49,7 +51,8 @@ Array Random::tokens(int64_t count, int64_t vocabulary) {
     return values;
 }
 
-// ---- one run of one operation ---------------------------------------------------------------------------------------
+// ---- one run of one operation
+// ---------------------------------------------------------------------------------------
 
 static constexpr int64_t guard = 128;
 static constexpr unsigned char poison = 0xff;
@@ -120,7 +123,8 @@ void* Bench::workspace(int64_t bytes) {
     return place("workspace", std::vector<unsigned char>(bytes, poison), false);
 }
 
-ComputeWeight& Bench::compute_weight(int64_t rows, int64_t columns, DType dtype, bool embedding, bool scaled) {
+ComputeWeight& Bench::compute_weight(int64_t rows, int64_t columns, DType dtype, bool embedding,
+                                     bool scaled) {
     ComputeWeight weight;
     weight.rows = rows;
     weight.columns = columns;
@@ -160,15 +164,18 @@ std::string Bench::damage() {
         backend_.copy_to_host(image.data(), block.memory.data(), block.memory.bytes());
         const auto begin = image.begin() + guard, end = begin + block.bytes;
         const auto is_poison = [](unsigned char byte) { return byte == poison; };
-        if (!std::all_of(image.begin(), begin, is_poison)) report += "memory before " + block.name + " overwritten; ";
-        if (!std::all_of(end, image.end(), is_poison)) report += "memory behind " + block.name + " overwritten; ";
+        if (!std::all_of(image.begin(), begin, is_poison))
+            report += "memory before " + block.name + " overwritten; ";
+        if (!std::all_of(end, image.end(), is_poison))
+            report += "memory behind " + block.name + " overwritten; ";
         if (block.constant && !std::equal(begin, end, block.content.begin()))
             report += "input " + block.name + " overwritten; ";
     }
     return report;
 }
 
-// ---- parameters -----------------------------------------------------------------------------------------------------
+// ---- parameters
+// -----------------------------------------------------------------------------------------------------
 
 HostParameter random_parameter(Random& random, int64_t rows, int64_t columns, Grid grid, int64_t group) {
     HostParameter host{rows, columns, grid, grid == Grid::none ? 0 : group, {}, {}, {}};
@@ -216,10 +223,18 @@ ComputeWeight& place_weight(Bench& bench, const HostParameter& host, DType compu
     return weight;
 }
 
-Tensor master_of(const ParameterRows& p) { return Tensor(p.master, DType::float32, {p.rows, p.columns}); }
-Tensor gradient_of(const ParameterRows& p) { return Tensor(p.gradient, DType::float32, {p.rows, p.columns}); }
-Tensor scale_of(const ParameterRows& p) { return Tensor(p.scale, DType::float32, {p.scales()}); }
-Tensor scale_gradient_of(const ParameterRows& p) { return Tensor(p.scale_gradient, DType::float32, {p.scales()}); }
+Tensor master_of(const ParameterRows& p) {
+    return Tensor(p.master, DType::float32, {p.rows, p.columns});
+}
+Tensor gradient_of(const ParameterRows& p) {
+    return Tensor(p.gradient, DType::float32, {p.rows, p.columns});
+}
+Tensor scale_of(const ParameterRows& p) {
+    return Tensor(p.scale, DType::float32, {p.scales()});
+}
+Tensor scale_gradient_of(const ParameterRows& p) {
+    return Tensor(p.scale_gradient, DType::float32, {p.scales()});
+}
 
 Array revealed(Bench& bench, const ComputeWeight& weight) {
     const int64_t K = weight.columns, N = weight.rows;
@@ -234,7 +249,8 @@ Array revealed(Bench& bench, const ComputeWeight& weight) {
     return result;
 }
 
-// ---- comparison -----------------------------------------------------------------------------------------------------
+// ---- comparison
+// -----------------------------------------------------------------------------------------------------
 
 static std::string at(size_t index, double actual, double expected) {
     std::ostringstream text;
@@ -253,7 +269,8 @@ std::string difference(const Array& actual, const reference::Result& expected, D
         const double rounding = 0.5 * reference::unit_in_last_place(dtype, std::abs(value) + accumulation);
         if (!(error <= rounding + accumulation)) {
             std::ostringstream text;
-            text << at(i, actual[i], value) << ", error " << error << " of allowed " << rounding + accumulation;
+            text << at(i, actual[i], value) << ", error " << error << " of allowed "
+                 << rounding + accumulation;
             return text.str();
         }
     }
@@ -261,9 +278,10 @@ std::string difference(const Array& actual, const reference::Result& expected, D
     const double magnitude = std::sqrt(reference::dot(expected.magnitude, expected.magnitude));
     if (norm <= 0.01 * magnitude || norm < 1e-30) return "";
     const double distance = reference::relative_distance(actual, expected.value);
-    if (!(distance <= (dtype == DType::float32 ? 1e-5 : 5e-3))) return "relative distance " + std::to_string(distance);
-    const double cosine = reference::dot(actual, expected.value) / norm /
-                          std::sqrt(reference::dot(actual, actual));
+    if (!(distance <= (dtype == DType::float32 ? 1e-5 : 5e-3)))
+        return "relative distance " + std::to_string(distance);
+    const double cosine =
+        reference::dot(actual, expected.value) / norm / std::sqrt(reference::dot(actual, actual));
     return cosine >= 0.9999 ? "" : "cosine " + std::to_string(cosine);
 }
 
@@ -276,14 +294,17 @@ std::string inequality(const Array& actual, const Array& expected) {
 
 std::string SameBits::check(const BackendUnderTest& backend, const std::string& label, const Array& values) {
     const auto [entry, first] = seen_.try_emplace(backend.device + ": " + label, values);
-    if (first || std::memcmp(entry->second.data(), values.data(), values.size() * sizeof(double)) == 0) return "";
+    if (first || std::memcmp(entry->second.data(), values.data(), values.size() * sizeof(double)) == 0)
+        return "";
     for (size_t i = 0; i < values.size(); ++i)
         if (std::memcmp(&entry->second[i], &values[i], sizeof(double)) != 0)
-            return entry->first + ": other bits on " + backend.name + ", " + at(i, values[i], entry->second[i]);
+            return entry->first + ": other bits on " + backend.name + ", " +
+                   at(i, values[i], entry->second[i]);
     return "";
 }
 
-// ---- contract -------------------------------------------------------------------------------------------------------
+// ---- contract
+// -------------------------------------------------------------------------------------------------------
 
 std::string contract_violation(const std::string& operation, const std::function<void()>& call) {
     try {

@@ -1,5 +1,5 @@
-// The backends that the operation tests run on, and what a test needs around one call of an operation: memory with
-// guards and poison, comparison with an oracle, and checks of the contract's error handling.
+// The backends that the operation tests run on, and what a test needs around one call of an operation: memory
+// with guards and poison, comparison with an oracle, and checks of the contract's error handling.
 #pragma once
 
 #include <cmath>
@@ -22,7 +22,8 @@ namespace train_qat::test {
 
 using reference::Array;
 
-// ---- backends -------------------------------------------------------------------------------------------------------
+// ---- backends
+// -------------------------------------------------------------------------------------------------------
 
 struct BackendUnderTest {
     std::string name;    // for messages
@@ -37,7 +38,8 @@ std::vector<BackendUnderTest> backends_under_test(DType compute_type);
 // float32, and bfloat16 where any backend supports it.
 std::vector<DType> compute_types();
 
-// ---- random inputs --------------------------------------------------------------------------------------------------
+// ---- random inputs
+// --------------------------------------------------------------------------------------------------
 
 // The same numbers on every platform: the standard fixes the engine but not the distributions.
 class Random {
@@ -64,27 +66,30 @@ class Random {
     std::mt19937_64 engine_;
 };
 
-// ---- one run of one operation ---------------------------------------------------------------------------------------
+// ---- one run of one operation
+// ---------------------------------------------------------------------------------------
 
-// All device memory of one run. Every tensor lies between two guards of at least 64 bytes. Guards, outputs and
-// workspaces are filled with 0xff bytes, which are NaN in both float types: what is read by mistake shows in the
-// results, what is written by mistake shows in damage().
+// All device memory of one run. Every tensor lies between two guards of at least 64 bytes. Guards, outputs
+// and workspaces are filled with 0xff bytes, which are NaN in both float types: what is read by mistake shows
+// in the results, what is written by mistake shows in damage().
 class Bench {
   public:
     explicit Bench(Backend& backend) : backend_(backend) {}
     Backend& backend() { return backend_; }
 
     // Throws std::logic_error for a value that the dtype cannot hold: oracle and device get the same numbers.
-    Tensor input(const std::string& name, const Array& values, DType dtype, std::initializer_list<int64_t> shape);
+    Tensor input(const std::string& name, const Array& values, DType dtype,
+                 std::initializer_list<int64_t> shape);
     // Not empty only when `values` is not.
     Tensor optional_input(const std::string& name, const Array& values, DType dtype,
                           std::initializer_list<int64_t> shape);
-    Tensor update(const std::string& name, const Array& values, DType dtype, std::initializer_list<int64_t> shape);
+    Tensor update(const std::string& name, const Array& values, DType dtype,
+                  std::initializer_list<int64_t> shape);
     Tensor output(const std::string& name, DType dtype, std::initializer_list<int64_t> shape);
     void* workspace(int64_t bytes);
 
-    // An unset ComputeWeight. scaled: see kernels/backend.h. Its storage is zero, as allocate() leaves it: a backend may
-    // rely on that for the padding of its layout.
+    // An unset ComputeWeight. scaled: see kernels/backend.h. Its storage is zero, as allocate() leaves it: a
+    // backend may rely on that for the padding of its layout.
     ComputeWeight& compute_weight(int64_t rows, int64_t columns, DType dtype, bool embedding, bool scaled);
 
     Array read(const Tensor& tensor);
@@ -106,7 +111,8 @@ class Bench {
     std::deque<ComputeWeight> weights_;
 };
 
-// ---- parameters -----------------------------------------------------------------------------------------------------
+// ---- parameters
+// -----------------------------------------------------------------------------------------------------
 
 // A parameter on the host. Arrays that are empty stay null on the device.
 struct HostParameter {
@@ -125,7 +131,8 @@ HostParameter random_parameter(Random& random, int64_t rows, int64_t columns, Gr
 // The parameter with zero moments and poisoned scale gradients. `compute` may be null.
 ParameterRows place(Bench& bench, const HostParameter& host, ComputeWeight* compute, int64_t first_row = 0);
 // A ComputeWeight that holds `host`, through Backend::quantize.
-ComputeWeight& place_weight(Bench& bench, const HostParameter& host, DType compute_type, bool embedding = false);
+ComputeWeight& place_weight(Bench& bench, const HostParameter& host, DType compute_type,
+                            bool embedding = false);
 Tensor master_of(const ParameterRows& parameter);
 Tensor gradient_of(const ParameterRows& parameter);
 Tensor scale_of(const ParameterRows& parameter);
@@ -133,15 +140,18 @@ Tensor scale_gradient_of(const ParameterRows& parameter);
 // The matrix that matmul_forward multiplies with: products of the rows of an identity, in float32.
 Array revealed(Bench& bench, const ComputeWeight& weight);
 
-// ---- comparison -----------------------------------------------------------------------------------------------------
+// ---- comparison
+// -----------------------------------------------------------------------------------------------------
 
-// Relative error of a float32 sum of `terms` terms, as a factor of the sum of their absolute values. Rounding errors
-// add up like a random walk, in practice to about half of 2^-24 of that sum.
-inline double float32_sum(int64_t terms) { return (4 + std::sqrt(static_cast<double>(terms))) * 0x1p-24; }
+// Relative error of a float32 sum of `terms` terms, as a factor of the sum of their absolute values. Rounding
+// errors add up like a random walk, in practice to about half of 2^-24 of that sum.
+inline double float32_sum(int64_t terms) {
+    return (4 + std::sqrt(static_cast<double>(terms))) * 0x1p-24;
+}
 
-// "" or how `actual` differs from `expected`. Allowed per element: half a unit in the last place of `dtype` for the
-// final rounding, and `slack` times the magnitude. Allowed for the tensor, unless its elements cancel: for float32 a
-// distance of 1e-5 of the norm; for bfloat16 of 5e-3, and a cosine of 0.9999.
+// "" or how `actual` differs from `expected`. Allowed per element: half a unit in the last place of `dtype`
+// for the final rounding, and `slack` times the magnitude. Allowed for the tensor, unless its elements
+// cancel: for float32 a distance of 1e-5 of the norm; for bfloat16 of 5e-3, and a cosine of 0.9999.
 std::string difference(const Array& actual, const reference::Result& expected, DType dtype, double slack);
 // "" or the first place where the arrays are not equal. -0 equals 0; NaN equals nothing.
 std::string inequality(const Array& actual, const Array& expected);
@@ -156,14 +166,15 @@ class SameBits {
     std::map<std::string, Array> seen_;
 };
 
-// ---- contract -------------------------------------------------------------------------------------------------------
+// ---- contract
+// -------------------------------------------------------------------------------------------------------
 
 // "" when `call` throws a std::logic_error whose message contains `operation`, else what happened instead.
 std::string contract_violation(const std::string& operation, const std::function<void()>& call);
 
-// Calls the operation with each tensor in turn missing, of a wrong dtype and with each extent shortened by one, and
-// returns "" or which of these did not throw. `optional`: tensors that may be missing. `free_dtype`: floating-point
-// tensors that alone decide about the compute type. All extents must be at least 2.
+// Calls the operation with each tensor in turn missing, of a wrong dtype and with each extent shortened by
+// one, and returns "" or which of these did not throw. `optional`: tensors that may be missing. `free_dtype`:
+// floating-point tensors that alone decide about the compute type. All extents must be at least 2.
 std::string contract_violations(const std::string& operation, const std::vector<Tensor>& tensors,
                                 const std::set<int>& optional, const std::set<int>& free_dtype,
                                 const std::function<void(const std::vector<Tensor>&)>& call);

@@ -8,7 +8,8 @@
 
 namespace train_qat::reference {
 
-// ---- number formats -------------------------------------------------------------------------------------------------
+// ---- number formats
+// -------------------------------------------------------------------------------------------------
 
 double round_to_format(double value, int fraction_bits, int least_exponent) {
     if (value == 0 || !std::isfinite(value)) return value;
@@ -25,10 +26,13 @@ double round_to_bfloat16(double value) {
     return std::abs(result) >= std::ldexp(1.0, 128) ? std::copysign(HUGE_VAL, value) : result;
 }
 
-double round_to_float16(double value) { return std::min(round_to_format(value, 10, -14), 65504.0); }
+double round_to_float16(double value) {
+    return std::min(round_to_format(value, 10, -14), 65504.0);
+}
 
 double round_to(DType dtype, double value) {
-    return dtype == DType::bfloat16 ? round_to_bfloat16(value) : static_cast<double>(static_cast<float>(value));
+    return dtype == DType::bfloat16 ? round_to_bfloat16(value)
+                                    : static_cast<double>(static_cast<float>(value));
 }
 
 Array rounded(DType dtype, Array values) {
@@ -41,7 +45,8 @@ double unit_in_last_place(DType dtype, double value) {
     return std::ldexp(1.0, exponent - (dtype == DType::bfloat16 ? 7 : 23));
 }
 
-// ---- quantization grids ---------------------------------------------------------------------------------------------
+// ---- quantization grids
+// ---------------------------------------------------------------------------------------------
 
 const std::vector<Grid>& quantized_grids() {
     static const std::vector<Grid> grids = {Grid::binary,   Grid::ternary,  Grid::quaternary, Grid::integer3,
@@ -51,15 +56,24 @@ const std::vector<Grid>& quantized_grids() {
 
 const char* name_of(Grid grid) {
     switch (grid) {
-        case Grid::none: return "none";
-        case Grid::binary: return "binary";
-        case Grid::ternary: return "ternary";
-        case Grid::quaternary: return "quaternary";
-        case Grid::integer3: return "integer3";
-        case Grid::integer4: return "integer4";
-        case Grid::integer5: return "integer5";
-        case Grid::integer6: return "integer6";
-        case Grid::integer8: return "integer8";
+        case Grid::none:
+            return "none";
+        case Grid::binary:
+            return "binary";
+        case Grid::ternary:
+            return "ternary";
+        case Grid::quaternary:
+            return "quaternary";
+        case Grid::integer3:
+            return "integer3";
+        case Grid::integer4:
+            return "integer4";
+        case Grid::integer5:
+            return "integer5";
+        case Grid::integer6:
+            return "integer6";
+        case Grid::integer8:
+            return "integer8";
     }
     return "unknown";
 }
@@ -71,19 +85,28 @@ static GridTable integer_table(int lowest, int highest) {
 }
 
 GridTable table_of(Grid grid) {
-    // The clip of a stretched grid is 0.99 n in float32 arithmetic, as is everything that decides about a level.
+    // The clip of a stretched grid is 0.99 n in float32 arithmetic, as is everything that decides about a
+    // level.
     const double ternary_clip = 0.99f * 1.5f, quaternary_clip = 0.99f * 2.0f;
     switch (grid) {
-        case Grid::binary: return {{-1, 1}, -1, 1, 0, 1, true, 1};
-        case Grid::ternary: return {{-1, 0, 1}, -ternary_clip, ternary_clip, 0, 1, false, 1.5};
+        case Grid::binary:
+            return {{-1, 1}, -1, 1, 0, 1, true, 1};
+        case Grid::ternary:
+            return {{-1, 0, 1}, -ternary_clip, ternary_clip, 0, 1, false, 1.5};
         case Grid::quaternary:
             return {{-1.5, -0.5, 0.5, 1.5}, -quaternary_clip, quaternary_clip, 0.5, 1, false, 2};
-        case Grid::integer3: return integer_table(-4, 3);
-        case Grid::integer4: return integer_table(-8, 7);
-        case Grid::integer5: return integer_table(-16, 15);
-        case Grid::integer6: return integer_table(-32, 31);
-        case Grid::integer8: return integer_table(-128, 127);
-        case Grid::none: break;
+        case Grid::integer3:
+            return integer_table(-4, 3);
+        case Grid::integer4:
+            return integer_table(-8, 7);
+        case Grid::integer5:
+            return integer_table(-16, 15);
+        case Grid::integer6:
+            return integer_table(-32, 31);
+        case Grid::integer8:
+            return integer_table(-128, 127);
+        case Grid::none:
+            break;
     }
     throw std::logic_error("reference::table_of: no grid");
 }
@@ -153,8 +176,9 @@ Array initial_scales(Grid grid, int64_t rows, int64_t columns, int64_t group, co
     return scales;
 }
 
-StraightThrough straight_through_backward(Grid grid, int64_t rows, int64_t columns, int64_t group, double factor,
-                                          const Array& master, const Array& scale, const Array& dq) {
+StraightThrough straight_through_backward(Grid grid, int64_t rows, int64_t columns, int64_t group,
+                                          double factor, const Array& master, const Array& scale,
+                                          const Array& dq) {
     StraightThrough result;
     result.gradient = dq;
     if (grid != Grid::none) {
@@ -167,12 +191,13 @@ StraightThrough straight_through_backward(Grid grid, int64_t rows, int64_t colum
             result.scale_gradient.add(i / group, factor * dw * scale_gradient(grid, r));
         }
     }
-    result.squares = dot(result.gradient, result.gradient) +
-                     dot(result.scale_gradient.value, result.scale_gradient.value);
+    result.squares =
+        dot(result.gradient, result.gradient) + dot(result.scale_gradient.value, result.scale_gradient.value);
     return result;
 }
 
-// ---- optimizer ------------------------------------------------------------------------------------------------------
+// ---- optimizer
+// ------------------------------------------------------------------------------------------------------
 
 void adamw(AdamWState& state, const Array& gradient, const AdamWArguments& a) {
     const double correction1 = 1 - std::pow(a.beta1, static_cast<double>(a.step));
@@ -188,7 +213,8 @@ void adamw(AdamWState& state, const Array& gradient, const AdamWArguments& a) {
     }
 }
 
-// ---- matmuls and embedding ------------------------------------------------------------------------------------------
+// ---- matmuls and embedding
+// ------------------------------------------------------------------------------------------
 
 Result matmul_forward(const Array& x, const QuantizedMatrix& weight, int64_t M, int64_t N, int64_t K) {
     Result y(M * N);
@@ -216,7 +242,8 @@ Result matmul_weight_gradient(const Array& dz, const Array& x, const Array& init
     return dq;
 }
 
-Result embedding_backward(const Array& dq, const Array& dy, const Array& tokens, const Array& row_scale, int64_t C) {
+Result embedding_backward(const Array& dq, const Array& dy, const Array& tokens, const Array& row_scale,
+                          int64_t C) {
     Result result(static_cast<int64_t>(dq.size()));
     for (size_t i = 0; i < dq.size(); ++i) result.add(static_cast<int64_t>(i), dq[i]);
     for (size_t m = 0; m < tokens.size(); ++m) {
@@ -227,7 +254,8 @@ Result embedding_backward(const Array& dq, const Array& dy, const Array& tokens,
     return result;
 }
 
-// ---- checks of the oracles themselves -------------------------------------------------------------------------------
+// ---- checks of the oracles themselves
+// -------------------------------------------------------------------------------
 
 Array numerical_gradient(const std::function<double(const Array&)>& function, Array x, double step) {
     Array gradient(x.size());

@@ -1,5 +1,6 @@
-// Slow, obvious double-precision versions of all operations of kernels/backend.h: the oracles of the tests. They take
-// the very values that the device gets (already rounded to its dtypes) and share no code with kernels/.
+// Slow, obvious double-precision versions of all operations of kernels/backend.h: the oracles of the tests.
+// They take the very values that the device gets (already rounded to its dtypes) and share no code with
+// kernels/.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ namespace train_qat::reference {
 
 using Array = std::vector<double>;
 
-// What a correct implementation returns. `magnitude` is, element by element, the sum of the absolute values of the
-// terms that `value` is the sum of: a float32 implementation is allowed an error of a few 2^-24 of it.
+// What a correct implementation returns. `magnitude` is, element by element, the sum of the absolute values
+// of the terms that `value` is the sum of: a float32 implementation is allowed an error of a few 2^-24 of it.
 struct Result {
     Array value;
     Array magnitude;
@@ -25,9 +26,11 @@ struct Result {
     }
 };
 
-// ---- number formats -------------------------------------------------------------------------------------------------
+// ---- number formats
+// -------------------------------------------------------------------------------------------------
 
-// Nearest value (ties to even) with `fraction_bits` stored bits, no exponent below `least_exponent`, unbounded above.
+// Nearest value (ties to even) with `fraction_bits` stored bits, no exponent below `least_exponent`,
+// unbounded above.
 double round_to_format(double value, int fraction_bits, int least_exponent);
 double round_to_bfloat16(double value);
 double round_to_float16(double value);  // saturates at 65504
@@ -36,7 +39,8 @@ Array rounded(DType dtype, Array values);
 // Distance of neighbouring values of `dtype` around `value`.
 double unit_in_last_place(DType dtype, double value);
 
-// ---- quantization grids (the table of kernels/grid.h, written down a second time) -----------------------------------
+// ---- quantization grids (the table of kernels/grid.h, written down a second time)
+// -----------------------------------
 
 struct GridTable {
     Array levels;
@@ -73,10 +77,12 @@ struct StraightThrough {
     Result scale_gradient;
     double squares = 0;
 };
-StraightThrough straight_through_backward(Grid grid, int64_t rows, int64_t columns, int64_t group, double factor,
-                                          const Array& master, const Array& scale, const Array& dq);
+StraightThrough straight_through_backward(Grid grid, int64_t rows, int64_t columns, int64_t group,
+                                          double factor, const Array& master, const Array& scale,
+                                          const Array& dq);
 
-// ---- optimizer ------------------------------------------------------------------------------------------------------
+// ---- optimizer
+// ------------------------------------------------------------------------------------------------------
 
 struct AdamWState {
     Array value, first_moment, second_moment;
@@ -87,26 +93,30 @@ struct AdamWArguments {
 };
 void adamw(AdamWState& state, const Array& gradient, const AdamWArguments& arguments);
 
-// ---- matmuls and embedding ------------------------------------------------------------------------------------------
+// ---- matmuls and embedding
+// ------------------------------------------------------------------------------------------
 
 // y[m,n] = s[n] sum_k x[m,k] q[n,k]; row_scale may be empty.
 Result matmul_forward(const Array& x, const QuantizedMatrix& weight, int64_t M, int64_t N, int64_t K);
 // dx[m,k] = sum_n dz[m,n] q[n,k]
 Result matmul_input_gradient(const Array& dz, const Array& q, int64_t M, int64_t N, int64_t K);
 // dq[n,k] = initial[n,k] + sum_m dz[m,n] x[m,k]; `initial` may be empty.
-Result matmul_weight_gradient(const Array& dz, const Array& x, const Array& initial, int64_t M, int64_t N, int64_t K);
+Result matmul_weight_gradient(const Array& dz, const Array& x, const Array& initial, int64_t M, int64_t N,
+                              int64_t K);
 
-Result embedding_backward(const Array& dq, const Array& dy, const Array& tokens, const Array& row_scale, int64_t C);
+Result embedding_backward(const Array& dq, const Array& dy, const Array& tokens, const Array& row_scale,
+                          int64_t C);
 
-// ---- normalization --------------------------------------------------------------------------------------------------
+// ---- normalization
+// --------------------------------------------------------------------------------------------------
 
 struct RMSNormForward {
     Array residual, rstd;
     Result y;
 };
 // branch may be empty.
-RMSNormForward rmsnorm_forward(const Array& residual_in, const Array& branch, const Array& weight, double epsilon,
-                               int64_t M, int64_t C);
+RMSNormForward rmsnorm_forward(const Array& residual_in, const Array& branch, const Array& weight,
+                               double epsilon, int64_t M, int64_t C);
 struct RMSNormBackward {
     Result d_residual, dweight, dz;
 };
@@ -115,7 +125,8 @@ RMSNormBackward rmsnorm_backward(const Array& d_residual, const Array& dweight, 
                                  const Array& residual, const Array& rstd, const Array& weight,
                                  const Array& column_scale, int64_t M, int64_t C);
 
-// ---- attention ------------------------------------------------------------------------------------------------------
+// ---- attention
+// ------------------------------------------------------------------------------------------------------
 
 struct Shape {
     int64_t batch, sequence, heads, kv_heads, head_dim;
@@ -128,7 +139,8 @@ struct RopeTables {
 };
 RopeTables rope_tables(int64_t T, int64_t head_dim, double theta);
 Result rope_forward(const Array& qkv, const RopeTables& tables, const Shape& shape);
-Result rope_backward(const Array& dqkv, const RopeTables& tables, const Array& column_scale, const Shape& shape);
+Result rope_backward(const Array& dqkv, const RopeTables& tables, const Array& column_scale,
+                     const Shape& shape);
 
 struct AttentionForward {
     Result y;
@@ -139,10 +151,12 @@ AttentionForward attention_forward(const Array& qkv, const Shape& shape);
 Result attention_backward(const Array& dy, const Array& qkv, const Array& y, const Array& log_sum_exp,
                           const Shape& shape);
 
-// ---- feed-forward and loss ------------------------------------------------------------------------------------------
+// ---- feed-forward and loss
+// ------------------------------------------------------------------------------------------
 
 Result swiglu_forward(const Array& gate_up, int64_t M, int64_t F);
-Result swiglu_backward(const Array& dy, const Array& gate_up, const Array& column_scale, int64_t M, int64_t F);
+Result swiglu_backward(const Array& dy, const Array& gate_up, const Array& column_scale, int64_t M,
+                       int64_t F);
 
 struct CrossEntropy {
     Result losses, d_logits;
@@ -150,7 +164,8 @@ struct CrossEntropy {
 CrossEntropy cross_entropy(const Array& logits, const Array& targets, const Array& column_scale,
                            double gradient_factor, int64_t M, int64_t V);
 
-// ---- checks of the oracles themselves -------------------------------------------------------------------------------
+// ---- checks of the oracles themselves
+// -------------------------------------------------------------------------------
 
 // Central differences of `function` at `x`.
 Array numerical_gradient(const std::function<double(const Array&)>& function, Array x, double step = 1e-5);

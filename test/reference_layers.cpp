@@ -10,10 +10,11 @@ static double at_or(const Array& values, int64_t index, double otherwise) {
     return values.empty() ? otherwise : values[index];
 }
 
-// ---- normalization --------------------------------------------------------------------------------------------------
+// ---- normalization
+// --------------------------------------------------------------------------------------------------
 
-RMSNormForward rmsnorm_forward(const Array& residual_in, const Array& branch, const Array& weight, double epsilon,
-                               int64_t M, int64_t C) {
+RMSNormForward rmsnorm_forward(const Array& residual_in, const Array& branch, const Array& weight,
+                               double epsilon, int64_t M, int64_t C) {
     RMSNormForward result{residual_in, Array(M), Result(M * C)};
     for (int64_t m = 0; m < M; ++m) {
         double squares = 0;
@@ -61,7 +62,8 @@ RMSNormBackward rmsnorm_backward(const Array& d_residual, const Array& dweight, 
     return result;
 }
 
-// ---- attention ------------------------------------------------------------------------------------------------------
+// ---- attention
+// ------------------------------------------------------------------------------------------------------
 
 RopeTables rope_tables(int64_t T, int64_t head_dim, double theta) {
     RopeTables tables;
@@ -105,7 +107,8 @@ Result rope_forward(const Array& qkv, const RopeTables& tables, const Shape& sha
     return rotate(qkv, tables, shape, +1);
 }
 
-Result rope_backward(const Array& dqkv, const RopeTables& tables, const Array& column_scale, const Shape& shape) {
+Result rope_backward(const Array& dqkv, const RopeTables& tables, const Array& column_scale,
+                     const Shape& shape) {
     Result result = rotate(dqkv, tables, shape, -1);
     for (size_t i = 0; i < result.value.size(); ++i) {
         const double s = at_or(column_scale, static_cast<int64_t>(i) % shape.qkv_columns(), 1);
@@ -210,9 +213,12 @@ Result attention_backward(const Array& dy, const Array& qkv, const Array& y, con
     return result;
 }
 
-// ---- feed-forward ---------------------------------------------------------------------------------------------------
+// ---- feed-forward
+// ---------------------------------------------------------------------------------------------------
 
-static double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+static double sigmoid(double x) {
+    return 1 / (1 + std::exp(-x));
+}
 
 Result swiglu_forward(const Array& gate_up, int64_t M, int64_t F) {
     Result y(M * F);
@@ -225,7 +231,8 @@ Result swiglu_forward(const Array& gate_up, int64_t M, int64_t F) {
     return y;
 }
 
-Result swiglu_backward(const Array& dy, const Array& gate_up, const Array& column_scale, int64_t M, int64_t F) {
+Result swiglu_backward(const Array& dy, const Array& gate_up, const Array& column_scale, int64_t M,
+                       int64_t F) {
     Result result(M * 2 * F);
     for (int64_t m = 0; m < M; ++m) {
         for (int64_t f = 0; f < F; ++f) {
@@ -240,7 +247,8 @@ Result swiglu_backward(const Array& dy, const Array& gate_up, const Array& colum
     return result;
 }
 
-// ---- loss -----------------------------------------------------------------------------------------------------------
+// ---- loss
+// -----------------------------------------------------------------------------------------------------------
 
 CrossEntropy cross_entropy(const Array& logits, const Array& targets, const Array& column_scale,
                            double gradient_factor, int64_t M, int64_t V) {

@@ -16,10 +16,10 @@ namespace {
 // Sequence lengths around the edges of likely tiles, with varied heads: G = H, G = 1, H/G = 3.
 std::vector<AttentionShape> shapes(uint64_t seed) {
     Random random(seed);
-    std::vector<AttentionShape> result = {{1, 1, 1, 1, 64},  {3, 1, 3, 1, 6},   {1, 2, 4, 4, 32},   {2, 31, 2, 1, 64},
-                                          {1, 32, 3, 1, 80}, {2, 33, 2, 2, 6},  {1, 63, 1, 1, 128}, {1, 64, 6, 2, 32},
-                                          {2, 65, 2, 1, 64}, {1, 127, 3, 3, 6}, {1, 130, 3, 1, 64}, {1, 257, 2, 1, 32},
-                                          {1, 257, 1, 1, 128}};
+    std::vector<AttentionShape> result = {
+        {1, 1, 1, 1, 64},   {3, 1, 3, 1, 6},    {1, 2, 4, 4, 32},   {2, 31, 2, 1, 64}, {1, 32, 3, 1, 80},
+        {2, 33, 2, 2, 6},   {1, 63, 1, 1, 128}, {1, 64, 6, 2, 32},  {2, 65, 2, 1, 64}, {1, 127, 3, 3, 6},
+        {1, 130, 3, 1, 64}, {1, 257, 2, 1, 32}, {1, 257, 1, 1, 128}};
     const int64_t kv_heads = random.integer(1, 2);
     result.push_back({random.integer(1, 3), random.integer(3, 150), kv_heads * random.integer(1, 3), kv_heads,
                       2 * random.integer(1, 30)});
@@ -31,16 +31,20 @@ reference::Shape plain(const AttentionShape& s) {
 }
 
 std::string text(const AttentionShape& s, DType type) {
-    return std::string(name_of(type)) + " B " + std::to_string(s.batch) + " T " + std::to_string(s.sequence) + " H " +
-           std::to_string(s.heads) + " G " + std::to_string(s.kv_heads) + " D " + std::to_string(s.head_dim);
+    return std::string(name_of(type)) + " B " + std::to_string(s.batch) + " T " + std::to_string(s.sequence) +
+           " H " + std::to_string(s.heads) + " G " + std::to_string(s.kv_heads) + " D " +
+           std::to_string(s.head_dim);
 }
 
-// An implementation may round the softmax weights (forward) and the weights' gradients (backward) to the compute type
-// before it multiplies with them, and their sums are long: half a unit of bfloat16 of each term at most. In float32 the
-// softmax turns the absolute error of a score, a sum of D products, into a relative one.
+// An implementation may round the softmax weights (forward) and the weights' gradients (backward) to the
+// compute type before it multiplies with them, and their sums are long: half a unit of bfloat16 of each term
+// at most. In float32 the softmax turns the absolute error of a score, a sum of D products, into a relative
+// one.
 double slack(DType type, const reference::AttentionForward& forward) {
     const Array& magnitude = forward.log_sum_exp_magnitude;
-    return type == DType::bfloat16 ? 0x1p-8 : 0x1p-21 + 0x1p-23 * *std::max_element(magnitude.begin(), magnitude.end());
+    return type == DType::bfloat16
+               ? 0x1p-8
+               : 0x1p-21 + 0x1p-22 * *std::max_element(magnitude.begin(), magnitude.end());
 }
 
 reference::Result log_sum_exp_bound(const reference::AttentionForward& forward) {
@@ -54,7 +58,8 @@ struct Outputs {
     Array y, log_sum_exp;
 };
 
-Outputs run_forward(Backend& backend, const Array& qkv, DType type, const AttentionShape& s, std::string* damage) {
+Outputs run_forward(Backend& backend, const Array& qkv, DType type, const AttentionShape& s,
+                    std::string* damage) {
     Bench bench(backend);
     const Tensor y = bench.output("y", type, {s.rows(), s.heads * s.head_dim});
     const Tensor log_sum_exp = bench.output("log_sum_exp", DType::float32, {s.batch, s.heads, s.sequence});
@@ -64,8 +69,8 @@ Outputs run_forward(Backend& backend, const Array& qkv, DType type, const Attent
     return outputs;
 }
 
-Array run_backward(Backend& backend, const Array& dy, const Array& qkv, const Array& y, const Array& log_sum_exp,
-                   DType type, const AttentionShape& s, std::string* damage) {
+Array run_backward(Backend& backend, const Array& dy, const Array& qkv, const Array& y,
+                   const Array& log_sum_exp, DType type, const AttentionShape& s, std::string* damage) {
     Bench bench(backend);
     const int64_t M = s.rows(), width = s.heads * s.head_dim;
     const Tensor dqkv = bench.output("dqkv", type, {M, s.qkv_columns()});
@@ -95,7 +100,8 @@ TEST_CASE("attention_forward equals the double-precision formula", "[attention_f
                     const Outputs actual = run_forward(*device.backend, qkv, type, s, &damage);
                     CHECK(difference(actual.y, expected.y, type, slack(type, expected)) == "");
                     // The scores and the sum are float32 in either compute type.
-                    CHECK(difference(actual.log_sum_exp, log_sum_exp_bound(expected), DType::float32, 0x1p-20) == "");
+                    CHECK(difference(actual.log_sum_exp, log_sum_exp_bound(expected), DType::float32,
+                                     0x1p-20) == "");
                     CHECK(same.check(device, text(s, type) + " y", actual.y) == "");
                     CHECK(same.check(device, text(s, type) + " lse", actual.log_sum_exp) == "");
                     CHECK(damage == "");
@@ -121,7 +127,8 @@ TEST_CASE("attention_backward equals the double-precision formula", "[attention_
                 for (const BackendUnderTest& device : backends_under_test(type)) {
                     INFO(device.name << ", seed " << seed << ", " << text(s, type));
                     std::string damage;
-                    const Array actual = run_backward(*device.backend, dy, qkv, y, log_sum_exp, type, s, &damage);
+                    const Array actual =
+                        run_backward(*device.backend, dy, qkv, y, log_sum_exp, type, s, &damage);
                     CHECK(difference(actual, expected, type, slack(type, forward)) == "");
                     CHECK(same.check(device, text(s, type), actual) == "");
                     CHECK(damage == "");
@@ -139,7 +146,9 @@ TEST_CASE("the oracle of attention has the right gradient", "[attention_backward
         const reference::AttentionForward forward = reference::attention_forward(qkv, shape);
         const Array gradient =
             reference::attention_backward(dy, qkv, forward.y.value, forward.log_sum_exp, shape).value;
-        const auto loss = [&](const Array& x) { return reference::dot(dy, reference::attention_forward(x, shape).y.value); };
+        const auto loss = [&](const Array& x) {
+            return reference::dot(dy, reference::attention_forward(x, shape).y.value);
+        };
         CHECK(reference::relative_distance(gradient, reference::numerical_gradient(loss, qkv)) < 1e-8);
     }
 }
@@ -156,14 +165,16 @@ TEST_CASE("attention over equal keys is the running mean of the values", "[atten
             for (int t = 0; t < 100; ++t) {
                 INFO("position " << t);
                 const double mean = t / 2.0;
-                CHECK(std::abs(out.y[t * 8 + 3] - mean) <= (type == DType::bfloat16 ? 0x1p-7 : 1e-6) * mean + 1e-30);
+                CHECK(std::abs(out.y[t * 8 + 3] - mean) <=
+                      (type == DType::bfloat16 ? 0x1p-7 : 1e-6) * mean + 1e-30);
                 CHECK(std::abs(out.log_sum_exp[t] - (4 / std::sqrt(8.0) + std::log(t + 1.0))) < 1e-5);
             }
         }
     }
 }
 
-TEST_CASE("attention is causal and keeps sequences and heads apart", "[attention_forward][attention_backward]") {
+TEST_CASE("attention is causal and keeps sequences and heads apart",
+          "[attention_forward][attention_backward]") {
     const AttentionShape s{2, 70, 4, 2, 16};
     const int64_t M = s.rows(), columns = s.qkv_columns(), width = s.heads * s.head_dim;
     for (DType type : compute_types()) {
@@ -171,7 +182,8 @@ TEST_CASE("attention is causal and keeps sequences and heads apart", "[attention
         const Array qkv = random.normals(M * columns, type), dy = random.normals(M * width, type);
         Array changed = qkv;
         // Everything of sequence 0 from position 40 on, with numbers that would show anywhere.
-        for (int64_t i = 40 * columns; i < 70 * columns; ++i) changed[i] = reference::round_to(type, 100 * random.normal());
+        for (int64_t i = 40 * columns; i < 70 * columns; ++i)
+            changed[i] = reference::round_to(type, 100 * random.normal());
         // Key/value head 1 of sequence 1: columns of G head 1 behind H query heads, and behind all keys.
         const int64_t key = (s.heads + 1) * s.head_dim, value = (s.heads + s.kv_heads + 1) * s.head_dim;
         for (int64_t t = 70; t < 140; ++t)
@@ -194,10 +206,12 @@ TEST_CASE("attention is causal and keeps sequences and heads apart", "[attention
             CHECK(wrong == 0);
             CHECK(untouched < 50);  // a bfloat16 may stay the same by chance
 
-            // Without a gradient behind position 40, nothing behind it gets one, except its own queries' zeros.
+            // Without a gradient behind position 40, nothing behind it gets one, except its own queries'
+            // zeros.
             Array early = dy;
             std::fill(early.begin() + 41 * width, early.begin() + 70 * width, 0.0);
-            const Array d = run_backward(*device.backend, early, qkv, before.y, before.log_sum_exp, type, s, nullptr);
+            const Array d =
+                run_backward(*device.backend, early, qkv, before.y, before.log_sum_exp, type, s, nullptr);
             int leaked = 0;
             for (int64_t i = 41 * columns; i < 70 * columns; ++i) leaked += d[i] != 0;
             CHECK(leaked == 0);
@@ -205,7 +219,8 @@ TEST_CASE("attention is causal and keeps sequences and heads apart", "[attention
     }
 }
 
-TEST_CASE("attention with huge scores picks the largest without overflow", "[attention_forward][attention_backward]") {
+TEST_CASE("attention with huge scores picks the largest without overflow",
+          "[attention_forward][attention_backward]") {
     const AttentionShape s{1, 66, 1, 1, 4};
     const int64_t T = s.sequence;
     for (DType type : compute_types()) {
@@ -231,7 +246,8 @@ TEST_CASE("attention with huge scores picks the largest without overflow", "[att
     }
 }
 
-TEST_CASE("attention shows NaN and infinity from their position on", "[attention_forward][attention_backward]") {
+TEST_CASE("attention shows NaN and infinity from their position on",
+          "[attention_forward][attention_backward]") {
     const AttentionShape s{2, 40, 2, 1, 8};
     const int64_t columns = s.qkv_columns(), width = s.heads * s.head_dim;
     for (DType type : compute_types()) {
@@ -246,17 +262,21 @@ TEST_CASE("attention shows NaN and infinity from their position on", "[attention
                     qkv[20 * columns + column] = special;
                     const Outputs out = run_forward(*device.backend, qkv, type, s, nullptr);
                     int special_at_position = 0, in_the_other_sequence = 0;
-                    for (int64_t c = 0; c < width; ++c) special_at_position += !std::isfinite(out.y[20 * width + c]);
-                    for (int64_t i = 40 * width; i < 80 * width; ++i) in_the_other_sequence += !std::isfinite(out.y[i]);
+                    for (int64_t c = 0; c < width; ++c)
+                        special_at_position += !std::isfinite(out.y[20 * width + c]);
+                    for (int64_t i = 40 * width; i < 80 * width; ++i)
+                        in_the_other_sequence += !std::isfinite(out.y[i]);
                     // An infinite key with a negative score is merely out of the running, hence "some head".
                     if (where != "key" || std::isnan(special)) CHECK(special_at_position > 0);
                     bool any = false;
                     for (int64_t i = 20 * width; i < 40 * width; ++i) any = any || !std::isfinite(out.y[i]);
                     CHECK(any);
                     CHECK(in_the_other_sequence == 0);
-                    const Array d = run_backward(*device.backend, dy, qkv, out.y, out.log_sum_exp, type, s, nullptr);
+                    const Array d =
+                        run_backward(*device.backend, dy, qkv, out.y, out.log_sum_exp, type, s, nullptr);
                     bool any_gradient = false;
-                    for (int64_t i = 0; i < 40 * columns; ++i) any_gradient = any_gradient || !std::isfinite(d[i]);
+                    for (int64_t i = 0; i < 40 * columns; ++i)
+                        any_gradient = any_gradient || !std::isfinite(d[i]);
                     CHECK(any_gradient);
                 }
             }
@@ -278,14 +298,14 @@ TEST_CASE("attention operations check their arguments", "[attention_forward][att
             const Tensor dy = bench.input("dy", Array(M * width, 1.0), type, {M, width});
             const Tensor log_sum_exp = bench.update("log_sum_exp", Array(24, 1.0), DType::float32, {2, 4, 3});
             using Tensors = std::vector<Tensor>;
-            CHECK(contract_violations("attention_forward", {y, log_sum_exp, qkv}, {}, {}, [&](const Tensors& t) {
-                      backend.attention_forward(t[0], t[1], t[2], s);
-                  }) == "");
+            CHECK(contract_violations(
+                      "attention_forward", {y, log_sum_exp, qkv}, {}, {},
+                      [&](const Tensors& t) { backend.attention_forward(t[0], t[1], t[2], s); }) == "");
             void* workspace = bench.workspace(backend.attention_backward_workspace(s));
-            CHECK(contract_violations("attention_backward", {dqkv, dy, qkv, y, log_sum_exp}, {}, {},
-                                      [&](const Tensors& t) {
-                                          backend.attention_backward(t[0], t[1], t[2], t[3], t[4], s, workspace);
-                                      }) == "");
+            CHECK(contract_violations(
+                      "attention_backward", {dqkv, dy, qkv, y, log_sum_exp}, {}, {}, [&](const Tensors& t) {
+                          backend.attention_backward(t[0], t[1], t[2], t[3], t[4], s, workspace);
+                      }) == "");
             const AttentionShape uneven{2, 3, 3, 2, 4};  // H is no multiple of G
             const Tensor uneven_qkv = bench.input("qkv", Array(M * 28, 1.0), type, {M, 28});
             const Tensor uneven_y = bench.output("y", type, {M, 12});

@@ -18,14 +18,14 @@ struct Sizes {
 
 std::vector<Sizes> sizes(uint64_t seed) {
     Random random(seed);
-    return {{1, 1},   {1, 3},     {5, 7},      {3, 64},
-            {33, 65}, {257, 100}, {19, 4099},  {2, 32003},
-            {random.integer(1, 100), random.integer(1, 2000)}};
+    return {{1, 1},     {1, 3},     {5, 7},
+            {3, 64},    {33, 65},   {257, 100},
+            {19, 4099}, {2, 32003}, {random.integer(1, 100), random.integer(1, 2000)}};
 }
 
 std::string text(const Sizes& s, uint64_t seed, DType type) {
-    return std::string(name_of(type)) + ", seed " + std::to_string(seed) + ", M " + std::to_string(s.M) + " V " +
-           std::to_string(s.V);
+    return std::string(name_of(type)) + ", seed " + std::to_string(seed) + ", M " + std::to_string(s.M) +
+           " V " + std::to_string(s.V);
 }
 
 // Losses and d_logits of one call; without d_logits when `type` is int32.
@@ -34,8 +34,8 @@ struct Outputs {
     std::string damage;
 };
 
-Outputs run(Backend& backend, const Array& logits, const Array& targets, const Array& column_scale, double factor,
-            DType type, int64_t V) {
+Outputs run(Backend& backend, const Array& logits, const Array& targets, const Array& column_scale,
+            double factor, DType type, int64_t V) {
     const auto M = static_cast<int64_t>(targets.size());
     Bench bench(backend);
     const Tensor losses = bench.output("losses", DType::float32, {M});
@@ -48,9 +48,11 @@ Outputs run(Backend& backend, const Array& logits, const Array& targets, const A
     return {bench.read(losses), d_logits.empty() ? Array() : bench.read(d_logits), bench.damage()};
 }
 
-// A float32 sum of V terms of one sign, an exponential that may be off by a few units in the last place, and a
-// logarithmic denominator rounded to float32 that is subtracted from logits of about 10.
-double slack(int64_t V) { return float32_sum(V) + 0x1p-19; }
+// A float32 sum of V terms of one sign, an exponential that may be off by a few units in the last place, and
+// a logarithmic denominator rounded to float32 that is subtracted from logits of about 10.
+double slack(int64_t V) {
+    return float32_sum(V) + 0x1p-19;
+}
 
 }  // namespace
 
@@ -96,8 +98,9 @@ TEST_CASE("the oracle of cross entropy has the right gradient", "[cross_entropy]
     const auto loss = [&](const Array& x) {
         return reference::dot(Array(M, 0.25), reference::cross_entropy(x, targets, {}, 1, M, V).losses.value);
     };
-    CHECK(reference::relative_distance(reference::cross_entropy(logits, targets, {}, 0.25, M, V).d_logits.value,
-                                       reference::numerical_gradient(loss, logits)) < 1e-8);
+    CHECK(
+        reference::relative_distance(reference::cross_entropy(logits, targets, {}, 0.25, M, V).d_logits.value,
+                                     reference::numerical_gradient(loss, logits)) < 1e-8);
 }
 
 TEST_CASE("equal logits lose log V, whatever their size", "[cross_entropy]") {
@@ -179,8 +182,8 @@ TEST_CASE("gradients of a row sum to zero", "[cross_entropy]") {
         INFO(device.name);
         Random random(82);
         const int64_t M = 9, V = 501;
-        const Outputs out =
-            run(*device.backend, random.normals(M * V, DType::float32, 2), random.tokens(M, V), {}, 1, DType::float32, V);
+        const Outputs out = run(*device.backend, random.normals(M * V, DType::float32, 2),
+                                random.tokens(M, V), {}, 1, DType::float32, V);
         for (int64_t m = 0; m < M; ++m) {
             double sum = 0;
             for (int64_t v = 0; v < V; ++v) sum += out.d_logits[m * V + v];
@@ -200,8 +203,8 @@ TEST_CASE("cross_entropy checks its arguments", "[cross_entropy][contract]") {
             const Tensor logits = bench.input("logits", Array(M * V, 1.0), DType::float32, {M, V});
             const Tensor targets = bench.input("targets", {0, 1, 2}, DType::int32, {M});
             const Tensor scale = bench.input("column_scale", Array(V, 1.0), DType::float32, {V});
-            CHECK(contract_violations("cross_entropy", {losses, d_logits, logits, targets, scale}, {1, 4}, {1},
-                                      [&](const std::vector<Tensor>& t) {
+            CHECK(contract_violations("cross_entropy", {losses, d_logits, logits, targets, scale}, {1, 4},
+                                      {1}, [&](const std::vector<Tensor>& t) {
                                           device.backend->cross_entropy(t[0], t[1], t[2], t[3], t[4], 1);
                                       }) == "");
         }

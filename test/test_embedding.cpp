@@ -18,8 +18,14 @@ struct Case {
 
 std::vector<Case> cases(uint64_t seed) {
     Random random(seed);
-    return {{1, 1, 1, 1},      {1, 7, 3, 3},       {5, 3, 64, 32}, {64, 7, 48, 48}, {33, 257, 128, 64},
-            {300, 100, 96, 96}, {700, 5, 130, 130}, {random.integer(1, 200), random.integer(1, 300), 65, 65},
+    return {{1, 1, 1, 1},
+            {1, 7, 3, 3},
+            {5, 3, 64, 32},
+            {64, 7, 48, 48},
+            {33, 257, 128, 64},
+            {300, 100, 96, 96},
+            {700, 5, 130, 130},
+            {random.integer(1, 200), random.integer(1, 300), 65, 65},
             {random.integer(1, 200), random.integer(1, 300), 2 * random.integer(1, 60), 1}};
 }
 
@@ -43,15 +49,16 @@ TEST_CASE("embedding_forward looks up exactly scale times level", "[embedding_fo
                     Array expected;
                     for (double token : tokens)
                         for (int64_t k = 0; k < c.C; ++k)
-                            expected.push_back(static_cast<float>(matrix.at(static_cast<int64_t>(token), k, c.C)));
+                            expected.push_back(
+                                static_cast<float>(matrix.at(static_cast<int64_t>(token), k, c.C)));
                     for (const BackendUnderTest& device : backends_under_test(type)) {
-                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(c) << " group "
-                                         << c.group << " " << reference::name_of(grid));
+                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(c)
+                                         << " group " << c.group << " " << reference::name_of(grid));
                         Bench bench(*device.backend);
                         const ComputeWeight& weight = place_weight(bench, host, type, true);
                         const Tensor y = bench.output("y", DType::float32, {c.M, c.C});
-                        device.backend->embedding_forward(y, bench.input("tokens", tokens, DType::int32, {c.M}),
-                                                          weight);
+                        device.backend->embedding_forward(
+                            y, bench.input("tokens", tokens, DType::int32, {c.M}), weight);
                         CHECK(inequality(bench.read(y), expected) == "");
                         CHECK(bench.damage() == "");
                     }
@@ -74,8 +81,9 @@ TEST_CASE("an embedding is also a matmul weight", "[embedding_forward][matmul_fo
                 const ComputeWeight& weight = place_weight(bench, host, type, true);
                 const Tensor logits = bench.output("logits", DType::float32, {M, V});
                 device.backend->matmul_forward(logits, bench.input("x", x, type, {M, C}), weight);
-                CHECK(difference(bench.read(logits), reference::matmul_forward(x, host.quantized(type), M, V, C),
-                                 DType::float32, float32_sum(C)) == "");
+                CHECK(difference(bench.read(logits),
+                                 reference::matmul_forward(x, host.quantized(type), M, V, C), DType::float32,
+                                 float32_sum(C)) == "");
             }
         }
     }
@@ -90,7 +98,8 @@ TEST_CASE("embedding_backward adds scaled gradients to the rows of the tokens", 
                 const Array dq = random.normals(c.V * c.C), dy = random.normals(c.M * c.C);
                 const Array tokens = random.tokens(c.M, c.V);
                 const Array row_scale = scaled ? random.scales(c.V, 0.1) : Array();
-                const reference::Result expected = reference::embedding_backward(dq, dy, tokens, row_scale, c.C);
+                const reference::Result expected =
+                    reference::embedding_backward(dq, dy, tokens, row_scale, c.C);
                 for (const BackendUnderTest& device : backends_under_test()) {
                     INFO(device.name << ", seed " << seed << ", " << text(c) << ", scaled " << scaled);
                     Bench bench(*device.backend);
@@ -160,10 +169,9 @@ TEST_CASE("embedding operations check their arguments", "[embedding_forward][emb
                   }) == "");
             CHECK(contract_violation("embedding_forward",
                                      [&] { backend.embedding_forward(y, tokens, no_embedding); }) == "");
-            CHECK(contract_violations("embedding_backward", {dq, dy, tokens, row_scale}, {3}, {},
-                                      [&](const Tensors& t) {
-                                          backend.embedding_backward(t[0], t[1], t[2], t[3]);
-                                      }) == "");
+            CHECK(contract_violations(
+                      "embedding_backward", {dq, dy, tokens, row_scale}, {3}, {},
+                      [&](const Tensors& t) { backend.embedding_backward(t[0], t[1], t[2], t[3]); }) == "");
         }
     }
 }

@@ -1,5 +1,5 @@
-// Pure functions of kernels/tensor.h and kernels/grid.h: number formats against exact oracles, grids against tables
-// worked out by hand.
+// Pure functions of kernels/tensor.h and kernels/grid.h: number formats against exact oracles, grids against
+// tables worked out by hand.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -26,12 +26,13 @@ uint32_t bits_of(float value) {
     return bits;
 }
 
-// The value of a finite float, from its fields: a processor that flushes denormals would convert them to zero.
+// The value of a finite float, from its fields: a processor that flushes denormals would convert them to
+// zero.
 double exact_value(uint32_t bits) {
     const int exponent = static_cast<int>(bits >> 23 & 0xff);
     const double fraction = bits & 0x7fffff;
-    const double magnitude = exponent == 0 ? std::ldexp(fraction, -149)
-                                           : std::ldexp(fraction + 0x800000, exponent - 150);
+    const double magnitude =
+        exponent == 0 ? std::ldexp(fraction, -149) : std::ldexp(fraction + 0x800000, exponent - 150);
     return (bits >> 31) != 0 ? -magnitude : magnitude;
 }
 
@@ -45,7 +46,7 @@ double float16_value(uint32_t bits) {  // finite and positive
 struct HandTable {
     Grid grid;
     std::vector<float> levels;
-    std::vector<float> thresholds;        // between levels[i] and levels[i + 1]
+    std::vector<float> thresholds;  // between levels[i] and levels[i + 1]
     std::vector<float> level_at_threshold;
     float clip_low, clip_high;
     float positive_levels, divisor;
@@ -58,7 +59,15 @@ const std::vector<HandTable>& hand_tables() {
         {Grid::binary, {-1, 1}, {0}, {1}, -1, 1, 1, 1, mean},
         {Grid::ternary, {-1, 0, 1}, {-0.5f, 0.5f}, {0, 0}, -1.485f, 1.485f, 1, 1.5f, largest},
         // round(r - 0.5) + 0.5 at r = -1, 0, 1: round of -1.5, -0.5, 0.5 = -2, 0, 0
-        {Grid::quaternary, {-1.5f, -0.5f, 0.5f, 1.5f}, {-1, 0, 1}, {-1.5f, 0.5f, 0.5f}, -1.98f, 1.98f, 1, 2, largest},
+        {Grid::quaternary,
+         {-1.5f, -0.5f, 0.5f, 1.5f},
+         {-1, 0, 1},
+         {-1.5f, 0.5f, 0.5f},
+         -1.98f,
+         1.98f,
+         1,
+         2,
+         largest},
         {Grid::integer3,
          {-4, -3, -2, -1, 0, 1, 2, 3},
          {-3.5f, -2.5f, -1.5f, -0.5f, 0.5f, 1.5f, 2.5f},
@@ -81,7 +90,8 @@ void with_traits(Grid grid, Check check) {
 
 }  // namespace
 
-// ---- bfloat16 -------------------------------------------------------------------------------------------------------
+// ---- bfloat16
+// -------------------------------------------------------------------------------------------------------
 
 TEST_CASE("every bfloat16 survives the way through float", "[bfloat16]") {
     int wrong = 0;
@@ -102,7 +112,8 @@ TEST_CASE("bfloat16 rounds to nearest, ties to even", "[bfloat16]") {
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
         const uint32_t low = bits << 16;
         if ((low & 0x7f800000) == 0x7f800000) continue;
-        // Around each bfloat16: itself, just above, just below the tie, the tie, just above it, just below the next.
+        // Around each bfloat16: itself, just above, just below the tie, the tie, just above it, just below
+        // the next.
         for (uint32_t offset : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
             const uint32_t word = low | offset;
             const double expected = reference::round_to_bfloat16(exact_value(word));
@@ -132,7 +143,8 @@ TEST_CASE("bfloat16 keeps NaN and infinity", "[bfloat16]") {
     CHECK(bfloat16(-0.0f).bits == 0x8000);
 }
 
-// ---- float16 --------------------------------------------------------------------------------------------------------
+// ---- float16
+// --------------------------------------------------------------------------------------------------------
 
 TEST_CASE("round_to_float16 over all float16 values and the ties between them", "[round_to_float16]") {
     int wrong = 0;
@@ -187,7 +199,8 @@ TEST_CASE("a NaN in a weight or a scale stays visible", "[effective_scale][grids
     }
 }
 
-// ---- grids ----------------------------------------------------------------------------------------------------------
+// ---- grids
+// ----------------------------------------------------------------------------------------------------------
 
 TEST_CASE("grids against tables worked out by hand", "[grids]") {
     for (const HandTable& table : hand_tables()) {
@@ -226,8 +239,11 @@ TEST_CASE("grids against tables worked out by hand", "[grids]") {
 }
 
 TEST_CASE("integer grids of all widths", "[grids]") {
-    const std::vector<std::pair<Grid, int>> widths = {{Grid::integer3, 3}, {Grid::integer4, 4}, {Grid::integer5, 5},
-                                                      {Grid::integer6, 6}, {Grid::integer8, 8}};
+    const std::vector<std::pair<Grid, int>> widths = {{Grid::integer3, 3},
+                                                      {Grid::integer4, 4},
+                                                      {Grid::integer5, 5},
+                                                      {Grid::integer6, 6},
+                                                      {Grid::integer8, 8}};
     for (const auto& [grid, bits] : widths) {
         INFO("bits " << bits);
         const int lowest = -(1 << (bits - 1)), highest = (1 << (bits - 1)) - 1;
@@ -298,11 +314,13 @@ TEST_CASE("levels are exact in bfloat16, also in int8 when doubled", "[grids]") 
     }
 }
 
-// ---- straight-through gradients -------------------------------------------------------------------------------------
+// ---- straight-through gradients
+// -------------------------------------------------------------------------------------
 
-// The straight-through estimator is not the derivative of ŵ(w, s) = s * level(w/s): that is a staircase in w, whose
-// derivative with respect to w is zero wherever it exists, and with respect to s is level(w/s). The estimator is the
-// derivative of a surrogate, in which rounding is the addition of the rounding error that it makes at this very point:
+// The straight-through estimator is not the derivative of ŵ(w, s) = s * level(w/s): that is a staircase in w,
+// whose derivative with respect to w is zero wherever it exists, and with respect to s is level(w/s). The
+// estimator is the derivative of a surrogate, in which rounding is the addition of the rounding error that it
+// makes at this very point:
 //     ŵ = s * (clamp(w/s) + c),  c = level(w0/s0) - clamp(w0/s0) held constant.
 TEST_CASE("straight-through gradients are the derivative of the surrogate, not of the staircase", "[grids]") {
     test::Random random(5);
@@ -316,10 +334,11 @@ TEST_CASE("straight-through gradients are the derivative of the surrogate, not o
             const double w = static_cast<float>(0.8 * table.levels.back() * random.normal());
             const double s = static_cast<float>(0.5 + random.uniform()), h = 1e-6;
             const auto r = static_cast<float>(w / s);
-            const bool near_clip = std::abs(std::abs(r) - table.clip_high) < 1e-4 ||
-                                   std::abs(r - table.clip_low) < 1e-4;
+            const bool near_clip =
+                std::abs(std::abs(r) - table.clip_high) < 1e-4 || std::abs(r - table.clip_low) < 1e-4;
             if (near_clip) continue;
-            // Outside the clipping range the estimator takes the clip level of the grid as the constant value.
+            // Outside the clipping range the estimator takes the clip level of the grid as the constant
+            // value.
             const double q = reference::level(grid, r), c = q - clamp(w / s);
             const auto surrogate = [&](double w_, double s_) { return s_ * (clamp(w_ / s_) + c); };
             const double by_weight = (surrogate(w + h, s) - surrogate(w - h, s)) / (2 * h);
@@ -335,8 +354,8 @@ TEST_CASE("straight-through gradients are the derivative of the surrogate, not o
     }
 }
 
-// With sign() nothing is rounded relative to w/s: here the scale gradient is the true derivative of s * sign(w), while
-// the gradient of w is that of the surrogate s * clamp(w/s, -1, 1).
+// With sign() nothing is rounded relative to w/s: here the scale gradient is the true derivative of s *
+// sign(w), while the gradient of w is that of the surrogate s * clamp(w/s, -1, 1).
 TEST_CASE("binary straight-through gradients", "[grids]") {
     test::Random random(6);
     for (int i = 0; i < 200; ++i) {
@@ -344,8 +363,8 @@ TEST_CASE("binary straight-through gradients", "[grids]") {
         const auto r = static_cast<float>(w / s);
         if (std::abs(std::abs(r) - 1) < 1e-4 || std::abs(r) < 1e-4) continue;
         const auto clipped = [&](double w_) { return s * std::min(std::max(w_ / s, -1.0), 1.0); };
-        CHECK(std::abs((clipped(w + h) - clipped(w - h)) / (2 * h) - (reference::inside(Grid::binary, r) ? 1 : 0)) <
-              1e-6);
+        CHECK(std::abs((clipped(w + h) - clipped(w - h)) / (2 * h) -
+                       (reference::inside(Grid::binary, r) ? 1 : 0)) < 1e-6);
         CHECK(reference::scale_gradient(Grid::binary, r) == (w < 0 ? -1 : 1));
     }
 }

@@ -22,9 +22,9 @@ std::string text(const Sizes& s) {
 
 std::vector<Sizes> sizes(uint64_t seed) {
     Random random(seed);
-    std::vector<Sizes> result = {{1, 1, 1},    {1, 7, 64},    {5, 1, 3},    {3, 33, 1},     {2, 2, 2},
-                                 {31, 32, 33}, {64, 64, 64},  {65, 63, 17}, {128, 96, 160}, {130, 7, 129},
-                                 {257, 3, 40}, {17, 200, 112}};
+    std::vector<Sizes> result = {{1, 1, 1},      {1, 7, 64},    {5, 1, 3},    {3, 33, 1},
+                                 {2, 2, 2},      {31, 32, 33},  {64, 64, 64}, {65, 63, 17},
+                                 {128, 96, 160}, {130, 7, 129}, {257, 3, 40}, {17, 200, 112}};
     for (int i = 0; i < 4; ++i)
         result.push_back({random.integer(1, 140), random.integer(1, 140), random.integer(1, 140)});
     return result;
@@ -59,16 +59,17 @@ TEST_CASE("matmul_forward equals the double-precision product", "[matmul_forward
                     for (DType y_type : {DType::float32, DType::bfloat16}) {
                         if (y_type != type && y_type != DType::float32) continue;
                         for (const BackendUnderTest& device : backends_under_test(type)) {
-                            INFO(device.name << " " << name_of(type) << " to " << name_of(y_type) << ", seed " << seed
-                                             << ", " << text(s) << ", grid " << reference::name_of(host.grid)
-                                             << " group " << host.group);
+                            INFO(device.name << " " << name_of(type) << " to " << name_of(y_type) << ", seed "
+                                             << seed << ", " << text(s) << ", grid "
+                                             << reference::name_of(host.grid) << " group " << host.group);
                             Bench bench(*device.backend);
                             const ComputeWeight& weight = place_weight(bench, host, type);
                             const Tensor y = bench.output("y", y_type, {s.M, s.N});
                             device.backend->matmul_forward(y, bench.input("x", x, type, {s.M, s.K}), weight);
                             const Array actual = bench.read(y);
                             CHECK(difference(actual, expected, y_type, float32_sum(s.K)) == "");
-                            CHECK(same.check(device, text(s) + name_of(type) + name_of(y_type) + std::to_string(form),
+                            CHECK(same.check(device,
+                                             text(s) + name_of(type) + name_of(y_type) + std::to_string(form),
                                              actual) == "");
                             CHECK(bench.damage() == "");
                         }
@@ -93,15 +94,18 @@ TEST_CASE("matmul_input_gradient equals the double-precision product", "[matmul_
                         reference::matmul_input_gradient(dz, host.quantized(type).q, s.M, s.N, s.K);
                     ++form;
                     for (const BackendUnderTest& device : backends_under_test(type)) {
-                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(s) << ", grid "
-                                         << reference::name_of(host.grid) << " group " << host.group);
+                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(s)
+                                         << ", grid " << reference::name_of(host.grid) << " group "
+                                         << host.group);
                         Bench bench(*device.backend);
                         const ComputeWeight& weight = place_weight(bench, host, type);
                         const Tensor dx = bench.output("dx", type, {s.M, s.K});
-                        device.backend->matmul_input_gradient(dx, bench.input("dz", dz, type, {s.M, s.N}), weight);
+                        device.backend->matmul_input_gradient(dx, bench.input("dz", dz, type, {s.M, s.N}),
+                                                              weight);
                         const Array actual = bench.read(dx);
                         CHECK(difference(actual, expected, type, float32_sum(s.N)) == "");
-                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(form), actual) == "");
+                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(form), actual) ==
+                              "");
                         CHECK(bench.damage() == "");
                     }
                 }
@@ -117,8 +121,10 @@ TEST_CASE("matmul_weight_gradient equals the double-precision product", "[matmul
             for (const Sizes& s : sizes(seed)) {
                 for (bool accumulate : {false, true}) {
                     Random random(seed + 10);
-                    const Array x = random.normals(s.M * s.K, type), dz = random.normals(s.M * s.N, type, 1e-3);
-                    const Array before = accumulate ? random.normals(s.N * s.K, DType::float32, 0.05) : Array();
+                    const Array x = random.normals(s.M * s.K, type),
+                                dz = random.normals(s.M * s.N, type, 1e-3);
+                    const Array before =
+                        accumulate ? random.normals(s.N * s.K, DType::float32, 0.05) : Array();
                     const reference::Result expected =
                         reference::matmul_weight_gradient(dz, x, before, s.M, s.N, s.K);
                     for (const BackendUnderTest& device : backends_under_test(type)) {
@@ -128,10 +134,12 @@ TEST_CASE("matmul_weight_gradient equals the double-precision product", "[matmul
                         const Tensor dq = accumulate ? bench.update("dq", before, DType::float32, {s.N, s.K})
                                                      : bench.output("dq", DType::float32, {s.N, s.K});
                         device.backend->matmul_weight_gradient(dq, bench.input("dz", dz, type, {s.M, s.N}),
-                                                               bench.input("x", x, type, {s.M, s.K}), accumulate);
+                                                               bench.input("x", x, type, {s.M, s.K}),
+                                                               accumulate);
                         const Array actual = bench.read(dq);
                         CHECK(difference(actual, expected, DType::float32, float32_sum(s.M)) == "");
-                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(accumulate), actual) == "");
+                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(accumulate),
+                                         actual) == "");
                         CHECK(bench.damage() == "");
                     }
                 }
@@ -183,16 +191,17 @@ TEST_CASE("a compute weight serves any number of rows, chunk by chunk", "[matmul
                 const int64_t count = std::min<int64_t>(16, M - first);
                 device.backend->matmul_forward(y.rows(first, count), x.rows(first, count), weight);
             }
-            CHECK(difference(bench.read(y), reference::matmul_forward(values, host.quantized(type), M, N, K), type,
-                             float32_sum(K)) == "");
+            CHECK(difference(bench.read(y), reference::matmul_forward(values, host.quantized(type), M, N, K),
+                             type, float32_sum(K)) == "");
         }
     }
 }
 
-// The contract moves the scale out of the backward matmuls. Here the gradients of y = x ŵᵀ with the full matrix
-// ŵ = s * q, which need no such identity, are compared with what the operations deliver through it.
-TEST_CASE("gradients through the row scale are those of the whole weight", "[matmul_input_gradient]"
-                                                                           "[matmul_weight_gradient]") {
+// The contract moves the scale out of the backward matmuls. Here the gradients of y = x ŵᵀ with the full
+// matrix ŵ = s * q, which need no such identity, are compared with what the operations deliver through it.
+TEST_CASE("gradients through the row scale are those of the whole weight",
+          "[matmul_input_gradient]"
+          "[matmul_weight_gradient]") {
     const int64_t M = 29, N = 18, K = 23;
     for (Grid grid : reference::quantized_grids()) {
         Random random(60);
@@ -233,7 +242,8 @@ TEST_CASE("gradients through the row scale are those of the whole weight", "[mat
     }
 }
 
-TEST_CASE("matmuls show NaN and infinity", "[matmul_forward][matmul_input_gradient][matmul_weight_gradient]") {
+TEST_CASE("matmuls show NaN and infinity",
+          "[matmul_forward][matmul_input_gradient][matmul_weight_gradient]") {
     const int64_t M = 5, N = 6, K = 7;
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
@@ -246,7 +256,8 @@ TEST_CASE("matmuls show NaN and infinity", "[matmul_forward][matmul_input_gradie
                 Array x = random.normals(M * K, type), dz = random.normals(M * N, type);
                 x[2 * K + 3] = special;
                 dz[1 * N + 4] = special;
-                const Tensor x_in = bench.input("x", x, type, {M, K}), dz_in = bench.input("dz", dz, type, {M, N});
+                const Tensor x_in = bench.input("x", x, type, {M, K}),
+                             dz_in = bench.input("dz", dz, type, {M, N});
                 const Tensor y = bench.output("y", type, {M, N}), dx = bench.output("dx", type, {M, K});
                 const Tensor dq = bench.output("dq", DType::float32, {N, K});
                 device.backend->matmul_forward(y, x_in, weight);
@@ -271,7 +282,8 @@ TEST_CASE("matmuls show NaN and infinity", "[matmul_forward][matmul_input_gradie
     }
 }
 
-TEST_CASE("matmuls check their arguments", "[matmul_forward][matmul_input_gradient][matmul_weight_gradient][contract]") {
+TEST_CASE("matmuls check their arguments",
+          "[matmul_forward][matmul_input_gradient][matmul_weight_gradient][contract]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));

@@ -1,4 +1,6 @@
 // Device, memory and the sum of a vector.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
@@ -116,7 +118,8 @@ TEST_CASE("compute weights need memory for every element", "[memory]") {
     }
 }
 
-// ---- sum ------------------------------------------------------------------------------------------------------------
+// ---- sum
+// -----------------------------------------------------------------------------------------------------------
 
 TEST_CASE("sum adds in double precision and accumulates", "[sum]") {
     SameBits same;
@@ -156,7 +159,8 @@ TEST_CASE("sum does not lose small values between large ones", "[sum]") {
 
 TEST_CASE("sum shows NaN and infinity", "[sum]") {
     for (const BackendUnderTest& device : backends_under_test()) {
-        for (double special : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+        for (double special :
+             {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
             INFO(device.name << ", " << special);
             Bench bench(*device.backend);
             const Tensor total = bench.output("total", DType::float32, {1});
@@ -182,4 +186,60 @@ TEST_CASE("sum checks its arguments", "[sum][contract]") {
         CHECK(call(total, with_dtype(values, DType::int32)) == "");
         CHECK(call(total, with_dtype(values, DType::bfloat16)) == "");
     }
+}
+
+// ---- the harness itself
+// ---------------------------------------------------------------------------------------------
+
+TEST_CASE("a bench notices writes outside of tensors and into inputs", "[harness]") {
+    for (const BackendUnderTest& device : backends_under_test()) {
+        INFO(device.name);
+        const unsigned char byte = 7;
+        for (int64_t offset : {-64, -1, 0, 11, 12, 75}) {
+            INFO("byte " << offset);
+            Bench bench(*device.backend);
+            const Tensor input = bench.input("values", {1, 2, 3}, DType::float32, {3});
+            const Tensor output = bench.output("result", DType::float32, {3});
+            CHECK(bench.damage() == "");
+            device.backend->copy_to_device(static_cast<char*>(output.data) + offset, &byte, 1);
+            CHECK((bench.damage() == "") == (offset == 0 || offset == 11));
+            device.backend->copy_to_device(static_cast<char*>(input.data) + offset, &byte, 1);
+            CHECK(bench.damage().find("values") != std::string::npos);
+        }
+        Bench bench(*device.backend);
+        CHECK(std::isnan(bench.read(bench.output("result", DType::bfloat16, {1}))[0]));
+        CHECK_THROWS_AS(bench.input("values", {0.1}, DType::bfloat16, {1}), std::logic_error);
+        CHECK_THROWS_AS(bench.input("values", {1, 2}, DType::float32, {3}), std::logic_error);
+    }
+}
+
+TEST_CASE("comparisons notice what they are made for", "[harness]") {
+    reference::Result expected(2);
+    expected.value = {1, 1000};
+    expected.magnitude = {1, 1000};
+    CHECK(difference({1, 1000}, expected, DType::float32, 0) == "");
+    CHECK(difference({1 + 0x1p-23, 1000}, expected, DType::float32, 0) != "");
+    CHECK(difference({1 + 0x1p-23, 1000}, expected, DType::float32, 0x1p-23) == "");
+    CHECK(difference({1 + 0x1p-7, 1000}, expected, DType::bfloat16, 0) != "");
+    CHECK(difference({1 + 0x1p-8, 1000}, expected, DType::bfloat16, 0) == "");
+    CHECK(difference({std::nan(""), 1000}, expected, DType::float32, 1) != "");
+    CHECK(difference({1}, expected, DType::float32, 1) != "");
+    CHECK(difference({1, 1001}, expected, DType::float32, 1) !=
+          "");  // each element passes, the norm does not
+    CHECK(inequality({0, 1}, {-0.0, 1}) == "");
+    CHECK(inequality({std::nan("")}, {std::nan("")}) != "");
+    SameBits same;
+    const BackendUnderTest first{"first", "device", nullptr}, second{"second", "device", nullptr};
+    const BackendUnderTest other{"other", "other device", nullptr};
+    CHECK(same.check(first, "y", {0.0}) == "");
+    CHECK(same.check(second, "y", {-0.0}) != "");
+    CHECK(same.check(second, "y", {0.0}) == "");
+    CHECK(same.check(other, "y", {1}) == "");
+}
+
+TEST_CASE("a contract check tells the right error from all others", "[harness]") {
+    CHECK(contract_violation("sum", [] { throw std::logic_error("sum: values"); }) == "");
+    CHECK(contract_violation("sum", [] { throw std::logic_error("values"); }) != "");
+    CHECK(contract_violation("sum", [] { throw std::runtime_error("sum: values"); }) != "");
+    CHECK(contract_violation("sum", [] {}) != "");
 }

@@ -21,10 +21,12 @@ struct Stepped {
     ComputeWeight* compute = nullptr;
 };
 
-Tensor tensor(float* data, int64_t count) { return Tensor(data, DType::float32, {count}); }
+Tensor tensor(float* data, int64_t count) {
+    return Tensor(data, DType::float32, {count});
+}
 
-Stepped make(Bench& bench, Random& random, int64_t rows, int64_t columns, Grid grid, int64_t group, bool decay,
-             ComputeWeight* compute, int64_t first_row = 0) {
+Stepped make(Bench& bench, Random& random, int64_t rows, int64_t columns, Grid grid, int64_t group,
+             bool decay, ComputeWeight* compute, int64_t first_row = 0) {
     Stepped result;
     result.host = random_parameter(random, rows, columns, grid, group);
     result.rows = place(bench, result.host, compute, first_row);
@@ -37,7 +39,7 @@ Stepped make(Bench& bench, Random& random, int64_t rows, int64_t columns, Grid g
 }
 
 reference::AdamWArguments arguments(const AdamWStep& step, double clip_factor, bool decay) {
-    return {step.learning_rate, step.beta1,  step.beta2, step.epsilon, decay ? step.weight_decay : 0.0f,
+    return {step.learning_rate, step.beta1, step.beta2, step.epsilon, decay ? step.weight_decay : 0.0f,
             clip_factor,        step.step};
 }
 
@@ -58,7 +60,8 @@ std::string state_difference(Bench& bench, const reference::AdamWState& state, f
         for (double& m : bound.magnitude) m = std::abs(m) + floor;
         return difference(bench.read(tensor(data, count)), bound, DType::float32, 0x1p-20);
     };
-    const double largest = std::abs(*std::max_element(state.second_moment.begin(), state.second_moment.end()));
+    const double largest =
+        std::abs(*std::max_element(state.second_moment.begin(), state.second_moment.end()));
     std::string report = compare(value, state.value, step_size);
     // A first moment may cancel; its terms are no larger than the root of the second one, up to the betas.
     report += compare(first, state.first_moment, std::sqrt(largest));
@@ -102,13 +105,18 @@ TEST_CASE("adamw_and_quantize follows double-precision AdamW over several steps"
                     for (Stepped& p : all) {
                         p.host.gradient = random.normals(p.rows.elements(), DType::float32, 0.01 * t);
                         const Array scale_gradient = random.normals(p.host.scales(), DType::float32, 0.02);
-                        p.rows.gradient = bench.input("gradient", p.host.gradient, DType::float32,
-                                                      {p.rows.rows, p.rows.columns}).as<float>();
+                        p.rows.gradient = bench
+                                              .input("gradient", p.host.gradient, DType::float32,
+                                                     {p.rows.rows, p.rows.columns})
+                                              .as<float>();
                         if (p.host.grid != Grid::none)
-                            p.rows.scale_gradient = bench.input("scale gradient", scale_gradient, DType::float32,
-                                                                {p.host.scales()}).as<float>();
-                        squares.push_back(static_cast<float>(reference::dot(p.host.gradient, p.host.gradient) +
-                                                             reference::dot(scale_gradient, scale_gradient)));
+                            p.rows.scale_gradient = bench
+                                                        .input("scale gradient", scale_gradient,
+                                                               DType::float32, {p.host.scales()})
+                                                        .as<float>();
+                        squares.push_back(
+                            static_cast<float>(reference::dot(p.host.gradient, p.host.gradient) +
+                                               reference::dot(scale_gradient, scale_gradient)));
                         rows.push_back(p.rows);
                     }
                     double total = 0;
@@ -125,8 +133,10 @@ TEST_CASE("adamw_and_quantize follows double-precision AdamW over several steps"
                         CHECK(state_difference(bench, p.weight, p.rows.master, p.rows.first_moment,
                                                p.rows.second_moment, step.learning_rate) == "");
                         const Array master = bench.read(master_of(p.rows));
-                        CHECK(same.check(device, std::to_string(i) + name_of(type) + std::to_string(clip) +
-                                                     std::to_string(t), master) == "");
+                        CHECK(same.check(device,
+                                         std::to_string(i) + name_of(type) + std::to_string(clip) +
+                                             std::to_string(t),
+                                         master) == "");
                         if (p.host.grid == Grid::none) continue;
                         const Array gradient = bench.read(scale_gradient_of(p.rows));
                         reference::adamw(p.scale, gradient, scale_arguments(step, factor));
@@ -168,7 +178,6 @@ TEST_CASE("one AdamW step by hand", "[adamw_and_quantize]") {
         AdamWStep step;
         step.learning_rate = 0.1f;
         step.weight_decay = 0.5f;
-        step.epsilon = 0;
         // At t = 1 the update is g / |g|; without a gradient it is 0 / 0 unless epsilon is positive.
         step.epsilon = 1e-12f;
         const Tensor squares = bench.input("squares", {16.25}, DType::float32, {1});
@@ -193,24 +202,47 @@ TEST_CASE("one AdamW step by hand", "[adamw_and_quantize]") {
     }
 }
 
+TEST_CASE("clipping begins where the norm exceeds the limit", "[adamw_and_quantize]") {
+    for (const BackendUnderTest& device : backends_under_test()) {
+        // The norm of both tensors together is 5.
+        for (double clip : {4.0, 4.875, 5.0, 5.125, 0.0}) {
+            INFO(device.name << ", clip norm " << clip);
+            Bench bench(*device.backend);
+            const std::vector<ParameterRows> parameters = {
+                place(bench, HostParameter{1, 1, Grid::none, 0, {1}, {}, {3}}, nullptr),
+                place(bench, HostParameter{1, 1, Grid::none, 0, {1}, {}, {-4}}, nullptr)};
+            AdamWStep step;
+            step.clip_norm = static_cast<float>(clip);
+            device.backend->adamw_and_quantize(parameters, step,
+                                               bench.input("squares", {9, 16}, DType::float32, {2}));
+            const double factor = clip > 0 && clip < 5 ? clip / 5 : 1;
+            CHECK(std::abs(bench.read(tensor(parameters[0].first_moment, 1))[0] - 0.3 * factor) < 1e-6);
+            CHECK(std::abs(bench.read(tensor(parameters[1].first_moment, 1))[0] + 0.4 * factor) < 1e-6);
+        }
+    }
+}
+
 TEST_CASE("scales stay at or above the smallest scale", "[adamw_and_quantize]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));
             Bench bench(*device.backend);
             // The first scale is pushed down through the floor, the second up.
-            const HostParameter host{2, 2, Grid::integer4, 2, {0.1f, -0.1f, 0.2f, 0.3f}, {2e-5f, 2e-5f}, {0, 0, 0, 0}};
+            const HostParameter host{
+                2, 2, Grid::integer4, 2, {0.1f, -0.1f, 0.2f, 0.3f}, {2e-5f, 2e-5f}, {0, 0, 0, 0}};
             ComputeWeight& weight = bench.compute_weight(2, 2, type, false, true);
             ParameterRows p = place(bench, host, &weight);
             p.scale_gradient = bench.input("scale gradient", {1, -1}, DType::float32, {2}).as<float>();
             AdamWStep step;
             step.scale_learning_rate = 1e-2f;
             step.weight_decay = 0.9f;  // never applies to scales
-            device.backend->adamw_and_quantize({&p, 1}, step, bench.input("squares", {2}, DType::float32, {1}));
+            device.backend->adamw_and_quantize({&p, 1}, step,
+                                               bench.input("squares", {2}, DType::float32, {1}));
             const Array scale = bench.read(scale_of(p));
             CHECK(scale[0] == static_cast<double>(smallest_scale));
             CHECK(std::abs(scale[1] - 0.01002) < 1e-7);
-            const Array expected = {reference::effective_scale(scale[0]), reference::effective_scale(scale[1])};
+            const Array expected = {reference::effective_scale(scale[0]),
+                                    reference::effective_scale(scale[1])};
             CHECK(inequality(bench.read(weight.row_scale()), expected) == "");
             CHECK(revealed(bench, weight)[0] == 7 * expected[0]);
             CHECK(inequality(bench.read(master_of(p)), host.master) == "");
@@ -224,13 +256,15 @@ TEST_CASE("a NaN gradient is visible in weights and scales", "[adamw_and_quantiz
         for (float clip : {0.0f, 1.0f}) {
             INFO(device.name << " clip norm " << clip);
             Bench bench(*device.backend);
-            HostParameter host{2, 2, Grid::integer4, 2, {0.1f, -0.1f, 0.2f, 0.3f}, {0.1f, 0.2f}, {nan, 1, 1, 1}};
+            HostParameter host{
+                2, 2, Grid::integer4, 2, {0.1f, -0.1f, 0.2f, 0.3f}, {0.1f, 0.2f}, {nan, 1, 1, 1}};
             ParameterRows p = place(bench, host, nullptr);
             p.scale_gradient = bench.input("scale gradient", {nan, 1}, DType::float32, {2}).as<float>();
             AdamWStep step;
             step.learning_rate = step.scale_learning_rate = 1e-3f;
             step.clip_norm = clip;
-            device.backend->adamw_and_quantize({&p, 1}, step, bench.input("squares", {nan}, DType::float32, {1}));
+            device.backend->adamw_and_quantize({&p, 1}, step,
+                                               bench.input("squares", {nan}, DType::float32, {1}));
             CHECK(std::isnan(bench.read(master_of(p))[0]));
             CHECK(std::isnan(bench.read(scale_of(p))[0]));
         }
@@ -247,8 +281,9 @@ TEST_CASE("adamw_and_quantize counts steps from one", "[adamw_and_quantize][cont
             AdamWStep step;
             step.step = t;
             step.scale_step = scale_t;
-            return contract_violation("adamw_and_quantize",
-                                      [&] { device.backend->adamw_and_quantize({&p, 1}, step, tensor); });
+            return contract_violation("adamw_and_quantize", [&] {
+                device.backend->adamw_and_quantize({&p, 1}, step, tensor);
+            });
         };
         CHECK(call(0, 1, squares) == "");
         CHECK(call(1, 0, squares) == "");

@@ -30,12 +30,12 @@ std::vector<Case> cases(uint64_t seed) {
 }
 
 std::string text(Grid grid, const Case& c) {
-    return std::string(reference::name_of(grid)) + " " + std::to_string(c.rows) + " x " + std::to_string(c.columns) +
-           " group " + std::to_string(c.group);
+    return std::string(reference::name_of(grid)) + " " + std::to_string(c.rows) + " x " +
+           std::to_string(c.columns) + " group " + std::to_string(c.group);
 }
 
-// What matmul_forward with an identity must reveal, bit by bit: the product s * q in float32, or s * level rounded to
-// the compute type where several scales of a row cannot leave the sum.
+// What matmul_forward with an identity must reveal, bit by bit: the product s * q in float32, or s * level
+// rounded to the compute type where several scales of a row cannot leave the sum.
 Array expected_weights(const HostParameter& host, DType compute_type) {
     const reference::QuantizedMatrix matrix = host.quantized(compute_type);
     Array result(host.rows * host.columns);
@@ -46,7 +46,8 @@ Array expected_weights(const HostParameter& host, DType compute_type) {
 
 }  // namespace
 
-// ---- initialize_scales ----------------------------------------------------------------------------------------------
+// ---- initialize_scales
+// ----------------------------------------------------------------------------------------------
 
 TEST_CASE("initialize_scales takes the grid's statistic of each group", "[initialize_scales]") {
     for (uint64_t seed : {1, 2}) {
@@ -57,7 +58,8 @@ TEST_CASE("initialize_scales takes the grid's statistic of each group", "[initia
                 HostParameter host = random_parameter(random, c.rows, c.columns, grid, c.group);
                 // A group of zeros has the smallest scale.
                 std::fill(host.master.begin(), host.master.begin() + c.group, 0.0);
-                const Array expected = reference::initial_scales(grid, c.rows, c.columns, c.group, host.master);
+                const Array expected =
+                    reference::initial_scales(grid, c.rows, c.columns, c.group, host.master);
                 for (const BackendUnderTest& device : backends_under_test()) {
                     INFO(device.name << ", seed " << seed << ", " << text(grid, c));
                     Bench bench(*device.backend);
@@ -79,27 +81,30 @@ TEST_CASE("initialize_scales takes the grid's statistic of each group", "[initia
 
 TEST_CASE("initial scales by hand", "[initialize_scales]") {
     for (const BackendUnderTest& device : backends_under_test()) {
-        for (const auto& [grid, expected] : std::vector<std::pair<Grid, double>>{{Grid::binary, 0.875},
-                                                                                 {Grid::ternary, 2.0 / 1.5},
-                                                                                 {Grid::quaternary, 1},
-                                                                                 {Grid::integer3, 2.0 / 3},
-                                                                                 {Grid::integer4, 2.0 / 7},
-                                                                                 {Grid::integer5, 2.0 / 15},
-                                                                                 {Grid::integer6, 2.0 / 31},
-                                                                                 {Grid::integer8, 2.0 / 127}}) {
+        for (const auto& [grid, expected] :
+             std::vector<std::pair<Grid, double>>{{Grid::binary, 0.875},
+                                                  {Grid::ternary, 2.0 / 1.5},
+                                                  {Grid::quaternary, 1},
+                                                  {Grid::integer3, 2.0 / 3},
+                                                  {Grid::integer4, 2.0 / 7},
+                                                  {Grid::integer5, 2.0 / 15},
+                                                  {Grid::integer6, 2.0 / 31},
+                                                  {Grid::integer8, 2.0 / 127}}) {
             INFO(device.name << " " << reference::name_of(grid));
             Bench bench(*device.backend);
             HostParameter host{1, 4, grid, 4, {0.5, -2, 0.25, 0.75}, {}, {}};
             // A tensor without a grid is passed over, also between others.
             const HostParameter plain{1, 4, Grid::none, 0, {1, 2, 3, 4}, {}, {}};
-            const std::vector<ParameterRows> parameters = {place(bench, plain, nullptr), place(bench, host, nullptr)};
+            const std::vector<ParameterRows> parameters = {place(bench, plain, nullptr),
+                                                           place(bench, host, nullptr)};
             device.backend->initialize_scales(parameters);
             CHECK(std::abs(bench.read(scale_of(parameters[1]))[0] - expected) <= 1e-7 * expected);
         }
     }
 }
 
-// ---- quantize -------------------------------------------------------------------------------------------------------
+// ---- quantize
+// -------------------------------------------------------------------------------------------------------
 
 TEST_CASE("quantized weights are exactly scale times level", "[quantize]") {
     for (uint64_t seed : {1, 2}) {
@@ -110,13 +115,15 @@ TEST_CASE("quantized weights are exactly scale times level", "[quantize]") {
                     const HostParameter host = random_parameter(random, c.rows, c.columns, grid, c.group);
                     const Array expected = expected_weights(host, type);
                     for (const BackendUnderTest& device : backends_under_test(type)) {
-                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(grid, c));
+                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", "
+                                         << text(grid, c));
                         Bench bench(*device.backend);
                         const ComputeWeight& weight = place_weight(bench, host, type);
                         CHECK(weight.scaled == host.one_scale_per_row());
                         CHECK(inequality(revealed(bench, weight), expected) == "");
                         if (weight.scaled)
-                            CHECK(inequality(bench.read(weight.row_scale()), host.quantized(type).row_scale) == "");
+                            CHECK(inequality(bench.read(weight.row_scale()),
+                                             host.quantized(type).row_scale) == "");
                         CHECK(bench.damage() == "");
                     }
                 }
@@ -151,13 +158,16 @@ TEST_CASE("weights on ties, on the clip bounds, zero, and scales at the floor", 
             for (double scale : {0.25, 1.0, 0.0, floor, 3e-3}) {
                 // Multiples of a quarter of the scale, for powers of two exactly on every tie and clip bound.
                 const double s = reference::effective_scale(scale);
-                HostParameter host{75, 15, grid, 15, {0.0, -0.0, table.clip_low * s, table.clip_high * s}, {}, {}};
-                for (int quarter = -4 * 140; quarter <= 4 * 140; ++quarter) host.master.push_back(0.25 * quarter * s);
+                HostParameter host{75, 15, grid, 15, {0.0, -0.0, table.clip_low * s, table.clip_high * s},
+                                   {}, {}};
+                for (int quarter = -4 * 140; quarter <= 4 * 140; ++quarter)
+                    host.master.push_back(0.25 * quarter * s);
                 host.master = reference::rounded(DType::float32, host.master);
                 host.master.resize(75 * 15, 0.0);
                 host.scale = reference::rounded(DType::float32, Array(75, scale));
                 for (const BackendUnderTest& device : backends_under_test(type)) {
-                    INFO(device.name << " " << name_of(type) << " " << reference::name_of(grid) << " scale " << scale);
+                    INFO(device.name << " " << name_of(type) << " " << reference::name_of(grid) << " scale "
+                                     << scale);
                     Bench bench(*device.backend);
                     const ComputeWeight& weight = place_weight(bench, host, type);
                     const Array actual = revealed(bench, weight);
@@ -184,7 +194,8 @@ TEST_CASE("query, key and value stand one below the other in one compute weight"
                 std::vector<HostParameter> hosts;
                 for (int64_t r : rows) hosts.push_back(random_parameter(random, r, columns, grid, group));
                 for (const BackendUnderTest& device : backends_under_test(type)) {
-                    INFO(device.name << " " << name_of(type) << " " << reference::name_of(grid) << " group " << group);
+                    INFO(device.name << " " << name_of(type) << " " << reference::name_of(grid) << " group "
+                                     << group);
                     Bench bench(*device.backend);
                     ComputeWeight& weight = bench.compute_weight(10 * head_dim, columns, type, false,
                                                                  hosts[0].one_scale_per_row());
@@ -234,7 +245,8 @@ TEST_CASE("several matrices in one call, with tensors that no matmul reads betwe
                                                              hosts.back().one_scale_per_row());
                 weights.push_back(&weight);
                 parameters.push_back(place(bench, hosts.back(), &weight));
-                parameters.push_back(place(bench, random_parameter(random, 1, columns, Grid::none, 0), nullptr));
+                parameters.push_back(
+                    place(bench, random_parameter(random, 1, columns, Grid::none, 0), nullptr));
             }
             device.backend->quantize(parameters);
             for (size_t i = 0; i < hosts.size(); ++i)
@@ -286,7 +298,8 @@ TEST_CASE("a NaN or infinite weight is visible behind quantize", "[quantize]") {
     }
 }
 
-// ---- ste_backward_and_norm ------------------------------------------------------------------------------------------
+// ---- ste_backward_and_norm
+// ------------------------------------------------------------------------------------------
 
 TEST_CASE("ste_backward_and_norm equals the definition", "[ste_backward_and_norm]") {
     for (uint64_t seed : {1, 2}) {
@@ -321,7 +334,8 @@ TEST_CASE("ste_backward_and_norm equals the definition", "[ste_backward_and_norm
                         CHECK(difference(gradient, bound, DType::float32, 0x1p-23) == "");
                     const Array square = bench.read(squares);
                     CHECK(std::abs(square[1] - expected.squares) <= 1e-6 * expected.squares);
-                    CHECK(std::abs(square[0] - reference::dot(vector.gradient, vector.gradient)) <= 1e-6 * square[0]);
+                    CHECK(std::abs(square[0] - reference::dot(vector.gradient, vector.gradient)) <=
+                          1e-6 * square[0]);
                     CHECK(inequality(bench.read(gradient_of(parameters[0])), vector.gradient) == "");
                     CHECK(same.check(device, text(grid, c), gradient) == "");
                     CHECK(same.check(device, text(grid, c) + " squares", square) == "");
@@ -329,7 +343,8 @@ TEST_CASE("ste_backward_and_norm equals the definition", "[ste_backward_and_norm
                     if (grid != Grid::none) {
                         const Array scale_gradient = bench.read(scale_gradient_of(parameters[1]));
                         // Each term is rounded a few times; the sum itself is formed in double.
-                        CHECK(difference(scale_gradient, expected.scale_gradient, DType::float32, 0x1p-21) == "");
+                        CHECK(difference(scale_gradient, expected.scale_gradient, DType::float32, 0x1p-21) ==
+                              "");
                         CHECK(same.check(device, text(grid, c) + " scale", scale_gradient) == "");
                         CHECK(inequality(bench.read(scale_of(parameters[1])), host.scale) == "");
                     }
@@ -344,8 +359,10 @@ TEST_CASE("straight-through gradients by hand", "[ste_backward_and_norm]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Bench bench(*device.backend);
-        // 3 bits, s = 0.5: w/s = 1.25 inside, 3 on the upper bound, 3.5 and -5 outside, -4 on the lower bound, 2.5 a tie
-        HostParameter host{1, 6, Grid::integer3, 6, {0.625, 1.5, 1.75, -2.5, -2, 1.25}, {0.5}, {1, 2, 3, 4, 5, 6}};
+        // 3 bits, s = 0.5: w/s = 1.25 inside, 3 on the upper bound, 3.5 and -5 outside, -4 on the lower
+        // bound, 2.5 a tie
+        HostParameter host{
+            1, 6, Grid::integer3, 6, {0.625, 1.5, 1.75, -2.5, -2, 1.25}, {0.5}, {1, 2, 3, 4, 5, 6}};
         ParameterRows parameter = place(bench, host, nullptr);
         parameter.scale_gradient_factor = 0.25f;
         const Tensor squares = bench.output("squares", DType::float32, {1});
@@ -394,7 +411,8 @@ TEST_CASE("squares keep their precision over many weights and show NaN", "[ste_b
     }
 }
 
-// ---- contract -------------------------------------------------------------------------------------------------------
+// ---- contract
+// -------------------------------------------------------------------------------------------------------
 
 TEST_CASE("operations on parameters check their arguments", "[quantize][contract]") {
     for (DType type : compute_types()) {
@@ -417,7 +435,8 @@ TEST_CASE("operations on parameters check their arguments", "[quantize][contract
             mutate("group zero", [](ParameterRows& p) { p.group = 0; });
             mutate("group does not divide", [](ParameterRows& p) { p.group = 5; });
             const size_t without_compute = wrong.size();
-            mutate("fewer columns than the compute weight", [](ParameterRows& p) { p.columns = p.group = 6; });
+            mutate("fewer columns than the compute weight",
+                   [](ParameterRows& p) { p.columns = p.group = 6; });
             mutate("ends behind the compute weight", [](ParameterRows& p) { p.first_row = 1; });
             mutate("starts before the compute weight", [](ParameterRows& p) { p.first_row = -1; });
             for (size_t i = 0; i < wrong.size(); ++i) {
@@ -429,13 +448,13 @@ TEST_CASE("operations on parameters check their arguments", "[quantize][contract
                       }) == "");
                 if (i >= without_compute) continue;
                 CHECK(contract_violation("initialize_scales", [&] { backend.initialize_scales(bad); }) == "");
-                CHECK(contract_violation("ste_backward_and_norm", [&] {
-                          backend.ste_backward_and_norm(bad, squares);
-                      }) == "");
+                CHECK(contract_violation("ste_backward_and_norm",
+                                         [&] { backend.ste_backward_and_norm(bad, squares); }) == "");
             }
             const auto with_squares = [&](const Tensor& tensor) {
-                return contract_violation("ste_backward_and_norm",
-                                          [&] { backend.ste_backward_and_norm({&good, 1}, tensor); });
+                return contract_violation("ste_backward_and_norm", [&] {
+                    backend.ste_backward_and_norm({&good, 1}, tensor);
+                });
             };
             CHECK(with_squares(Tensor()) == "");
             CHECK(with_squares(bench.output("squares", DType::float32, {2})) == "");

@@ -18,15 +18,16 @@ struct Sizes {
 
 std::vector<Sizes> sizes(uint64_t seed) {
     Random random(seed);
-    const Sizes first{random.integer(1, 300), random.integer(1, 200)}, second{random.integer(1, 300), random.integer(1, 90)};
+    const Sizes first{random.integer(1, 300), random.integer(1, 200)},
+        second{random.integer(1, 300), random.integer(1, 90)};
     if (seed > 1) return {first, second};
-    return {{1, 1},    {1, 64},  {3, 1},    {2, 7},    {31, 33}, {64, 256},
+    return {{1, 1},    {1, 64},   {3, 1},    {2, 7},    {31, 33}, {64, 256},
             {65, 130}, {257, 48}, {700, 96}, {5, 1031}, first,    second};
 }
 
 std::string text(const Sizes& s, uint64_t seed, DType type) {
-    return std::string(name_of(type)) + ", seed " + std::to_string(seed) + ", M " + std::to_string(s.M) + " C " +
-           std::to_string(s.C);
+    return std::string(name_of(type)) + ", seed " + std::to_string(seed) + ", M " + std::to_string(s.M) +
+           " C " + std::to_string(s.C);
 }
 
 constexpr float epsilon = 1e-5f;
@@ -62,12 +63,14 @@ TEST_CASE("residual_rmsnorm_forward equals the double-precision formula", "[resi
                         const std::string label = text(s, seed, type) + ", " + mode;
                         INFO(device.name << " " << label);
                         Bench bench(*device.backend);
-                        const Tensor in = mode == "in place"
-                                              ? bench.update("residual", residual, DType::float32, {s.M, s.C})
-                                              : bench.input("residual_in", residual, DType::float32, {s.M, s.C});
+                        const Tensor in =
+                            mode == "in place"
+                                ? bench.update("residual", residual, DType::float32, {s.M, s.C})
+                                : bench.input("residual_in", residual, DType::float32, {s.M, s.C});
                         Tensor out;
                         if (mode == "in place") out = in;
-                        if (mode == "separate") out = bench.output("residual_out", DType::float32, {s.M, s.C});
+                        if (mode == "separate")
+                            out = bench.output("residual_out", DType::float32, {s.M, s.C});
                         const Tensor y = bench.output("y", type, {s.M, s.C});
                         const Tensor rstd = bench.output("rstd", DType::float32, {s.M});
                         device.backend->residual_rmsnorm_forward(
@@ -75,11 +78,11 @@ TEST_CASE("residual_rmsnorm_forward equals the double-precision formula", "[resi
                             bench.input("weight", weight, DType::float32, {s.C}), epsilon);
                         const double slack = float32_sum(s.C);
                         CHECK(difference(bench.read(y), expected.y, type, slack) == "");
-                        CHECK(difference(bench.read(rstd), plain(expected.rstd, expected.rstd), DType::float32,
-                                         slack) == "");
+                        CHECK(difference(bench.read(rstd), plain(expected.rstd, expected.rstd),
+                                         DType::float32, slack) == "");
                         if (!out.empty())  // one addition in float32
-                            CHECK(inequality(bench.read(out), reference::rounded(DType::float32, expected.residual)) ==
-                                  "");
+                            CHECK(inequality(bench.read(out),
+                                             reference::rounded(DType::float32, expected.residual)) == "");
                         CHECK(same.check(device, label, bench.read(y)) == "");
                         CHECK(same.check(device, label + " rstd", bench.read(rstd)) == "");
                         CHECK(bench.damage() == "");
@@ -103,21 +106,23 @@ TEST_CASE("rmsnorm_backward equals the double-precision formula", "[rmsnorm_back
                     const Array residual = random.normals(s.M * s.C, DType::float32, 2);
                     const Array weight = random.normals(s.C), dy = random.normals(s.M * s.C, type, 1e-2);
                     const Array rstd = reference::rounded(
-                        DType::float32, reference::rmsnorm_forward(residual, {}, weight, epsilon, s.M, s.C).rstd);
+                        DType::float32,
+                        reference::rmsnorm_forward(residual, {}, weight, epsilon, s.M, s.C).rstd);
                     const Array before = random.normals(s.M * s.C, DType::float32, 1e-2);
                     const Array weight_before = random.normals(s.C, DType::float32, 0.1);
                     const Array column_scale = scaled ? random.scales(s.C, 0.1) : Array();
                     const reference::RMSNormBackward expected = reference::rmsnorm_backward(
-                        accumulate_residual ? before : Array(), accumulate_weight ? weight_before : Array(), dy,
-                        residual, rstd, weight, column_scale, s.M, s.C);
+                        accumulate_residual ? before : Array(), accumulate_weight ? weight_before : Array(),
+                        dy, residual, rstd, weight, column_scale, s.M, s.C);
                     for (const BackendUnderTest& device : backends_under_test(type)) {
                         const std::string label = text(s, seed, type) + ", mode " + std::to_string(mode);
                         INFO(device.name << " " << label);
                         Bench bench(*device.backend);
                         Backend& backend = *device.backend;
                         const Tensor d_residual =
-                            accumulate_residual ? bench.update("d_residual", before, DType::float32, {s.M, s.C})
-                                                : bench.output("d_residual", DType::float32, {s.M, s.C});
+                            accumulate_residual
+                                ? bench.update("d_residual", before, DType::float32, {s.M, s.C})
+                                : bench.output("d_residual", DType::float32, {s.M, s.C});
                         const Tensor dweight =
                             accumulate_weight ? bench.update("dweight", weight_before, DType::float32, {s.C})
                                               : bench.output("dweight", DType::float32, {s.C});
@@ -132,8 +137,8 @@ TEST_CASE("rmsnorm_backward equals the double-precision formula", "[rmsnorm_back
                             accumulate_residual, accumulate_weight, workspace);
                         CHECK(difference(bench.read(d_residual), expected.d_residual, DType::float32,
                                          float32_sum(s.C)) == "");
-                        CHECK(difference(bench.read(dweight), expected.dweight, DType::float32, float32_sum(s.M)) ==
-                              "");
+                        CHECK(difference(bench.read(dweight), expected.dweight, DType::float32,
+                                         float32_sum(s.M)) == "");
                         CHECK(same.check(device, label, bench.read(d_residual)) == "");
                         CHECK(same.check(device, label + " dweight", bench.read(dweight)) == "");
                         if (with_dz) {
@@ -158,8 +163,10 @@ TEST_CASE("the oracle of rmsnorm has the right gradient", "[rmsnorm_backward][or
     const auto loss = [&](const Array& r, const Array& w) {
         return reference::dot(dy, reference::rmsnorm_forward(r, {}, w, epsilon, M, C).y.value);
     };
-    const Array by_residual = reference::numerical_gradient([&](const Array& r) { return loss(r, weight); }, residual);
-    const Array by_weight = reference::numerical_gradient([&](const Array& w) { return loss(residual, w); }, weight);
+    const Array by_residual =
+        reference::numerical_gradient([&](const Array& r) { return loss(r, weight); }, residual);
+    const Array by_weight =
+        reference::numerical_gradient([&](const Array& w) { return loss(residual, w); }, weight);
     CHECK(reference::relative_distance(gradient.d_residual.value, by_residual) < 1e-8);
     CHECK(reference::relative_distance(gradient.dweight.value, by_weight) < 1e-8);
 }
@@ -175,13 +182,14 @@ TEST_CASE("rmsnorm of zero, tiny and large residuals", "[residual_rmsnorm_forwar
             for (const BackendUnderTest& device : backends_under_test(type)) {
                 INFO(device.name << " " << name_of(type) << ", size " << size);
                 Bench bench(*device.backend);
-                const Tensor y = bench.output("y", type, {M, C}), rstd = bench.output("rstd", DType::float32, {M});
+                const Tensor y = bench.output("y", type, {M, C}),
+                             rstd = bench.output("rstd", DType::float32, {M});
                 device.backend->residual_rmsnorm_forward(
                     Tensor(), y, rstd, bench.input("residual", residual, DType::float32, {M, C}), Tensor(),
                     bench.input("weight", weight, DType::float32, {C}), epsilon);
                 CHECK(difference(bench.read(y), expected.y, type, float32_sum(C)) == "");
-                CHECK(difference(bench.read(rstd), plain(expected.rstd, absolute(expected.rstd)), DType::float32,
-                                 float32_sum(C)) == "");
+                CHECK(difference(bench.read(rstd), plain(expected.rstd, absolute(expected.rstd)),
+                                 DType::float32, float32_sum(C)) == "");
             }
         }
     }
@@ -197,7 +205,8 @@ TEST_CASE("rmsnorm shows NaN and infinity in their row", "[residual_rmsnorm_forw
                 Array residual = random.normals(M * C), branch = random.normals(M * C, type);
                 branch[C + 4] = special;
                 Bench bench(*device.backend);
-                const Tensor y = bench.output("y", type, {M, C}), rstd = bench.output("rstd", DType::float32, {M});
+                const Tensor y = bench.output("y", type, {M, C}),
+                             rstd = bench.output("rstd", DType::float32, {M});
                 const Tensor out = bench.output("residual_out", DType::float32, {M, C});
                 const Tensor weight = bench.input("weight", Array(C, 1.0), DType::float32, {C});
                 const Tensor in = bench.input("residual", residual, DType::float32, {M, C});
@@ -206,13 +215,15 @@ TEST_CASE("rmsnorm shows NaN and infinity in their row", "[residual_rmsnorm_forw
                 const Array y_out = bench.read(y);
                 CHECK_FALSE(std::isfinite(bench.read(out)[C + 4]));
                 CHECK_FALSE(std::isfinite(y_out[C + 4]));
-                for (int64_t c = 0; c < C; ++c) CHECK((std::isfinite(y_out[c]) && std::isfinite(y_out[2 * C + c])));
+                for (int64_t c = 0; c < C; ++c)
+                    CHECK((std::isfinite(y_out[c]) && std::isfinite(y_out[2 * C + c])));
 
                 const Tensor d_residual = bench.output("d_residual", DType::float32, {M, C});
-                const Tensor dweight = bench.output("dweight", DType::float32, {C}), dz = bench.output("dz", type, {M, C});
+                const Tensor dweight = bench.output("dweight", DType::float32, {C}),
+                             dz = bench.output("dz", type, {M, C});
                 device.backend->rmsnorm_backward(
-                    d_residual, dweight, dz, branch_in, in, bench.input("rstd", Array(M, 1.0), DType::float32, {M}),
-                    weight, Tensor(), false, false,
+                    d_residual, dweight, dz, branch_in, in,
+                    bench.input("rstd", Array(M, 1.0), DType::float32, {M}), weight, Tensor(), false, false,
                     bench.workspace(device.backend->rmsnorm_backward_workspace(M, C)));
                 CHECK_FALSE(std::isfinite(bench.read(dweight)[4]));
                 CHECK_FALSE(std::isfinite(bench.read(d_residual)[C + 4]));
@@ -223,7 +234,8 @@ TEST_CASE("rmsnorm shows NaN and infinity in their row", "[residual_rmsnorm_forw
     }
 }
 
-TEST_CASE("rmsnorm operations check their arguments", "[residual_rmsnorm_forward][rmsnorm_backward][contract]") {
+TEST_CASE("rmsnorm operations check their arguments",
+          "[residual_rmsnorm_forward][rmsnorm_backward][contract]") {
     const int64_t M = 3, C = 4;
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
@@ -233,7 +245,8 @@ TEST_CASE("rmsnorm operations check their arguments", "[residual_rmsnorm_forward
             const Array ones(M * C, 1.0);
             const Tensor in = bench.input("residual", ones, DType::float32, {M, C});
             const Tensor out = bench.output("residual_out", DType::float32, {M, C});
-            const Tensor y = bench.output("y", type, {M, C}), branch = bench.input("branch", ones, type, {M, C});
+            const Tensor y = bench.output("y", type, {M, C}),
+                         branch = bench.input("branch", ones, type, {M, C});
             const Tensor rstd = bench.update("rstd", Array(M, 1.0), DType::float32, {M});
             const Tensor weight = bench.input("weight", Array(C, 1.0), DType::float32, {C});
             using Tensors = std::vector<Tensor>;
@@ -243,13 +256,14 @@ TEST_CASE("rmsnorm operations check their arguments", "[residual_rmsnorm_forward
                                           backend.residual_rmsnorm_forward(t[0], t[1], t[2], t[3], t[4], t[5],
                                                                            epsilon);
                                       }) == "");
-            const Tensor dweight = bench.output("dweight", DType::float32, {C}), dz = bench.output("dz", type, {M, C});
+            const Tensor dweight = bench.output("dweight", DType::float32, {C}),
+                         dz = bench.output("dz", type, {M, C});
             const Tensor scale = bench.input("column_scale", Array(C, 1.0), DType::float32, {C});
             void* workspace = bench.workspace(backend.rmsnorm_backward_workspace(M, C));
-            CHECK(contract_violations("rmsnorm_backward", {out, dweight, dz, branch, in, rstd, weight, scale}, {2, 7},
-                                      {}, [&](const Tensors& t) {
-                                          backend.rmsnorm_backward(t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7],
-                                                                   false, false, workspace);
+            CHECK(contract_violations("rmsnorm_backward", {out, dweight, dz, branch, in, rstd, weight, scale},
+                                      {2, 7}, {}, [&](const Tensors& t) {
+                                          backend.rmsnorm_backward(t[0], t[1], t[2], t[3], t[4], t[5], t[6],
+                                                                   t[7], false, false, workspace);
                                       }) == "");
         }
     }

@@ -14,8 +14,9 @@ namespace {
 
 std::vector<AttentionShape> shapes(uint64_t seed) {
     Random random(seed);
-    std::vector<AttentionShape> result = {{1, 1, 1, 1, 2},  {2, 1, 3, 3, 6},   {1, 2, 3, 1, 32},  {2, 33, 2, 2, 80},
-                                          {3, 65, 6, 2, 6}, {2, 130, 3, 1, 64}, {1, 257, 4, 4, 128}};
+    std::vector<AttentionShape> result = {{1, 1, 1, 1, 2},    {2, 1, 3, 3, 6},  {1, 2, 3, 1, 32},
+                                          {2, 33, 2, 2, 80},  {3, 65, 6, 2, 6}, {2, 130, 3, 1, 64},
+                                          {1, 257, 4, 4, 128}};
     const int64_t kv_heads = random.integer(1, 3);
     result.push_back({random.integer(1, 3), random.integer(1, 90), kv_heads * random.integer(1, 4), kv_heads,
                       2 * random.integer(1, 40)});
@@ -27,8 +28,8 @@ reference::Shape plain(const AttentionShape& s) {
 }
 
 std::string text(const AttentionShape& s) {
-    return "B " + std::to_string(s.batch) + " T " + std::to_string(s.sequence) + " H " + std::to_string(s.heads) +
-           " G " + std::to_string(s.kv_heads) + " D " + std::to_string(s.head_dim);
+    return "B " + std::to_string(s.batch) + " T " + std::to_string(s.sequence) + " H " +
+           std::to_string(s.heads) + " G " + std::to_string(s.kv_heads) + " D " + std::to_string(s.head_dim);
 }
 
 // Tables as the model passes them: float32, and for more positions than the sequence has.
@@ -48,13 +49,14 @@ TEST_CASE("rope turns queries and keys and leaves values alone", "[rope_forward]
             for (const AttentionShape& s : shapes(seed)) {
                 for (int64_t longer : {0, 5}) {
                     Random random(seed);
-                    const int64_t M = s.rows(), columns = s.qkv_columns(), T = s.sequence + longer, half = s.head_dim / 2;
+                    const int64_t M = s.rows(), columns = s.qkv_columns(), T = s.sequence + longer,
+                                  half = s.head_dim / 2;
                     const reference::RopeTables tables = tables_for(s, T);
                     const Array qkv = random.normals(M * columns, type);
                     const reference::Result expected = reference::rope_forward(qkv, tables, plain(s));
                     for (const BackendUnderTest& device : backends_under_test(type)) {
-                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(s) << ", table "
-                                         << T);
+                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(s)
+                                         << ", table " << T);
                         Bench bench(*device.backend);
                         const Tensor data = bench.update("qkv", qkv, type, {M, columns});
                         device.backend->rope_forward(
@@ -67,7 +69,8 @@ TEST_CASE("rope turns queries and keys and leaves values alone", "[rope_forward]
                         for (int64_t i = 0; i < M * columns; ++i)
                             changed_values += i % columns >= first_value && actual[i] != qkv[i];
                         CHECK(changed_values == 0);
-                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(longer), actual) == "");
+                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(longer), actual) ==
+                              "");
                         CHECK(bench.damage() == "");
                     }
                 }
@@ -83,15 +86,16 @@ TEST_CASE("rope_backward turns back and scales every column", "[rope_backward]")
             for (const AttentionShape& s : shapes(seed + 10)) {
                 for (bool scaled : {false, true}) {
                     Random random(seed);
-                    const int64_t M = s.rows(), columns = s.qkv_columns(), T = s.sequence + 1, half = s.head_dim / 2;
+                    const int64_t M = s.rows(), columns = s.qkv_columns(), T = s.sequence + 1,
+                                  half = s.head_dim / 2;
                     const reference::RopeTables tables = tables_for(s, T);
                     const Array dqkv = random.normals(M * columns, type, 1e-3);
                     const Array column_scale = scaled ? random.scales(columns, 0.1) : Array();
                     const reference::Result expected =
                         reference::rope_backward(dqkv, tables, column_scale, plain(s));
                     for (const BackendUnderTest& device : backends_under_test(type)) {
-                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(s) << ", scaled "
-                                         << scaled);
+                        INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(s)
+                                         << ", scaled " << scaled);
                         Bench bench(*device.backend);
                         const Tensor data = bench.update("dqkv", dqkv, type, {M, columns});
                         device.backend->rope_backward(
@@ -100,7 +104,8 @@ TEST_CASE("rope_backward turns back and scales every column", "[rope_backward]")
                             bench.optional_input("column_scale", column_scale, DType::float32, {columns}), s);
                         const Array actual = bench.read(data);
                         CHECK(difference(actual, expected, type, 0x1p-22) == "");
-                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(scaled), actual) == "");
+                        CHECK(same.check(device, text(s) + name_of(type) + std::to_string(scaled), actual) ==
+                              "");
                         CHECK(bench.damage() == "");
                     }
                 }
@@ -119,7 +124,8 @@ TEST_CASE("rope by hand: a quarter turn, and position zero", "[rope_forward]") {
         qkv.insert(qkv.end(), row.begin(), row.end());
         const Tensor data = bench.update("qkv", qkv, DType::float32, {2, 12});
         device.backend->rope_forward(data, bench.input("cosines", {1, 1, 0, -1}, DType::float32, {2, 2}),
-                                     bench.input("sines", {0, 0, 1, 0}, DType::float32, {2, 2}), {1, 2, 1, 1, 4});
+                                     bench.input("sines", {0, 0, 1, 0}, DType::float32, {2, 2}),
+                                     {1, 2, 1, 1, 4});
         Array expected = row;
         for (double value : {-3, -2, 1, -4, -7, -6, 5, -8, 9, 10, 11, 12}) expected.push_back(value);
         CHECK(inequality(bench.read(data), expected) == "");
@@ -133,7 +139,9 @@ TEST_CASE("the oracle of rope has the right gradient and keeps lengths and relat
     const reference::RopeTables tables = reference::rope_tables(4, 6, 100);
     const int64_t count = shape.rows() * shape.qkv_columns();
     const Array qkv = random.normals(count), d = random.normals(count);
-    const auto loss = [&](const Array& x) { return reference::dot(d, reference::rope_forward(x, tables, shape).value); };
+    const auto loss = [&](const Array& x) {
+        return reference::dot(d, reference::rope_forward(x, tables, shape).value);
+    };
     CHECK(reference::relative_distance(reference::rope_backward(d, tables, {}, shape).value,
                                        reference::numerical_gradient(loss, qkv, 1e-3)) < 1e-9);
     const Array turned = reference::rope_forward(qkv, tables, shape).value;
@@ -169,9 +177,10 @@ TEST_CASE("rope shows NaN and infinity in their pair only", "[rope_forward][rope
                     Bench bench(*device.backend);
                     const Tensor data = bench.update("qkv", qkv, type, {2, 24});
                     const Tensor cosines =
-                        bench.input("cosines", reference::rounded(DType::float32, tables.cosines), DType::float32, {2, 4});
-                    const Tensor sines =
-                        bench.input("sines", reference::rounded(DType::float32, tables.sines), DType::float32, {2, 4});
+                        bench.input("cosines", reference::rounded(DType::float32, tables.cosines),
+                                    DType::float32, {2, 4});
+                    const Tensor sines = bench.input(
+                        "sines", reference::rounded(DType::float32, tables.sines), DType::float32, {2, 4});
                     if (backward)
                         device.backend->rope_backward(data, cosines, sines, Tensor(), s);
                     else
@@ -200,13 +209,15 @@ TEST_CASE("rope operations check their arguments", "[rope_forward][rope_backward
             CHECK(contract_violations("rope_forward", {qkv, cosines, sines}, {}, {0}, [&](const Tensors& t) {
                       backend.rope_forward(t[0], t[1], t[2], s);
                   }) == "");
-            CHECK(contract_violations("rope_backward", {qkv, cosines, sines, scale}, {3}, {0}, [&](const Tensors& t) {
-                      backend.rope_backward(t[0], t[1], t[2], t[3], s);
-                  }) == "");
+            CHECK(contract_violations(
+                      "rope_backward", {qkv, cosines, sines, scale}, {3}, {0},
+                      [&](const Tensors& t) { backend.rope_backward(t[0], t[1], t[2], t[3], s); }) == "");
             AttentionShape wrong = s;
             wrong.heads = 3;  // not a multiple of G
-            const Tensor narrow = bench.update("qkv", Array(M * wrong.qkv_columns(), 1.0), type, {M, wrong.qkv_columns()});
-            CHECK(contract_violation("rope_forward", [&] { backend.rope_forward(narrow, cosines, sines, wrong); }) == "");
+            const Tensor narrow =
+                bench.update("qkv", Array(M * wrong.qkv_columns(), 1.0), type, {M, wrong.qkv_columns()});
+            CHECK(contract_violation("rope_forward",
+                                     [&] { backend.rope_forward(narrow, cosines, sines, wrong); }) == "");
         }
     }
 }

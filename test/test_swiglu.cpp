@@ -18,13 +18,13 @@ struct Sizes {
 
 std::vector<Sizes> sizes(uint64_t seed) {
     Random random(seed);
-    return {{1, 1}, {1, 64}, {7, 1}, {3, 33}, {64, 96}, {257, 130}, {2, 1025},
-            {random.integer(1, 300), random.integer(1, 200)}};
+    return {{1, 1},   {1, 64},    {7, 1},    {3, 33},
+            {64, 96}, {257, 130}, {2, 1025}, {random.integer(1, 300), random.integer(1, 200)}};
 }
 
 std::string text(const Sizes& s, uint64_t seed, DType type) {
-    return std::string(name_of(type)) + ", seed " + std::to_string(seed) + ", M " + std::to_string(s.M) + " F " +
-           std::to_string(s.F);
+    return std::string(name_of(type)) + ", seed " + std::to_string(seed) + ", M " + std::to_string(s.M) +
+           " F " + std::to_string(s.F);
 }
 
 // A vectorized exponential may be off by a few units in the last place.
@@ -69,8 +69,8 @@ TEST_CASE("swiglu_backward equals the double-precision formula, also in place", 
                     const reference::Result expected =
                         reference::swiglu_backward(dy, gate_up, column_scale, s.M, s.F);
                     for (const BackendUnderTest& device : backends_under_test(type)) {
-                        INFO(device.name << " " << text(s, seed, type) << ", in place " << in_place << ", scaled "
-                                         << scaled);
+                        INFO(device.name << " " << text(s, seed, type) << ", in place " << in_place
+                                         << ", scaled " << scaled);
                         Bench bench(*device.backend);
                         const Tensor in = in_place ? bench.update("gate_up", gate_up, type, {s.M, 2 * s.F})
                                                    : bench.input("gate_up", gate_up, type, {s.M, 2 * s.F});
@@ -80,7 +80,8 @@ TEST_CASE("swiglu_backward equals the double-precision formula, also in place", 
                             bench.optional_input("column_scale", column_scale, DType::float32, {2 * s.F}));
                         const Array actual = bench.read(out);
                         CHECK(difference(actual, expected, type, slack) == "");
-                        CHECK(same.check(device, text(s, seed, type) + (scaled ? " scaled" : ""), actual) == "");
+                        CHECK(same.check(device, text(s, seed, type) + (scaled ? " scaled" : ""), actual) ==
+                              "");
                         CHECK(bench.damage() == "");
                     }
                 }
@@ -93,13 +94,16 @@ TEST_CASE("the oracle of swiglu has the right gradient", "[swiglu_backward][orac
     const int64_t M = 4, F = 9;
     Random random(61);
     const Array gate_up = random.normals(M * 2 * F, DType::float32, 2), dy = random.normals(M * F);
-    const auto loss = [&](const Array& x) { return reference::dot(dy, reference::swiglu_forward(x, M, F).value); };
+    const auto loss = [&](const Array& x) {
+        return reference::dot(dy, reference::swiglu_forward(x, M, F).value);
+    };
     CHECK(reference::relative_distance(reference::swiglu_backward(dy, gate_up, {}, M, F).value,
                                        reference::numerical_gradient(loss, gate_up)) < 1e-8);
 }
 
 TEST_CASE("swiglu of huge gates saturates without NaN", "[swiglu_forward][swiglu_backward]") {
-    const Array gates = {-1e4, -200, -100, -89, -88, -87, -1.2784645, 0, -0.0, 1e-20, 20, 87, 88, 89, 100, 200, 1e4};
+    const Array gates = {-1e4,  -200, -100, -89, -88, -87, -1.2784645, 0,  -0.0,
+                         1e-20, 20,   87,   88,  89,  100, 200,        1e4};
     const auto F = static_cast<int64_t>(gates.size());
     for (DType type : compute_types()) {
         Array gate_up = reference::rounded(type, gates);
@@ -140,7 +144,8 @@ TEST_CASE("swiglu shows NaN and infinity", "[swiglu_forward][swiglu_backward]") 
                     const Tensor in = bench.input("gate_up", gate_up, type, {1, 2 * F});
                     const Tensor y = bench.output("y", type, {1, F}), d = bench.output("d", type, {1, 2 * F});
                     device.backend->swiglu_forward(y, in);
-                    device.backend->swiglu_backward(d, bench.input("dy", Array(F, 1.0), type, {1, F}), in, Tensor());
+                    device.backend->swiglu_backward(d, bench.input("dy", Array(F, 1.0), type, {1, F}), in,
+                                                    Tensor());
                     const Array y_out = bench.read(y), d_out = bench.read(d);
                     CHECK((!std::isfinite(d_out[3]) || !std::isfinite(d_out[F + 3])));
                     for (int64_t f = 0; f < F; ++f) {
@@ -155,7 +160,8 @@ TEST_CASE("swiglu shows NaN and infinity", "[swiglu_forward][swiglu_backward]") 
             dy[5] = nan;
             const Tensor d = bench.output("d", type, {1, 2 * F});
             device.backend->swiglu_backward(d, bench.input("dy", dy, type, {1, F}),
-                                            bench.input("gate_up", Array(2 * F, 0.5), type, {1, 2 * F}), Tensor());
+                                            bench.input("gate_up", Array(2 * F, 0.5), type, {1, 2 * F}),
+                                            Tensor());
             CHECK(std::isnan(bench.read(d)[5]));
             CHECK(std::isnan(bench.read(d)[F + 5]));
         }
@@ -170,16 +176,16 @@ TEST_CASE("swiglu operations check their arguments", "[swiglu_forward][swiglu_ba
             Bench bench(*device.backend);
             Backend& backend = *device.backend;
             const Tensor gate_up = bench.input("gate_up", Array(M * 2 * F, 1.0), type, {M, 2 * F});
-            const Tensor y = bench.output("y", type, {M, F}), dy = bench.input("dy", Array(M * F, 1.0), type, {M, F});
+            const Tensor y = bench.output("y", type, {M, F}),
+                         dy = bench.input("dy", Array(M * F, 1.0), type, {M, F});
             const Tensor d = bench.output("d_gate_up", type, {M, 2 * F});
             const Tensor scale = bench.input("column_scale", Array(2 * F, 1.0), DType::float32, {2 * F});
             using Tensors = std::vector<Tensor>;
-            CHECK(contract_violations("swiglu_forward", {y, gate_up}, {}, {}, [&](const Tensors& t) {
-                      backend.swiglu_forward(t[0], t[1]);
-                  }) == "");
-            CHECK(contract_violations("swiglu_backward", {d, dy, gate_up, scale}, {3}, {}, [&](const Tensors& t) {
-                      backend.swiglu_backward(t[0], t[1], t[2], t[3]);
-                  }) == "");
+            CHECK(contract_violations("swiglu_forward", {y, gate_up}, {}, {},
+                                      [&](const Tensors& t) { backend.swiglu_forward(t[0], t[1]); }) == "");
+            CHECK(contract_violations(
+                      "swiglu_backward", {d, dy, gate_up, scale}, {3}, {},
+                      [&](const Tensors& t) { backend.swiglu_backward(t[0], t[1], t[2], t[3]); }) == "");
         }
     }
 }

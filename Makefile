@@ -1,0 +1,72 @@
+# A thin face over CMake: CMakeLists.txt is the one place that knows how things are built.
+
+BITS ?= 4
+BUILD ?= build
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+CMAKE_FLAGS ?=
+# Debian's Python packages belong to Debian's Python, which need not be the first one in PATH.
+PYTHON ?= /usr/bin/python3
+# skip: install nothing, everything needed is there
+DEPENDENCIES ?= install
+SUITES ?=
+BENCH_FLAGS ?=
+
+# An outer `make -j` must not hand its job server to the make that CMake starts.
+BUILD_TARGETS = MAKEFLAGS= cmake --build $(BUILD) --parallel $(JOBS) --target
+INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
+
+.DEFAULT_GOAL := program
+.NOTPARALLEL:
+.PHONY: program all configure dependencies quickstart test bench clean format help
+
+program: configure
+	@$(BUILD_TARGETS) train_qat
+	@ln -sfn $(BUILD)/train_qat train_qat
+
+all: configure
+	@$(BUILD_TARGETS) all
+	@ln -sfn $(BUILD)/train_qat train_qat
+
+configure:
+	@cmake -S . -B $(BUILD) $(CMAKE_FLAGS) || { scripts/install_dependencies.sh --check build; exit 1; }
+
+dependencies:
+	@scripts/install_dependencies.sh all
+
+quickstart:
+	@DEPENDENCIES="$(DEPENDENCIES)" PYTHON="$(PYTHON)" MAKE="$(MAKE)" scripts/quickstart.sh "$(BITS)"
+
+test:
+	$(INSTALL) test
+	@$(MAKE) --no-print-directory configure
+	@$(BUILD_TARGETS) train_qat train_qat_test train_qat_parity
+	@ln -sfn $(BUILD)/train_qat train_qat
+	@$(PYTHON) test/run_all.py --build $(BUILD) $(SUITES)
+
+bench:
+	$(INSTALL) bench
+	@$(MAKE) --no-print-directory configure
+	@$(BUILD_TARGETS) train_qat_bench
+	@$(PYTHON) dev/bench.py $(BENCH_FLAGS)
+
+# Data and the outputs of runs stay.
+clean:
+	@test ! -e $(BUILD) || test -f $(BUILD)/CMakeCache.txt || { echo "make: $(BUILD) holds no CMake build: not removed" >&2; exit 2; }
+	@rm -rf $(BUILD)
+	@test ! -L train_qat || rm train_qat
+
+format:
+	@find train_qat.cu model kernels data test dev \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) \
+		-exec clang-format -i --style=file {} +
+
+help:
+	@echo "make                    builds ./train_qat"
+	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8)"
+	@echo "make test               builds and runs all tests (SUITES='cpp prepare torch parity program': some of them)"
+	@echo "make bench              a training step, ours and PyTorch's, side by side"
+	@echo "make all                builds everything, the test and benchmark programs too"
+	@echo "make dependencies       installs all Debian packages; quickstart, test and bench install theirs themselves"
+	@echo "make format             clang-format on all C++ and CUDA files"
+	@echo "make clean              removes the build; data/cache and out stay"
+	@echo "variables               BITS=$(BITS) JOBS=$(JOBS) BUILD=$(BUILD) CMAKE_FLAGS='$(CMAKE_FLAGS)' PYTHON=$(PYTHON)"
+	@echo "                        DEPENDENCIES=$(DEPENDENCIES) (skip: install nothing) BENCH_FLAGS='$(BENCH_FLAGS)'"

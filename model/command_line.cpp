@@ -1,0 +1,215 @@
+#include "model/command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <cctype>
+#include <iostream>
+#include <stdexcept>
+
+#include "model/quantizer.h"
+
+namespace train_qat {
+
+namespace {
+
+// Long names with one dash, as in llm.c: CLI11 reads those with two. Numbers such as -1 stay as they are.
+std::vector<std::string> with_two_dashes(std::vector<std::string> arguments) {
+    for (std::string& argument : arguments)
+        if (argument.size() > 2 && argument[0] == '-' && std::isalpha(static_cast<unsigned char>(argument[1])))
+            argument.insert(0, "-");
+    return arguments;
+}
+
+// Flags whose text needs reading by the planner's own functions.
+struct Texts {
+    std::string tokens, schedule = "wsd", cooldown = "auto", warmup, qat_warmup, qat_fraction = "auto";
+};
+
+void add_model_flags(CLI::App& app, Options& o) {
+    const char* group = "Model";
+    app.add_option("-n", o.size, "size in parameters: 86M, 396M, 759M, 2.2B, or any other, such as 1.5M")
+        ->group(group);
+    app.add_option("--layers", o.shape.layers, "number of layers")->group(group);
+    app.add_option("--width", o.shape.width, "width of the residual stream")->group(group);
+    app.add_option("--heads", o.shape.heads, "attention heads")->group(group);
+    app.add_option("--kv_heads", o.shape.kv_heads, "key/value heads (default: as many as heads)")->group(group);
+    app.add_option("--ffn", o.shape.ffn, "hidden width of the feed-forward block")->group(group);
+    app.add_option("--vocab", o.vocabulary, "vocabulary (default: that of the training data, else 32000)")
+        ->group(group);
+    app.add_option("--seq_len", o.sequence_length, "tokens of a sequence")->group(group)->capture_default_str();
+}
+
+void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
+    const char* group = "Quantization and plan";
+    app.add_option("-b", o.bits, "bits of a weight: 1, 1.58, 2, 3, 4, 5, 6, 8; 16 for no QAT")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--group", o.group, "weights that share a scale: 32, 64, 128; 0 for a whole row")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--qat_frac", t.qat_fraction, "fraction of the tokens to train quantization-aware, or auto")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--tokens", t.tokens, "tokens to train on, such as 8B")->group(group);
+    app.add_option("--steps", o.plan.steps, "optimizer steps, instead of -tokens")->group(group);
+    app.add_option("--schedule", t.schedule, "wsd or cosine")->group(group)->capture_default_str();
+    app.add_option("--cooldown", t.cooldown, "fused, classic or auto")->group(group)->capture_default_str();
+    app.add_option("--cooldown_frac", o.plan.cooldown_fraction, "wsd: fraction of the steps that decay (0.2)")
+        ->group(group);
+    app.add_option("--warmup", t.warmup, "steps (200) or fraction of all steps (0.02)")->group(group);
+    app.add_option("--lr", o.plan.learning_rate, "peak learning rate")->group(group)->capture_default_str();
+    app.add_option("--final_lr_frac", o.plan.final_learning_rate_fraction, "last learning rate / peak")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--qat_lr", o.plan.qat_learning_rate, "classic: peak learning rate of QAT")->group(group);
+    app.add_option("--qat_warmup", t.qat_warmup, "classic: re-warmup, steps or fraction of the QAT steps (0.05)")
+        ->group(group);
+    app.add_flag("--plan", o.plan_only, "print the plan, the memory and the FLOPs, and exit")->group(group);
+}
+
+void add_data_flags(CLI::App& app, Options& o) {
+    const char* group = "Data and output";
+    app.add_option("-i", o.train_pattern, "training shards: a path, a glob, or several with commas")->group(group);
+    app.add_option("-j", o.validation_pattern, "validation shards")->group(group);
+    app.add_option("--tokenizer", o.tokenizer, "SentencePiece model of the shards, for the sample of text")
+        ->group(group);
+    app.add_option("-o", o.output_directory, "directory for checkpoints and metrics")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--val_every", o.validate_every, "steps between validations; 0: at the switch and the end")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--val_batches", o.validation_batches, "micro-batches of a validation")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--save_every", o.save_every, "steps between checkpoints; 0: at the end")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--keep", o.keep, "checkpoints to keep; 0: all")->group(group)->capture_default_str();
+    app.add_flag("--resume", o.resume, "go on from the latest checkpoint in -o")->group(group);
+    app.add_option("--print_every", o.print_every, "steps between console lines")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--prompt", o.prompt, "begin of the sample of text at the end")->group(group);
+    app.add_option("--sample", o.sample_tokens, "tokens of that sample; 0: none")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--temperature", o.temperature, "of the sample; 0: the likeliest token")
+        ->group(group)
+        ->capture_default_str();
+}
+
+void add_run_flags(CLI::App& app, Options& o) {
+    const char* group = "Optimizer and device";
+    app.add_option("--batch", o.batch, "sequences of a micro-batch")->group(group)->capture_default_str();
+    app.add_option("--grad_accum", o.gradient_accumulation, "micro-batches of an optimizer step")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--weight_decay", o.optimizer.weight_decay, "AdamW's, on matrices")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--beta1", o.optimizer.beta1, "AdamW's")->group(group)->capture_default_str();
+    app.add_option("--beta2", o.optimizer.beta2, "AdamW's")->group(group)->capture_default_str();
+    app.add_option("--eps", o.optimizer.epsilon, "AdamW's")->group(group)->capture_default_str();
+    app.add_option("--clip", o.optimizer.clip_norm, "largest gradient norm; 0: no clipping")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--scale_lr", o.optimizer.scale_learning_rate_factor,
+                   "learning rate of the scales / that of the weights")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--seed", o.seed, "of weights, data order and sampling")->group(group)->capture_default_str();
+    app.add_option("--device", o.device, "cuda, cpu or auto")->group(group)->capture_default_str();
+    app.add_option("--dtype", o.dtype, "bf16, fp32, or auto: bf16 where the device is fast at it")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--threads", o.threads, "CPU threads; 0: all")->group(group)->capture_default_str();
+}
+
+void require(bool condition, const std::string& message) {
+    if (!condition) throw std::runtime_error(message);
+}
+
+void check(const Options& o) {
+    grid_of_bits(o.bits);
+    require(o.group == 0 || o.group == 32 || o.group == 64 || o.group == 128,
+            "-group: must be 0, 32, 64 or 128, is " + std::to_string(o.group));
+    require(o.batch >= 1, "-batch: must be at least 1");
+    require(o.gradient_accumulation >= 1, "-grad_accum: must be at least 1");
+    require(o.sequence_length >= 1, "-seq_len: must be at least 1");
+    require(!o.vocabulary || *o.vocabulary >= 2, "-vocab: must be at least 2");
+    require(o.threads >= 0, "-threads: must not be negative");
+    require(o.print_every >= 1, "-print_every: must be at least 1");
+    require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,
+            "-val_every, -save_every, -keep and -sample must not be negative");
+    require(o.validation_batches >= 1, "-val_batches: must be at least 1");
+    require(o.temperature >= 0, "-temperature: must not be negative");
+    require(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "-beta1: must be in [0, 1)");
+    require(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "-beta2: must be in [0, 1)");
+    require(o.optimizer.epsilon > 0, "-eps: must be positive");
+    require(o.optimizer.weight_decay >= 0, "-weight_decay: must not be negative");
+    require(o.optimizer.clip_norm >= 0, "-clip: must not be negative");
+    require(o.optimizer.scale_learning_rate_factor >= 0, "-scale_lr: must not be negative");
+    require(o.device == "auto" || o.device == "cpu" || o.device == "cuda",
+            "-device: must be auto, cpu or cuda, is '" + o.device + "'");
+    require(o.dtype == "auto" || o.dtype == "bf16" || o.dtype == "fp32",
+            "-dtype: must be auto, bf16 or fp32, is '" + o.dtype + "'");
+}
+
+void read_texts(const Texts& t, Options& o) {
+    o.plan.bits = o.bits;
+    if (!t.tokens.empty()) o.plan.tokens = parse_count(t.tokens, "-tokens");
+    o.plan.schedule = parse_schedule(t.schedule);
+    o.plan.cooldown = parse_cooldown(t.cooldown);
+    if (!t.warmup.empty()) o.plan.warmup = parse_steps_or_fraction(t.warmup, "-warmup");
+    if (!t.qat_warmup.empty()) o.plan.qat_warmup = parse_steps_or_fraction(t.qat_warmup, "-qat_warmup");
+    if (t.qat_fraction == "auto") return;
+    size_t used = 0;
+    double fraction = -1;
+    try {
+        fraction = std::stod(t.qat_fraction, &used);
+    } catch (const std::exception&) {
+        used = 0;
+    }
+    require(used > 0 && used == t.qat_fraction.size(),
+            "-qat_frac: cannot read '" + t.qat_fraction + "': give a number from 0 to 1, or auto");
+    o.plan.qat_fraction = fraction;
+}
+
+// CLI11 puts several sentences on several lines.
+std::string one_line(std::string text) {
+    for (char& c : text)
+        if (c == '\n') c = ' ';
+    while (!text.empty() && text.back() == ' ') text.pop_back();
+    return text;
+}
+
+}  // namespace
+
+std::optional<Options> parse_command_line(const std::vector<std::string>& arguments) {
+    Options options;
+    Texts texts;
+    CLI::App app(
+        "train_qat: trains low-bit language models for the least compute.\n"
+        "A full-precision step range, then a quantization-aware one; the planner splits the tokens.",
+        "train_qat");
+    app.get_formatter()->column_width(26);
+    add_model_flags(app, options);
+    add_plan_flags(app, options, texts);
+    add_data_flags(app, options);
+    add_run_flags(app, options);
+    std::vector<std::string> reversed = with_two_dashes(arguments);
+    std::reverse(reversed.begin(), reversed.end());
+    try {
+        app.parse(reversed);
+    } catch (const CLI::CallForHelp&) {
+        std::cout << app.help();
+        return std::nullopt;
+    } catch (const CLI::ParseError& error) {
+        throw std::runtime_error(one_line(error.what()) + " (train_qat -h lists all options)");
+    }
+    read_texts(texts, options);
+    check(options);
+    return options;
+}
+
+}  // namespace train_qat

@@ -1,0 +1,42 @@
+#include "model/parameter_tensors.h"
+
+namespace train_qat {
+
+namespace {
+
+Tensor weight_view(const Parameter& parameter, float* data) {
+    const ParameterRows& rows = parameter.rows;
+    return parameter.is_vector ? Tensor(data, DType::float32, {rows.columns})
+                               : Tensor(data, DType::float32, {rows.rows, rows.columns});
+}
+
+Tensor scale_view(const ParameterRows& rows, float* data) {
+    return Tensor(data, DType::float32, {rows.rows, rows.columns / rows.group});
+}
+
+}  // namespace
+
+std::vector<NamedTensor> model_tensors(const Parameters& parameters) {
+    std::vector<NamedTensor> tensors;
+    for (const Parameter& parameter : parameters.all()) {
+        tensors.push_back({parameter.name, weight_view(parameter, parameter.rows.master)});
+        if (parameter.rows.grid != Grid::none)
+            tensors.push_back({parameter.name + "_scale", scale_view(parameter.rows, parameter.rows.scale)});
+    }
+    return tensors;
+}
+
+std::vector<NamedTensor> optimizer_tensors(const Parameters& parameters) {
+    std::vector<NamedTensor> tensors;
+    for (const Parameter& parameter : parameters.all()) {
+        const ParameterRows& rows = parameter.rows;
+        tensors.push_back({parameter.name + ".first_moment", weight_view(parameter, rows.first_moment)});
+        tensors.push_back({parameter.name + ".second_moment", weight_view(parameter, rows.second_moment)});
+        if (rows.grid == Grid::none) continue;
+        tensors.push_back({parameter.name + "_scale.first_moment", scale_view(rows, rows.scale_first_moment)});
+        tensors.push_back({parameter.name + "_scale.second_moment", scale_view(rows, rows.scale_second_moment)});
+    }
+    return tensors;
+}
+
+}  // namespace train_qat

@@ -1,0 +1,67 @@
+// What a run records of itself beside the weights: the settings that a resumed run must share, where it stands, and what
+// came out.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "kernels/tensor.h"
+#include "model/command_line.h"
+#include "model/config.h"
+#include "model/plan.h"
+
+namespace train_qat {
+
+// Losses on the validation shards, speed, and text, as far as they are known.
+struct RunResults {
+    std::optional<double> full_precision;  // at the switch, or at the end of a run without one
+    std::optional<double> rounded;         // the same weights, only rounded (post-training quantization)
+    std::optional<double> quantized;       // at the end of quantization-aware training
+    double fp_tokens_per_second = 0, qat_tokens_per_second = 0;  // 0: no steps in this process
+    std::string sample;
+};
+
+// Everything that the numbers of a run depend on, by flag name.
+nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,
+                                    DType compute_type);
+
+// The variable part of a checkpoint.
+struct RunState {
+    bool quantized = false;
+    int64_t optimizer_steps = 0, scale_steps = 0;
+    int64_t loader_position = 0;
+    RunResults results;
+};
+
+nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& settings, uint64_t data_fingerprint);
+
+// Throws std::runtime_error naming the first setting that differs from `settings`, or when the training data is not that
+// of the checkpoint.
+RunState read_run_state(const nlohmann::json& json, const nlohmann::ordered_json& settings,
+                        uint64_t data_fingerprint);
+
+// The content of run.json.
+nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const RunResults& results,
+                                  const std::string& device);
+
+// The closing table for people, and the sample of text.
+std::string results_table(const RunResults& results, const Plan& plan);
+
+// Throughput of a phase; the first step, which creates matmuls and touches memory, does not count when there are more.
+class PhaseTime {
+  public:
+    void add(int64_t tokens, double seconds) {
+        if (++steps_ == 2) tokens_ = 0, seconds_ = 0;
+        tokens_ += static_cast<double>(tokens);
+        seconds_ += seconds;
+    }
+    double tokens_per_second() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
+
+  private:
+    int64_t steps_ = 0;
+    double tokens_ = 0, seconds_ = 0;
+};
+
+}  // namespace train_qat
