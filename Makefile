@@ -12,7 +12,7 @@ SUITES ?=
 BENCH_FLAGS ?=
 
 # An outer `make -j` must not hand its job server to the make that CMake starts.
-BUILD_TARGETS = MAKEFLAGS= cmake --build $(BUILD) --parallel $(JOBS) --target
+BUILD_TARGETS = MAKEFLAGS=--no-print-directory cmake --build $(BUILD) --parallel $(JOBS) --target
 INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
@@ -34,7 +34,7 @@ dependencies:
 	@scripts/install_dependencies.sh all
 
 quickstart:
-	@DEPENDENCIES="$(DEPENDENCIES)" PYTHON="$(PYTHON)" MAKE="$(MAKE)" scripts/quickstart.sh "$(BITS)"
+	@DEPENDENCIES="$(DEPENDENCIES)" PYTHON="$(PYTHON)" scripts/quickstart.sh "$(BITS)"
 
 test:
 	$(INSTALL) test
@@ -51,7 +51,8 @@ bench:
 
 # Data and the outputs of runs stay.
 clean:
-	@test ! -e $(BUILD) || test -f $(BUILD)/CMakeCache.txt || { echo "make: $(BUILD) holds no CMake build: not removed" >&2; exit 2; }
+	@test ! -e $(BUILD) || test -f $(BUILD)/CMakeCache.txt || \
+		{ echo "make clean: error: $(BUILD) holds no CMake build, so it is not removed" >&2; exit 2; }
 	@rm -rf $(BUILD)
 	@test ! -L train_qat || rm train_qat
 

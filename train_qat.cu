@@ -16,6 +16,7 @@
 #include "data/loader.h"
 #include "data/tokenizer.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/openmp_settings.h"
 #include "model/checkpoint.h"
 #include "model/command_line.h"
 #include "model/generate.h"
@@ -335,6 +336,7 @@ int run(const Options& options) {
 }  // namespace train_qat
 
 int main(int argc, char** argv) {
+    train_qat::limit_openmp_spinning(argv);
     std::signal(SIGINT, train_qat::request_stop);
     std::signal(SIGTERM, train_qat::request_stop);
     constexpr int user_error = 2, internal_error = 1;

@@ -28,18 +28,26 @@ struct bfloat16 {
     uint16_t bits = 0;
 
     bfloat16() = default;
-    explicit bfloat16(float value) {
-        uint32_t word;
-        std::memcpy(&word, &value, sizeof word);
-        const uint32_t rounded = word + 0x7fffu + ((word >> 16) & 1u);
-        const uint32_t quiet_nan = word | 0x00400000u;
-        bits = static_cast<uint16_t>(((word & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded) >> 16);
+    explicit bfloat16(float value) : bits(rounded(value)) {}
+    // Loops store through this: a loop that copies whole structs is not vectorized.
+    bfloat16& operator=(float value) {
+        bits = rounded(value);
+        return *this;
     }
     operator float() const {
         const uint32_t word = static_cast<uint32_t>(bits) << 16;
         float value;
         std::memcpy(&value, &word, sizeof value);
         return value;
+    }
+
+  private:
+    static uint16_t rounded(float value) {
+        uint32_t word;
+        std::memcpy(&word, &value, sizeof word);
+        const uint32_t nearest = word + 0x7fffu + ((word >> 16) & 1u);
+        const uint32_t quiet_nan = word | 0x00400000u;
+        return static_cast<uint16_t>(((word & 0x7fffffffu) > 0x7f800000u ? quiet_nan : nearest) >> 16);
     }
 };
 

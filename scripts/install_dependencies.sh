@@ -103,7 +103,7 @@ goal=${1:-build}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 select_packages "$goal"
 
-command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
+{ command -v dpkg-query && command -v apt-get; } >/dev/null ||
     fail "this is no Debian or Ubuntu (no apt): install by hand what these packages hold, then pass" \
          "DEPENDENCIES=skip to make: $(first_names "${wanted[@]}")"
 

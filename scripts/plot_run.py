@@ -15,7 +15,7 @@ FULL_PRECISION, QUANTIZED, ROUNDED, INK, GRID = "#0072b2", "#d55e00", "#a3195b",
 COLOURS = {"FP": FULL_PRECISION, "QAT": QUANTIZED}
 PHASE_NAMES = {"FP": "full precision", "QAT": "quantization-aware"}
 MOST_POINTS = 4000  # of a curve: more than a figure has pixels
-SHOWN_FROM = 0.04   # share of the steps whose steep start may leave the figure at the top
+SHOWN_FROM = 0.08   # share of the steps whose steep start may leave the figure at the top
 
 
 class UserError(Exception):
@@ -88,6 +88,11 @@ def thinned(steps, values):
     return steps[::stride], values[::stride]
 
 
+def lone(steps):
+    """The marker of a curve: a line of one point would be invisible."""
+    return "." if len(steps) == 1 else None
+
+
 def draw_training(axes, training):
     """Both phases' curves; returns {phase: (steps, smoothed loss)}."""
     curves = {}
@@ -100,7 +105,7 @@ def draw_training(axes, training):
         smoothed = smooth(loss, width)
         curves[phase] = steps, smoothed
         axes.plot(*thinned(steps, loss), color=COLOURS[phase], alpha=0.22, linewidth=0.8, zorder=2)
-        axes.plot(*thinned(steps, smoothed), color=COLOURS[phase], linewidth=1.8, zorder=3,
+        axes.plot(*thinned(steps, smoothed), color=COLOURS[phase], linewidth=1.8, zorder=3, marker=lone(steps),
                   label=f"training, {PHASE_NAMES[phase]}")
     if not curves:
         raise UserError("metrics.jsonl: no record has the phase FP or QAT")
@@ -139,6 +144,13 @@ def set_loss_limits(axes, curves, validation):
     axes.set_ylim(low - 1.5 * margin, high + margin)
 
 
+def annotate_beside(axes, step, loss, text, away, up, **style):
+    """Text on the side of a point that has the room; `away` and `up` in points."""
+    left = step > axes.get_xlim()[1] / 2
+    axes.annotate(text, (step, loss), xytext=(-away if left else away, up), textcoords="offset points",
+                  ha="right" if left else "left", fontsize=9, **style)
+
+
 def draw_rounded(axes, rounded):
     """What rounding alone (PTQ) makes of the weights at the switch: far above the curves with few bits."""
     if not rounded:
@@ -146,14 +158,14 @@ def draw_rounded(axes, rounded):
     step, loss = rounded[-1]["step"], rounded[-1]["validation_loss"]
     low, high = axes.get_ylim()
     label = f"validation, rounded at the switch (PTQ): {loss:.3f}"
-    style = {"color": ROUNDED, "linestyle": "none", "zorder": 6, "clip_on": False, "label": label}
-    if loss <= high + 0.7 * (high - low):
-        axes.set_ylim(low, max(high, loss + 0.06 * (high - low)))
+    style = {"color": ROUNDED, "linestyle": "none", "zorder": 6, "label": label}
+    if loss <= high + 0.5 * (high - low):
+        margin = 0.06 * (high - low)
+        axes.set_ylim(min(low, loss - margin), max(high, loss + margin))
         axes.plot([step], [loss], marker="X", markersize=10, markeredgecolor="white", markeredgewidth=0.8, **style)
         return
-    axes.plot([step], [high - 0.02 * (high - low)], marker="^", markersize=10, **style)
-    axes.annotate(f"{loss:.2f}, above the figure", (step, high), xytext=(-9, -5), textcoords="offset points",
-                  ha="right", va="top", color=ROUNDED, fontsize=9)
+    axes.plot([step], [high - 0.025 * (high - low)], marker="^", markersize=10, **style)
+    annotate_beside(axes, step, high, f"{loss:.2f}, above the figure", 9, -5, va="top", color=ROUNDED)
 
 
 def switch_step(run, training):
@@ -168,9 +180,8 @@ def draw_switch(loss_axes, rate_axes, step):
     for axes in (loss_axes, rate_axes):
         axes.axvline(step, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
         axes.axvspan(step, axes.get_xlim()[1], color=QUANTIZED, alpha=0.05, linewidth=0, zorder=0)
-    loss_axes.annotate(f"switch to QAT after step {step:,}", (step, 0.0), xycoords=("data", "axes fraction"),
-                       xytext=(-6, 7), textcoords="offset points", ha="right", va="bottom", rotation=0, color=INK,
-                       fontsize=9)
+    annotate_beside(loss_axes, step, loss_axes.get_ylim()[0], f"switch to QAT after step {step:,}", 6, 7, va="bottom",
+                    color=INK)
 
 
 def draw_learning_rate(axes, training):
@@ -179,10 +190,11 @@ def draw_learning_rate(axes, training):
     for phase in ("FP", "QAT"):
         mask = np.array([record.get("phase") == phase for record in training])
         if mask.any():
-            axes.plot(*thinned(steps[mask], rates[mask]), color=COLOURS[phase], linewidth=1.8)
+            axes.plot(*thinned(steps[mask], rates[mask]), color=COLOURS[phase], linewidth=1.8,
+                      marker=lone(steps[mask]))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("learning rate")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def format_count(count):
@@ -211,10 +223,18 @@ def titles(run):
 
 
 def draw_legend(axes):
-    """Training first, validation second, in the upper right where falling curves leave room."""
+    """Above the axes, where it hides nothing: training in the left column, validation in the right one."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles, labels, loc="upper right", fontsize=9, frameon=True, framealpha=0.92, edgecolor="none",
-                borderpad=0.8, labelspacing=0.55)
+    entries = list(zip(handles, labels))
+    training = [entry for entry in entries if entry[1].startswith("training")]
+    validation = [entry for entry in entries if entry not in training]
+    blank = matplotlib.lines.Line2D([], [], linestyle="none"), ""
+    rows = max(len(training), len(validation))
+    columns = [column + [blank] * (rows - len(column)) for column in (training, validation) if column]
+    handles, labels = zip(*sum(columns, []))
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncol=len(columns), fontsize=9.5,
+                frameon=False, borderpad=0.3, labelspacing=0.4, columnspacing=3.0)
+    return rows
 
 
 def plot(run, training, validation, path):
@@ -225,7 +245,7 @@ def plot(run, training, validation, path):
         "grid.color": GRID, "grid.linewidth": 0.7, "axes.axisbelow": True,
     })
     figure, (loss_axes, rate_axes) = plt.subplots(
-        2, 1, sharex=True, figsize=(9.6, 6.4), gridspec_kw={"height_ratios": (4.2, 1), "hspace": 0.09})
+        2, 1, sharex=True, figsize=(9.6, 6.2), gridspec_kw={"height_ratios": (4.2, 1), "hspace": 0.09})
     steps = column(training, "step")
     loss_axes.set_xlim(0, max(steps[-1], lookup(run, "total_steps") or 0) * 1.015)
     curves = draw_training(loss_axes, training)
@@ -237,12 +257,14 @@ def plot(run, training, validation, path):
     if switch is not None:
         draw_switch(loss_axes, rate_axes, switch)
     headline, details = titles(run)
-    loss_axes.set_title(headline, loc="left", fontsize=13, fontweight="bold", pad=24 if details else 10)
-    loss_axes.text(0, 1.022, details, transform=loss_axes.transAxes, fontsize=9.5, color="#666666")
+    above = 16 * draw_legend(loss_axes) + 10  # points
+    loss_axes.annotate(details, (0, 1), xycoords="axes fraction", xytext=(0, above), textcoords="offset points",
+                       fontsize=9.5, color="#666666")
+    loss_axes.set_title(headline, loc="left", fontsize=13, fontweight="bold", pad=above + (19 if details else 3))
     loss_axes.set_ylabel("loss (nats per token)")
     rate_axes.set_xlabel("optimizer step")
+    rate_axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=9, integer=True))
     rate_axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    draw_legend(loss_axes)
     figure.align_ylabels()
     save(figure, path)
 

@@ -25,7 +25,6 @@ PRINT_EVERY=${PRINT_EVERY:-20}
 PROMPT=${PROMPT:-It was}
 
 PYTHON=${PYTHON:-/usr/bin/python3}  # Debian's packages belong to this one
-MAKE=${MAKE:-make}
 DEPENDENCIES=${DEPENDENCIES:-install}
 CORPUS=data/cache/austen
 SHARDS=data/cache/austen_$VOCABULARY
@@ -73,7 +72,7 @@ step "dependencies"
 [[ $DEPENDENCIES == skip ]] || scripts/install_dependencies.sh quickstart
 
 step "build"
-"$MAKE" --no-print-directory program
+make --no-print-directory program
 
 step "text: six novels by Jane Austen"
 "$PYTHON" data/quickstart_corpus.py "$CORPUS"
@@ -93,4 +92,5 @@ step "plot"
 step "done"
 echo "curves       $output/training.png"
 echo "record       $output/run.json, $output/metrics.jsonl"
-echo "checkpoint   $(ls -d "$output"/step_* 2>/dev/null | tail -n 1)"
+checkpoints=("$output"/step_*)
+echo "checkpoint   ${checkpoints[-1]}"

@@ -13,6 +13,11 @@
 using namespace train_qat;
 using namespace train_qat::test;
 
+// With AddressSanitizer an allocation that cannot succeed must fail as it does without.
+extern "C" const char* __asan_default_options() {
+    return "allocator_may_return_null=1";
+}
+
 TEST_CASE("a backend describes itself and supports float32", "[memory]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);

@@ -25,10 +25,10 @@ void gradient_row(T* __restrict d_logits, const float* __restrict logits, const 
 #pragma omp simd
     for (int64_t v = 0; v < count; ++v) {
         const float probability = exponential(logits[v] - log_sum_exp);
-        d_logits[v] = T(scaled ? probability * factor * scales[v] : probability * factor);
+        d_logits[v] = scaled ? probability * factor * scales[v] : probability * factor;
     }
     const float at_target = (exponential(logits[target] - log_sum_exp) - 1.0f) * factor;
-    d_logits[target] = T(scaled ? at_target * scales[target] : at_target);
+    d_logits[target] = scaled ? at_target * scales[target] : at_target;
 }
 
 }  // namespace

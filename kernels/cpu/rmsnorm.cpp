@@ -11,6 +11,33 @@ namespace {
 // Rows whose contributions to dweight are summed together; fixed, so that the result does not depend on threads.
 constexpr int64_t rows_per_partial_sum = 32;
 
+// d_residual (+)= rstd * (h - n * mean), and the copy for the next linear layer, in one pass.
+template <bool accumulate, bool scaled, typename T>
+void write_row_as(float* __restrict dr, T* __restrict dz, const T* __restrict gradient, const float* __restrict x,
+                  const float* __restrict scale, const float* __restrict next_scale, float inverse, float mean,
+                  int64_t columns) {
+    const float shrink = inverse * inverse * mean;
+#pragma omp simd
+    for (int64_t c = 0; c < columns; ++c) {
+        const float d = inverse * (static_cast<float>(gradient[c]) * scale[c]) - shrink * x[c];
+        const float sum = accumulate ? dr[c] + d : d;
+        dr[c] = sum;
+        if (dz != nullptr) dz[c] = scaled ? sum * next_scale[c] : sum;
+    }
+}
+
+template <typename T>
+void write_row(float* dr, T* dz, const T* gradient, const float* x, const float* scale, const float* next_scale,
+               float inverse, float mean, int64_t columns, bool accumulate) {
+    const bool scaled = next_scale != nullptr;
+    if (accumulate && scaled)
+        write_row_as<true, true>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
+    else if (accumulate)
+        write_row_as<true, false>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
+    else if (scaled) write_row_as<false, true>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
+    else write_row_as<false, false>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
+}
+
 }  // namespace
 
 void CpuBackend::residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
@@ -50,7 +77,7 @@ void CpuBackend::residual_rmsnorm_forward(const Tensor& residual_out, const Tens
                 rstd.as<float>()[m] = inverse;
                 T* __restrict out = y.as<T>() + m * columns;
 #pragma omp simd
-                for (int64_t c = 0; c < columns; ++c) out[c] = T(residual[c] * inverse * scale[c]);
+                for (int64_t c = 0; c < columns; ++c) out[c] = residual[c] * inverse * scale[c];
             }
         });
     });
@@ -95,19 +122,8 @@ void CpuBackend::rmsnorm_backward(const Tensor& d_residual, const Tensor& dweigh
                     dot += g * scale[c] * n;
                     partial[c] += g * n;
                 }
-                const float mean = dot / static_cast<float>(columns);
-                if (!accumulate_residual) std::fill(dr, dr + columns, 0.0f);
-#pragma omp simd
-                for (int64_t c = 0; c < columns; ++c) {
-                    const float h = static_cast<float>(gradient[c]) * scale[c];
-                    dr[c] += inverse * (h - x[c] * inverse * mean);
-                }
-                if (dz.empty()) continue;
-                T* __restrict out = dz.as<T>() + m * columns;
-                if (next_scale == nullptr)
-                    for (int64_t c = 0; c < columns; ++c) out[c] = T(dr[c]);
-                else
-                    for (int64_t c = 0; c < columns; ++c) out[c] = T(dr[c] * next_scale[c]);
+                write_row(dr, dz.empty() ? nullptr : dz.as<T>() + m * columns, gradient, x, scale, next_scale, inverse,
+                          dot / static_cast<float>(columns), columns, accumulate_residual);
             }
         });
     });

@@ -13,8 +13,8 @@ void rotate(T* __restrict head, const float* __restrict cosines, const float* __
     for (int64_t i = 0; i < half; ++i) {
         const float a = head[i], b = head[i + half];
         const float c = cosines[i], s = direction * sines[i];
-        head[i] = T(a * c - b * s);
-        head[i + half] = T(b * c + a * s);
+        head[i] = a * c - b * s;
+        head[i + half] = b * c + a * s;
     }
 }
 
@@ -70,13 +70,13 @@ void CpuBackend::rope_backward(const Tensor& dqkv, const Tensor& cosines, const 
                     }
                     for (int64_t i = 0; i < half; ++i) {
                         const float a = head[i], b = head[i + half];
-                        head[i] = T((a * cosine[i] + b * sine[i]) * scale[i]);
-                        head[i + half] = T((b * cosine[i] - a * sine[i]) * scale[i + half]);
+                        head[i] = (a * cosine[i] + b * sine[i]) * scale[i];
+                        head[i + half] = (b * cosine[i] - a * sine[i]) * scale[i + half];
                     }
                 }
                 if (scales == nullptr) continue;
                 for (int64_t c = rotated_heads * shape.head_dim; c < columns; ++c)
-                    row[c] = T(static_cast<float>(row[c]) * scales[c]);
+                    row[c] = static_cast<float>(row[c]) * scales[c];
             }
         });
     });

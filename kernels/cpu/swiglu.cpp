@@ -18,7 +18,7 @@ void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate_up) {
 #pragma omp simd
                 for (int64_t c = 0; c < columns; ++c) {
                     const float g = gate[c];
-                    out[c] = T(g / (1.0f + exponential(-g)) * static_cast<float>(up[c]));
+                    out[c] = g / (1.0f + exponential(-g)) * static_cast<float>(up[c]);
                 }
             }
         });
@@ -50,8 +50,8 @@ void CpuBackend::swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, cons
                         const float sigmoid = 1.0f / (1.0f + exponential(-g));
                         const float dg = d * u * sigmoid * (1.0f + g * (1.0f - sigmoid));
                         const float du = d * g * sigmoid;
-                        d_gate[c] = T(scaled ? dg * scale_gate[c] : dg);
-                        d_up[c] = T(scaled ? du * scale_up[c] : du);
+                        d_gate[c] = scaled ? dg * scale_gate[c] : dg;
+                        d_up[c] = scaled ? du * scale_up[c] : du;
                     }
                 }
             });

@@ -108,7 +108,7 @@ inline void store_rows(T* destination, int64_t destination_stride, const float* 
     for (int64_t r = 0; r < rows; ++r) {
         T* __restrict out = destination + r * destination_stride;
         const float* __restrict in = source + r * source_stride;
-        for (int64_t c = 0; c < columns; ++c) out[c] = T(in[c]);
+        for (int64_t c = 0; c < columns; ++c) out[c] = in[c];
     }
 }
 

@@ -36,7 +36,7 @@ float quantize_row(const ParameterRows& parameter, int64_t row, T* __restrict ou
     const int64_t columns = parameter.columns;
     const float* __restrict weights = parameter.master + row * columns;
     if constexpr (grid == Grid::none) {
-        for (int64_t k = 0; k < columns; ++k) out[k] = T(weights[k]);
+        for (int64_t k = 0; k < columns; ++k) out[k] = weights[k];
         return 1.0f;
     } else {
         const int64_t group = parameter.group, groups = columns / group;
@@ -47,7 +47,7 @@ float quantize_row(const ParameterRows& parameter, int64_t row, T* __restrict ou
             const float factor = groups == 1 ? 1.0f : scale;
             const float* __restrict w = weights + i * group;
             T* __restrict q = out + i * group;
-            for (int64_t k = 0; k < group; ++k) q[k] = T(GridTraits<grid>::level(w[k] / scale) * factor);
+            for (int64_t k = 0; k < group; ++k) q[k] = GridTraits<grid>::level(w[k] / scale) * factor;
         }
         return groups == 1 ? scale : 1.0f;
     }
@@ -58,27 +58,64 @@ struct PackedDestination {
     PackedDestination(MatmulCache& matmuls, const ComputeWeight& weight)
         : pack(packed_weight(matmuls, weight)),
           forward(&matmuls.packed_offsets(weight.dtype, weight.columns, weight.rows)),
-          backward(&matmuls.packed_offsets(weight.dtype, weight.rows, weight.columns)) {}
+          backward(&matmuls.packed_offsets(weight.dtype, weight.rows, weight.columns)),
+          pairs(weight.dtype == DType::bfloat16 && pairs_adjacent(forward->inner) &&
+                pairs_adjacent(backward->inner)) {}
+
+    // bfloat16 layouts keep two neighbours of the summed index side by side, for dot products of pairs.
+    static bool pairs_adjacent(const std::vector<int64_t>& offsets) {
+        for (size_t i = 0; i + 1 < offsets.size(); i += 2)
+            if (offsets[i + 1] != offsets[i] + 1) return false;
+        return true;
+    }
 
     void clear() const {
         std::memset(pack.forward, 0, static_cast<size_t>(pack.forward_bytes));
         std::memset(pack.backward, 0, static_cast<size_t>(pack.backward_bytes));
     }
 
+    // Rows [row, row + count) of `levels` (count, columns).
     template <typename T>
-    void write(int64_t row, const T* __restrict levels, int64_t columns) const {
+    void write(int64_t row, int64_t count, const T* levels, int64_t columns) const {
         if (pack.rows != nullptr)
-            std::memcpy(static_cast<T*>(pack.rows) + row * columns, levels, columns * sizeof(T));
-        T* to_forward = static_cast<T*>(pack.forward) + forward->columns[row];
-        T* to_backward = static_cast<T*>(pack.backward) + backward->inner[row];
-        const int64_t* forward_offsets = forward->inner.data();
-        const int64_t* backward_offsets = backward->columns.data();
-        for (int64_t k = 0; k < columns; ++k) to_forward[forward_offsets[k]] = levels[k];
-        for (int64_t k = 0; k < columns; ++k) to_backward[backward_offsets[k]] = levels[k];
+            std::memcpy(static_cast<T*>(pack.rows) + row * columns, levels, count * columns * sizeof(T));
+        for (int64_t r = 0; r < count; ++r) write_forward(row + r, levels + r * columns, columns);
+        for (int64_t r = 0; r < count;) {
+            const bool pair = pairs && (row + r) % 2 == 0 && r + 1 < count;
+            if (pair) write_backward_pair(row + r, levels + r * columns, columns);
+            else write_backward(row + r, levels + r * columns, columns);
+            r += pair ? 2 : 1;
+        }
+    }
+
+    template <typename T>
+    void write_forward(int64_t row, const T* __restrict levels, int64_t columns) const {
+        T* __restrict out = static_cast<T*>(pack.forward) + forward->columns[row];
+        const int64_t* __restrict offsets = forward->inner.data();
+        int64_t k = 0;
+        if (pairs)
+            for (; k + 2 <= columns; k += 2) std::memcpy(out + offsets[k], levels + k, 2 * sizeof(T));
+        for (; k < columns; ++k) out[offsets[k]] = levels[k];
+    }
+    template <typename T>
+    void write_backward(int64_t row, const T* __restrict levels, int64_t columns) const {
+        T* __restrict out = static_cast<T*>(pack.backward) + backward->inner[row];
+        const int64_t* __restrict offsets = backward->columns.data();
+        for (int64_t k = 0; k < columns; ++k) out[offsets[k]] = levels[k];
+    }
+    template <typename T>
+    void write_backward_pair(int64_t row, const T* __restrict levels, int64_t columns) const {
+        T* __restrict out = static_cast<T*>(pack.backward) + backward->inner[row];
+        const int64_t* __restrict offsets = backward->columns.data();
+        for (int64_t k = 0; k < columns; ++k) {
+            const T two[2] = {levels[k], levels[columns + k]};
+            std::memcpy(out + offsets[k], two, sizeof two);
+        }
     }
 
     PackedWeight pack;
     const MatmulCache::PackedOffsets *forward, *backward;
+    bool pairs;
 };
 
 template <typename Update>
@@ -98,11 +135,15 @@ void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, 
         update(p, block.first, block.last);
         if (p.compute == nullptr) return;
         with_compute_type("quantize", p.compute->dtype, [&]<typename T>() {
-            T* levels = reinterpret_cast<T*>(thread_scratch(p.columns));
+            constexpr int64_t rows_at_a_time = 16;
+            T* levels = reinterpret_cast<T*>(thread_scratch(rows_at_a_time * p.columns));
             with_grid(p.grid, [&]<Grid grid>() {
-                for (int64_t row = block.first; row < block.last; ++row) {
-                    p.compute->scale_storage[p.first_row + row] = quantize_row<grid>(p, row, levels);
-                    destinations[block.parameter]->write(p.first_row + row, levels, p.columns);
+                for (int64_t row = block.first; row < block.last; row += rows_at_a_time) {
+                    const int64_t count = std::min(rows_at_a_time, block.last - row);
+                    for (int64_t r = 0; r < count; ++r)
+                        p.compute->scale_storage[p.first_row + row + r] =
+                            quantize_row<grid>(p, row + r, levels + r * p.columns);
+                    destinations[block.parameter]->write(p.first_row + row, count, levels, p.columns);
                 }
             });
         });

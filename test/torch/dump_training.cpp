@@ -93,10 +93,10 @@ ModelConfig model_config(const Options& options) {
     return config;
 }
 
-// Copies of tensors in host memory, in the order in which they were added.
+// Copies of tensors, in the order in which they were added. The backend is the CPU: its memory is the host's.
 class Dump {
   public:
-    explicit Dump(Backend& device) : device_(device), host_(make_cpu_backend(1)) {}
+    explicit Dump(Backend& device) : device_(device) {}
 
     void add(const std::string& name, const void* device_data, DType dtype,
              std::initializer_list<int64_t> shape) {
@@ -116,11 +116,10 @@ class Dump {
         const float narrow = static_cast<float>(value);
         add_host(name, &narrow, DType::float32, {1});
     }
-    void write(const std::string& path) const { write_safetensors(path, *host_, tensors_); }
+    void write(const std::string& path) const { write_safetensors(path, device_, tensors_); }
 
   private:
     Backend& device_;
-    std::unique_ptr<Backend> host_;
     std::deque<std::vector<char>> storage_;
     std::vector<NamedTensor> tensors_;
 };

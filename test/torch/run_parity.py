@@ -30,6 +30,7 @@ ALL_BITS = (1, 1.58, 2, 3, 4, 5, 6, 8, 16)
 BASE = {
     "layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "ffn": 96, "vocabulary": 131, "sequence": 16, "batch": 3,
     "micro_batches": 1, "bits": 4, "group": 0, "dtype": "float32", "fp_steps": 10, "qat_steps": 10, "seed": 1,
+    "clip_norm": 2,
 }  # fmt: skip
 # bfloat16 tolerances hold for tensors that are large enough for errors to average out.
 BFLOAT16 = {"dtype": "bfloat16", "width": 96, "heads": 6, "ffn": 256, "sequence": 32, "batch": 4}
@@ -77,11 +78,13 @@ def cases(quick):
 
 
 def run_case(tool, options):
-    """All checks of one case."""
+    """All checks of one case, and how many of its steps were clipped."""
     with tempfile.TemporaryDirectory(prefix="train_qat_parity_") as directory:
         flags = [str(word) for name, value in options_of(options).items() for word in ("--" + name, value)]
         subprocess.run([tool, directory, *flags], check=True)
-        return Comparison(*read_dump(directory)).run().checks
+        config, tensors = read_dump(directory)
+        clipped = sum(0 < config.clip_norm < tensors[f"step{step}/norm"][0] for step in range(config.steps))
+        return Comparison(config, tensors).run().checks, clipped
 
 
 def worst_errors(checks):
@@ -111,7 +114,7 @@ def main():
     for name, options in cases(arguments.quick):
         dtype = options.get("dtype", "float32")
         try:
-            checks = run_case(str(arguments.tool), options)
+            checks, clipped = run_case(str(arguments.tool), options)
         except (subprocess.CalledProcessError, OSError, ValueError) as error:
             print(f"{name:52} FAILED: {error}", flush=True)
             failures += 1
@@ -122,7 +125,8 @@ def main():
         for kind, error in worst.items():
             overall[dtype, kind] = max(overall.get((dtype, kind), 0.0), error)
         kind = max(worst, key=worst.get)
-        print(f"{name:52} {len(checks) - bad:5} passed {bad:3} failed, closest: {kind} {worst[kind]:.2f}", flush=True)
+        counts = f"{len(checks) - bad:5} passed {bad:3} failed, {clipped:2} steps clipped"
+        print(f"{name:52} {counts}, closest: {kind} {worst[kind]:.2f}", flush=True)
         if bad:
             print_table(filter(failed, checks))
     print("\nlargest error of all cases, as a fraction of its tolerance")
