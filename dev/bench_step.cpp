@@ -22,6 +22,7 @@ namespace {
 
 struct Settings {
     int64_t layers = 6, width = 384, heads = 6, kv_heads = 6, ffn = 1024, vocabulary = 8192, sequence = 256, batch = 8;
+    std::string size;  // a size by the rule of -n, instead of the shape
     double bits = 16;
     int64_t group = 0;
     int threads = 0, steps = 20;
@@ -31,6 +32,7 @@ struct Settings {
 Settings parse(int argc, char** argv) {
     Settings s;
     CLI::App app("times training steps");
+    app.add_option("--size", s.size, "a size such as 1M, instead of the shape");
     app.add_option("--layers", s.layers);
     app.add_option("--width", s.width);
     app.add_option("--heads", s.heads);
@@ -57,7 +59,9 @@ Settings parse(int argc, char** argv) {
 class Bench {
   public:
     Bench(const Settings& s, Backend& backend)
-        : config_(resolve_config("", s.vocabulary, s.sequence, {s.layers, s.width, s.heads, s.kv_heads, s.ffn})),
+        : config_(s.size.empty() ? resolve_config("", s.vocabulary, s.sequence,
+                                                {s.layers, s.width, s.heads, s.kv_heads, s.ffn})
+                               : resolve_config(s.size, s.vocabulary, s.sequence)),
           model_(backend, config_, {s.bits, s.group}, s.fp32 ? DType::float32 : DType::bfloat16, s.batch),
           inputs_(s.batch * s.sequence),
           targets_(inputs_.size()) {
