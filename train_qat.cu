@@ -3,12 +3,14 @@
 // The loop runs over two step ranges that the plan fixes before it starts: [0, fp_steps) in full precision, then
 // [fp_steps, total_steps) quantization-aware. Model and operations are the same in both; what differs is the phase, a
 // compile-time parameter of train_range, and the grid that the optimizer rounds weights to.
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -100,16 +102,17 @@ class Run {
           model_(model),
           optimizer_(backend, model.parameters(), options.optimizer),
           training_data_(options.train_pattern, loader_options(options, config, true)),
-          settings_(run_settings(options, config, plan, model.compute_type())),
-          inputs_(options.batch * config.sequence_length),
-          targets_(inputs_.size()) {
+          settings_(run_settings(options, config, plan, model.compute_type())) {
         if (!options.validation_pattern.empty())
             validation_data_ =
                 std::make_unique<DataLoader>(options.validation_pattern, loader_options(options, config, false));
+        if (!options.tokenizer.empty()) read_prompt();
     }
 
     // Returns the program's exit code.
     int train() {
+        inputs_.resize(options_.batch * config_.sequence_length);
+        targets_.resize(inputs_.size());
         start_or_resume();
         metrics_ = std::make_unique<MetricsWriter>(
             options_.output_directory, options_.resume ? std::optional<int64_t>(step_ + 1) : std::nullopt);
@@ -202,12 +205,16 @@ class Run {
     }
 
     void start_or_resume() {
-        std::optional<std::string> checkpoint;
-        if (options_.resume) {
-            std::vector<std::string> passed_over;
-            checkpoint = find_latest_checkpoint(options_.output_directory, &passed_over);
+        const std::string& output = options_.output_directory;
+        if (std::filesystem::exists(output) && !std::filesystem::is_directory(output))
+            throw std::runtime_error("-o " + output + ": is not a directory");
+        std::vector<std::string> passed_over;
+        const std::optional<std::string> checkpoint = find_latest_checkpoint(output, &passed_over);
+        if (checkpoint && !options_.resume)
+            throw std::runtime_error("-o " + output + ": holds a run already (" + *checkpoint +
+                                     "); go on with it by -resume, or choose another directory");
+        if (options_.resume)
             for (const std::string& line : passed_over) std::cout << "passed over: " << line << "\n";
-        }
         if (!checkpoint) {
             if (options_.resume)
                 std::cout << "resume: no checkpoint in " << options_.output_directory << ", starting at step 0\n";
@@ -254,40 +261,55 @@ class Run {
     }
 
     void finish() {
-        const bool quantized = model_.parameters().quantized();
-        if (validation_data_) {
-            if (quantized) results_.quantized = validate(Phase::quantization_aware, "quantized");
-            else results_.full_precision = validate(Phase::full_precision, "full_precision");
-        }
+        if (validation_data_) validate_at_the_end();
         save();
-        if (!quantized && options_.bits < 16) {
-            // Full precision only, for a run that names its bits: what rounding costs is still worth knowing.
-            optimizer_.begin_quantization();
-            if (validation_data_) results_.rounded = validate(Phase::full_precision, "rounded");
-        }
         results_.fp_tokens_per_second = fp_time_.tokens_per_second();
         results_.qat_tokens_per_second = qat_time_.tokens_per_second();
-        if (!options_.tokenizer.empty() && options_.sample_tokens > 0) results_.sample = sample();
+        if (tokenizer_ && options_.sample_tokens > 0) results_.sample = sample();
         write_run_record();
         std::cout << "\n" << results_table(results_, plan_) << std::flush;
     }
 
-    std::string sample() {
-        const Tokenizer tokenizer(options_.tokenizer);
-        std::vector<int32_t> prompt;
-        if (tokenizer.bos_id() >= 0) prompt.push_back(tokenizer.bos_id());
-        for (int32_t id : tokenizer.encode(options_.prompt)) prompt.push_back(id);
-        if (prompt.empty())
+    // A checkpoint of the last step holds what was measured at it: a resume from there does not measure again.
+    void validate_at_the_end() {
+        if (model_.parameters().quantized()) {
+            if (!results_.quantized) results_.quantized = validate(Phase::quantization_aware, "quantized");
+            return;
+        }
+        if (results_.full_precision) return;
+        results_.full_precision = validate(Phase::full_precision, "full_precision");
+        if (options_.bits == 16) return;
+        // Full precision only, for a run that names its bits: what rounding costs is still worth knowing.
+        optimizer_.begin_quantization();
+        results_.rounded = validate(Phase::full_precision, "rounded");
+        model_.parameters().use_quantization(false);
+        model_.parameters().quantize(backend_);
+    }
+
+    // Before the training: a mistake here would else show up at its end.
+    void read_prompt() {
+        tokenizer_.emplace(options_.tokenizer);
+        if (tokenizer_->vocabulary_size() > static_cast<uint64_t>(config_.vocabulary))
+            throw std::runtime_error("-tokenizer " + options_.tokenizer + ": has " +
+                                     std::to_string(tokenizer_->vocabulary_size()) +
+                                     " tokens, more than the vocabulary of the model, " +
+                                     std::to_string(config_.vocabulary) + "; give its own shards, or a larger -vocab");
+        if (tokenizer_->bos_id() >= 0) prompt_.push_back(tokenizer_->bos_id());
+        for (int32_t id : tokenizer_->encode(options_.prompt)) prompt_.push_back(id);
+        if (prompt_.empty())
             throw std::runtime_error("-prompt: is empty, and " + options_.tokenizer + " has no begin token");
+    }
+
+    std::string sample() {
         SamplingOptions sampling;
         sampling.tokens = options_.sample_tokens;
         sampling.temperature = options_.temperature;
-        sampling.end_token = tokenizer.eos_id();
+        sampling.end_token = tokenizer_->eos_id();
         sampling.seed = options_.seed;
-        std::vector<int32_t> ids = generate(model_, prompt, sampling);
+        std::vector<int32_t> ids = generate(model_, prompt_, sampling);
         // The model's vocabulary may be padded beyond the tokenizer's.
-        std::erase_if(ids, [&](int32_t id) { return id >= static_cast<int32_t>(tokenizer.vocabulary_size()); });
-        return tokenizer.decode(ids);
+        std::erase_if(ids, [&](int32_t id) { return id >= static_cast<int32_t>(tokenizer_->vocabulary_size()); });
+        return tokenizer_->decode(ids);
     }
 
     void write_run_record() const {
@@ -304,6 +326,8 @@ class Run {
     DataLoader training_data_;
     std::unique_ptr<DataLoader> validation_data_;
     const nlohmann::ordered_json settings_;
+    std::optional<Tokenizer> tokenizer_;
+    std::vector<int32_t> prompt_;
     std::vector<int32_t> inputs_, targets_;  // (batch, T)
     std::unique_ptr<MetricsWriter> metrics_;
     std::unique_ptr<ConsoleProgress> progress_;
@@ -339,6 +363,7 @@ int main(int argc, char** argv) {
     train_qat::limit_openmp_spinning(argv);
     std::signal(SIGINT, train_qat::request_stop);
     std::signal(SIGTERM, train_qat::request_stop);
+    std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is an error of the write, with a message
     constexpr int user_error = 2, internal_error = 1;
     try {
         const auto options = train_qat::parse_command_line({argv + 1, argv + argc});

@@ -1,7 +1,9 @@
 #include "model/command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cctype>
+#include <cstdint>
 #include <iostream>
 #include <stdexcept>
 
@@ -11,12 +13,27 @@ namespace train_qat {
 
 namespace {
 
-// Long names with one dash, as in llm.c: CLI11 reads those with two. Numbers such as -1 stay as they are.
-std::vector<std::string> with_two_dashes(std::vector<std::string> arguments) {
-    for (std::string& argument : arguments)
-        if (argument.size() > 2 && argument[0] == '-' && std::isalpha(static_cast<unsigned char>(argument[1])))
-            argument.insert(0, "-");
-    return arguments;
+// CLI11 reads names of one letter with one dash and without `=`, and all others with two dashes; llm.c has one dash
+// everywhere. Numbers such as -1 stay as they are.
+std::vector<std::string> as_cli11_reads(const std::vector<std::string>& arguments) {
+    std::vector<std::string> result;
+    for (const std::string& argument : arguments) {
+        const size_t begin = std::min(argument.find_first_not_of('-'), argument.size());
+        const bool named = (begin == 1 || begin == 2) && begin < argument.size() &&
+                           std::isalpha(static_cast<unsigned char>(argument[begin]));
+        const std::string name = argument.substr(begin);
+        if (!named) {
+            result.push_back(argument);
+        } else if (name.size() == 1) {
+            result.push_back("-" + name);
+        } else if (name[1] == '=') {
+            result.push_back("-" + name.substr(0, 1));
+            result.push_back(name.substr(2));
+        } else {
+            result.push_back("--" + name);
+        }
+    }
+    return result;
 }
 
 // Flags whose text needs reading by the planner's own functions.
@@ -133,11 +150,14 @@ void check(const Options& o) {
     grid_of_bits(o.bits);
     require(o.group == 0 || o.group == 32 || o.group == 64 || o.group == 128,
             "-group: must be 0, 32, 64 or 128, is " + std::to_string(o.group));
-    require(o.batch >= 1, "-batch: must be at least 1");
-    require(o.gradient_accumulation >= 1, "-grad_accum: must be at least 1");
-    require(o.sequence_length >= 1, "-seq_len: must be at least 1");
-    require(!o.vocabulary || *o.vocabulary >= 2, "-vocab: must be at least 2");
-    require(o.threads >= 0, "-threads: must not be negative");
+    // The upper limits keep every product of sizes countable.
+    require(o.batch >= 1 && o.batch <= 1'000'000, "-batch: must be from 1 to 1000000");
+    require(o.gradient_accumulation >= 1 && o.gradient_accumulation <= 1'000'000,
+            "-grad_accum: must be from 1 to 1000000");
+    require(o.sequence_length >= 1 && o.sequence_length <= 1'000'000, "-seq_len: must be from 1 to 1000000");
+    require(!o.vocabulary || (*o.vocabulary >= 2 && *o.vocabulary <= INT32_MAX),
+            "-vocab: must be from 2 to " + std::to_string(INT32_MAX));
+    require(o.threads >= 0 && o.threads <= 1024, "-threads: must be from 0 (all) to 1024");
     require(o.print_every >= 1, "-print_every: must be at least 1");
     require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,
             "-val_every, -save_every, -keep and -sample must not be negative");
@@ -197,7 +217,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     add_plan_flags(app, options, texts);
     add_data_flags(app, options);
     add_run_flags(app, options);
-    std::vector<std::string> reversed = with_two_dashes(arguments);
+    std::vector<std::string> reversed = as_cli11_reads(arguments);
     std::reverse(reversed.begin(), reversed.end());
     try {
         app.parse(reversed);

@@ -29,6 +29,28 @@ struct HeadSizes {
     float inverse_root;
 };
 
+// Of a tile on the diagonal half is masked. Its products run over strips of 16 queries (or keys), each only as far as
+// the mask reaches; other tiles are one strip.
+constexpr int64_t strip = 16;
+
+// Calls function(first, count, visible keys) for strips of queries.
+template <typename Function>
+void for_query_strips(bool diagonal, int64_t queries, int64_t keys, Function&& function) {
+    const int64_t step = diagonal ? strip : queries;
+    for (int64_t first = 0; first < queries; first += step) {
+        const int64_t count = std::min(step, queries - first);
+        function(first, count, diagonal ? std::min(keys, first + count) : keys);
+    }
+}
+
+// Calls function(first, count, first query that sees them) for strips of keys.
+template <typename Function>
+void for_key_strips(bool diagonal, int64_t keys, Function&& function) {
+    const int64_t step = diagonal ? strip : keys;
+    for (int64_t first = 0; first < keys; first += step)
+        function(first, std::min(step, keys - first), diagonal ? first : 0);
+}
+
 // s (queries, keys) / sqrt(D), -infinity where the key is later than the query or does not exist.
 void scale_and_mask(float* scores, int64_t queries, int64_t keys, int64_t padded_keys, int64_t first_query,
                     int64_t first_key, float inverse_root) {
@@ -83,12 +105,19 @@ void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, 
         for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
             const int64_t key_count = std::min(tile, size.positions - first_key);
             const int64_t padded_keys = round_up(key_count, vector_lanes);
-            tile_multiply(scores, tile, q, size.padded_dim, 1, keys_transposed + first_key, size.padded_positions,
-                          query_count, size.dim, padded_keys, false);
+            const bool diagonal = first_key == first_query;
+            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
+                tile_multiply(scores + first * tile, tile, q + first * size.padded_dim, size.padded_dim, 1,
+                              keys_transposed + first_key, size.padded_positions, count, size.dim,
+                              round_up(visible, vector_lanes), false);
+            });
             scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
             softmax_step(scores, query_count, padded_keys, maximum, denominator, output, size.padded_dim);
-            tile_multiply(output, size.padded_dim, scores, tile, 1, wide_values + first_key * size.padded_dim,
-                          size.padded_dim, query_count, key_count, size.padded_dim, true);
+            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
+                tile_multiply(output + first * size.padded_dim, size.padded_dim, scores + first * tile, tile, 1,
+                              wide_values + first_key * size.padded_dim, size.padded_dim, count, visible,
+                              size.padded_dim, true);
+            });
         }
         for (int64_t i = 0; i < query_count; ++i) {
             const float inverse = 1.0f / denominator[i];
@@ -131,7 +160,8 @@ void softmax_backward(float* scores, float* dweights, int64_t queries, int64_t p
         for (int64_t j = 0; j < padded_keys; ++j) {
             const float p = exponential(s[j] - shift);
             s[j] = p;
-            d[j] = p * (d[j] - mean) * inverse_root;
+            // Where the mask hides the key, d was not computed: it may hold anything, also NaN.
+            d[j] = p > 0.0f ? p * (d[j] - mean) * inverse_root : p * 0.0f;
         }
     }
 }
@@ -161,20 +191,31 @@ void backward_head(T* dqueries, const T* dy, const T* y, int64_t y_stride, const
         for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
             const int64_t key_count = std::min(tile, size.positions - first_key);
             const int64_t padded_keys = round_up(key_count, vector_lanes);
-            tile_multiply(scores, tile, q, size.padded_dim, 1, kv.keys_transposed + first_key,
-                          size.padded_positions, query_count, size.dim, padded_keys, false);
-            tile_multiply(dscores, tile, dout, size.padded_dim, 1, kv.values_transposed + first_key,
-                          size.padded_positions, query_count, size.dim, padded_keys, false);
+            const bool diagonal = first_key == first_query;
+            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
+                const int64_t columns = round_up(visible, vector_lanes);
+                tile_multiply(scores + first * tile, tile, q + first * size.padded_dim, size.padded_dim, 1,
+                              kv.keys_transposed + first_key, size.padded_positions, count, size.dim, columns, false);
+                tile_multiply(dscores + first * tile, tile, dout + first * size.padded_dim, size.padded_dim, 1,
+                              kv.values_transposed + first_key, size.padded_positions, count, size.dim, columns,
+                              false);
+            });
             scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
             softmax_backward(scores, dscores, query_count, padded_keys, log_sum_exp + first_query, delta,
                              size.inverse_root);
             const int64_t key_offset = first_key * size.padded_dim;
-            tile_multiply(kv.value_gradient + key_offset, size.padded_dim, scores, 1, tile, dout, size.padded_dim,
-                          key_count, query_count, size.padded_dim, true);
-            tile_multiply(kv.key_gradient + key_offset, size.padded_dim, dscores, 1, tile, q, size.padded_dim,
-                          key_count, query_count, size.padded_dim, true);
-            tile_multiply(dq, size.padded_dim, dscores, tile, 1, kv.keys + key_offset, size.padded_dim,
-                          query_count, key_count, size.padded_dim, first_key > 0);
+            for_key_strips(diagonal, key_count, [&](int64_t first, int64_t count, int64_t first_seen) {
+                const int64_t row = key_offset + first * size.padded_dim;
+                const int64_t query_row = first_seen * size.padded_dim, corner = first_seen * tile + first;
+                tile_multiply(kv.value_gradient + row, size.padded_dim, scores + corner, 1, tile, dout + query_row,
+                              size.padded_dim, count, query_count - first_seen, size.padded_dim, true);
+                tile_multiply(kv.key_gradient + row, size.padded_dim, dscores + corner, 1, tile, q + query_row,
+                              size.padded_dim, count, query_count - first_seen, size.padded_dim, true);
+            });
+            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
+                tile_multiply(dq + first * size.padded_dim, size.padded_dim, dscores + first * tile, tile, 1,
+                              kv.keys + key_offset, size.padded_dim, count, visible, size.padded_dim, first_key > 0);
+            });
         }
         store_rows(dqueries + first_query * stride, stride, dq, size.padded_dim, query_count, size.dim);
     }

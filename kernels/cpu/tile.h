@@ -57,6 +57,9 @@ inline void tile_panel(float* c, int64_t c_stride, const float* a, int64_t a_row
     for (; r + 6 <= rows; r += 6)
         tile_block<6, vectors>(c + r * c_stride, c_stride, a + r * a_row, a_row, a_inner, b, b_stride, inner,
                                accumulate);
+    for (; r + 4 <= rows; r += 4)
+        tile_block<4, vectors>(c + r * c_stride, c_stride, a + r * a_row, a_row, a_inner, b, b_stride, inner,
+                               accumulate);
     for (; r + 2 <= rows; r += 2)
         tile_block<2, vectors>(c + r * c_stride, c_stride, a + r * a_row, a_row, a_inner, b, b_stride, inner,
                                accumulate);
