@@ -29,7 +29,7 @@ struct HeadSizes {
     float inverse_root;
 };
 
-// Of a tile on the diagonal half is masked. Its products run over strips of 16 queries (or keys), each only as far as
+// Of a tile on the diagonal half is masked. Its products run over strips of 16 queries, each only as far as
 // the mask reaches; other tiles are one strip.
 constexpr int64_t strip = 16;
 
@@ -41,14 +41,6 @@ void for_query_strips(bool diagonal, int64_t queries, int64_t keys, Function&& f
         const int64_t count = std::min(step, queries - first);
         function(first, count, diagonal ? std::min(keys, first + count) : keys);
     }
-}
-
-// Calls function(first, count, first query that sees them) for strips of keys.
-template <typename Function>
-void for_key_strips(bool diagonal, int64_t keys, Function&& function) {
-    const int64_t step = diagonal ? strip : keys;
-    for (int64_t first = 0; first < keys; first += step)
-        function(first, std::min(step, keys - first), diagonal ? first : 0);
 }
 
 // s (queries, keys) / sqrt(D), -infinity where the key is later than the query or does not exist.
@@ -85,20 +77,45 @@ void softmax_step(float* scores, int64_t queries, int64_t padded_keys, float* ma
     }
 }
 
+// Hands out consecutive pieces of a thread's scratch; every piece starts on a cache line.
+class Scratch {
+  public:
+    explicit Scratch(float* memory) : next_(memory) {}
+    template <typename Element>
+    Element* take(int64_t count) {
+        static_assert(sizeof(Element) == sizeof(float));
+        float* piece = next_;
+        next_ += round_up(count, vector_lanes);
+        return reinterpret_cast<Element*>(piece);
+    }
+
+  private:
+    float* next_;
+};
+
+// Floats that Scratch hands out for one head at most, forward (4 of these pieces) or backward.
+int64_t scratch_floats(const HeadSizes& size) {
+    return 6 * size.padded_positions * size.padded_dim + 6 * tile * size.padded_dim + 5 * tile * tile;
+}
+
 template <typename T>
 void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, const T* keys, const T* values,
-                  int64_t stride, const HeadSizes& size, float* scratch) {
-    float* keys_transposed = scratch;                                         // (D, T)
-    float* wide_values = keys_transposed + size.dim * size.padded_positions;  // (T, D)
-    float* q = wide_values + size.padded_positions * size.padded_dim;         // (tile, D)
-    float* output = q + tile * size.padded_dim;                               // (tile, D)
-    float* scores = output + tile * size.padded_dim;                          // (tile, tile)
+                  int64_t stride, const HeadSizes& size, Scratch scratch) {
+    using Element = typename TileElement<T>::type;
+    constexpr int64_t width = element_width<Element>;
+    const int64_t dim_elements = elements_for<Element>(size.dim);
+    Element* keys_right = scratch.take<Element>(dim_elements * size.padded_positions);              // (D, T)
+    Element* values_right = scratch.take<Element>(size.padded_positions / width * size.padded_dim);  // (T, D)
+    Element* q = scratch.take<Element>(tile * dim_elements);       // (tile, D)
+    Element* weights = scratch.take<Element>(tile * tile / width);  // (tile, tile)
+    float* output = scratch.take<float>(tile * size.padded_dim);   // (tile, D)
+    float* scores = scratch.take<float>(tile * tile);              // (tile, tile)
     float maximum[tile], denominator[tile];
-    load_transposed(keys_transposed, size.padded_positions, keys, stride, size.positions, size.dim);
-    load_rows(wide_values, size.padded_dim, values, stride, size.positions, size.dim);
+    pack_right_transposed(keys_right, size.padded_positions, keys, stride, size.positions, size.dim);
+    pack_right(values_right, size.padded_dim, values, stride, size.positions, size.dim);
     for (int64_t first_query = 0; first_query < size.positions; first_query += tile) {
         const int64_t query_count = std::min(tile, size.positions - first_query);
-        load_rows(q, size.padded_dim, queries + first_query * stride, stride, query_count, size.dim);
+        pack_left(q, dim_elements, queries + first_query * stride, stride, query_count, size.dim);
         std::fill(output, output + query_count * size.padded_dim, 0.0f);
         std::fill(maximum, maximum + tile, -__builtin_inff());
         std::fill(denominator, denominator + tile, 0.0f);
@@ -107,16 +124,17 @@ void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, 
             const int64_t padded_keys = round_up(key_count, vector_lanes);
             const bool diagonal = first_key == first_query;
             for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
-                tile_multiply(scores + first * tile, tile, q + first * size.padded_dim, size.padded_dim, 1,
-                              keys_transposed + first_key, size.padded_positions, count, size.dim,
+                tile_multiply(scores + first * tile, tile, q + first * dim_elements, dim_elements,
+                              keys_right + first_key, size.padded_positions, count, dim_elements,
                               round_up(visible, vector_lanes), false);
             });
             scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
             softmax_step(scores, query_count, padded_keys, maximum, denominator, output, size.padded_dim);
+            pack_left(weights, tile / width, scores, tile, query_count, padded_keys);
             for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
-                tile_multiply(output + first * size.padded_dim, size.padded_dim, scores + first * tile, tile, 1,
-                              wide_values + first_key * size.padded_dim, size.padded_dim, count, visible,
-                              size.padded_dim, true);
+                tile_multiply(output + first * size.padded_dim, size.padded_dim, weights + first * (tile / width),
+                              tile / width, values_right + first_key / width * size.padded_dim, size.padded_dim,
+                              count, elements_for<Element>(visible), size.padded_dim, true);
             });
         }
         for (int64_t i = 0; i < query_count; ++i) {
@@ -128,28 +146,25 @@ void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, 
     }
 }
 
-int64_t forward_scratch(const HeadSizes& size) {
-    return (size.dim + size.padded_dim) * size.padded_positions + 2 * tile * size.padded_dim + tile * tile;
-}
-
-// Key/value side of the backward pass: shared by the query heads of a group.
+// Key/value side of the backward pass: shared by the query heads of a group. Gradients are kept transposed, (D, T), so
+// that the softmax weights are the right operand of their products and need no transposing.
+template <typename Element>
 struct KeyValueTiles {
-    KeyValueTiles(float* scratch, const HeadSizes& size)
-        : keys(scratch),
-          keys_transposed(keys + size.padded_positions * size.padded_dim),
-          values_transposed(keys_transposed + size.dim * size.padded_positions),
-          key_gradient(values_transposed + size.dim * size.padded_positions),
-          value_gradient(key_gradient + size.padded_positions * size.padded_dim),
-          end(value_gradient + size.padded_positions * size.padded_dim) {}
-    float *keys, *keys_transposed, *values_transposed, *key_gradient, *value_gradient, *end;
+    KeyValueTiles(Scratch& scratch, const HeadSizes& size)
+        : keys_right(scratch.take<Element>(size.padded_positions / element_width<Element> * size.padded_dim)),
+          keys_transposed(scratch.take<Element>(elements_for<Element>(size.dim) * size.padded_positions)),
+          values_transposed(scratch.take<Element>(elements_for<Element>(size.dim) * size.padded_positions)),
+          key_gradient(scratch.take<float>(size.dim * size.padded_positions)),
+          value_gradient(scratch.take<float>(size.dim * size.padded_positions)) {
+        std::fill(key_gradient, key_gradient + size.dim * size.padded_positions, 0.0f);
+        std::fill(value_gradient, value_gradient + size.dim * size.padded_positions, 0.0f);
+    }
+    Element *keys_right;                          // (T, D), right operand of dq += ds k
+    Element *keys_transposed, *values_transposed;  // (D, T), right operands of q kᵀ and dy vᵀ
+    float *key_gradient, *value_gradient;          // (D, T)
 };
 
-int64_t backward_scratch(const HeadSizes& size) {
-    return (3 * size.padded_dim + 2 * size.dim) * size.padded_positions + 3 * tile * size.padded_dim +
-           2 * tile * tile;
-}
-
-// weights = e^(s - log_sum_exp), dscores = weights ∘ (dweights - delta) / sqrt(D), in place of s and dweights.
+// scores becomes the softmax weights p = e^(s - log_sum_exp); dweights becomes dscores = p (dweights - delta) / sqrt(D).
 void softmax_backward(float* scores, float* dweights, int64_t queries, int64_t padded_keys, const float* log_sum_exp,
                       const float* delta, float inverse_root) {
     for (int64_t i = 0; i < queries; ++i) {
@@ -167,25 +182,38 @@ void softmax_backward(float* scores, float* dweights, int64_t queries, int64_t p
 }
 
 // One query head: writes dq, adds to the group's dk and dv.
-template <typename T>
+template <typename T, typename Element>
 void backward_head(T* dqueries, const T* dy, const T* y, int64_t y_stride, const T* queries, int64_t stride,
-                   const float* log_sum_exp, const HeadSizes& size, const KeyValueTiles& kv) {
-    float* q = kv.end;                               // (tile, D)
-    float* dout = q + tile * size.padded_dim;        // (tile, D)
-    float* dq = dout + tile * size.padded_dim;       // (tile, D)
-    float* scores = dq + tile * size.padded_dim;     // (tile, tile)
-    float* dscores = scores + tile * tile;           // (tile, tile)
+                   const float* log_sum_exp, const HeadSizes& size, const KeyValueTiles<Element>& kv,
+                   Scratch scratch) {
+    constexpr int64_t width = element_width<Element>;
+    constexpr int64_t tile_elements = tile / width;
+    const int64_t dim_elements = elements_for<Element>(size.dim);
+    Element* q = scratch.take<Element>(tile * dim_elements);                         // (tile, D)
+    Element* dout = scratch.take<Element>(tile * dim_elements);                      // (tile, D)
+    Element* q_transposed = scratch.take<Element>(size.dim * tile_elements);         // (D, tile)
+    Element* dout_transposed = scratch.take<Element>(size.dim * tile_elements);      // (D, tile)
+    float* dq = scratch.take<float>(tile * size.padded_dim);                         // (tile, D)
+    float* scores = scratch.take<float>(tile * tile);                                // (tile, tile)
+    float* dscores = scratch.take<float>(tile * tile);                               // (tile, tile)
+    Element* packed_weights = scratch.take<Element>(tile_elements * tile);           // right operand
+    Element* packed_dscores = scratch.take<Element>(tile_elements * tile);           // right operand
+    Element* dscores_left = scratch.take<Element>(tile * tile_elements);             // left operand
     float delta[tile];
     for (int64_t first_query = 0; first_query < size.positions; first_query += tile) {
         const int64_t query_count = std::min(tile, size.positions - first_query);
-        load_rows(q, size.padded_dim, queries + first_query * stride, stride, query_count, size.dim);
-        load_rows(dout, size.padded_dim, dy + first_query * y_stride, y_stride, query_count, size.dim);
+        const T* query_rows = queries + first_query * stride;
+        const T* dout_rows = dy + first_query * y_stride;
+        pack_left(q, dim_elements, query_rows, stride, query_count, size.dim);
+        pack_left(dout, dim_elements, dout_rows, y_stride, query_count, size.dim);
+        pack_left_transposed(q_transposed, tile_elements, query_rows, stride, query_count, size.dim);
+        pack_left_transposed(dout_transposed, tile_elements, dout_rows, y_stride, query_count, size.dim);
         for (int64_t i = 0; i < query_count; ++i) {
             const T* __restrict out = y + (first_query + i) * y_stride;
-            const float* __restrict gradient = dout + i * size.padded_dim;
+            const T* __restrict gradient = dout_rows + i * y_stride;
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t d = 0; d < size.dim; ++d) sum += gradient[d] * static_cast<float>(out[d]);
+            for (int64_t d = 0; d < size.dim; ++d) sum += static_cast<float>(gradient[d]) * static_cast<float>(out[d]);
             delta[i] = sum;
         }
         for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
@@ -194,27 +222,29 @@ void backward_head(T* dqueries, const T* dy, const T* y, int64_t y_stride, const
             const bool diagonal = first_key == first_query;
             for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
                 const int64_t columns = round_up(visible, vector_lanes);
-                tile_multiply(scores + first * tile, tile, q + first * size.padded_dim, size.padded_dim, 1,
-                              kv.keys_transposed + first_key, size.padded_positions, count, size.dim, columns, false);
-                tile_multiply(dscores + first * tile, tile, dout + first * size.padded_dim, size.padded_dim, 1,
-                              kv.values_transposed + first_key, size.padded_positions, count, size.dim, columns,
+                tile_multiply(scores + first * tile, tile, q + first * dim_elements, dim_elements,
+                              kv.keys_transposed + first_key, size.padded_positions, count, dim_elements, columns,
+                              false);
+                tile_multiply(dscores + first * tile, tile, dout + first * dim_elements, dim_elements,
+                              kv.values_transposed + first_key, size.padded_positions, count, dim_elements, columns,
                               false);
             });
             scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
             softmax_backward(scores, dscores, query_count, padded_keys, log_sum_exp + first_query, delta,
                              size.inverse_root);
-            const int64_t key_offset = first_key * size.padded_dim;
-            for_key_strips(diagonal, key_count, [&](int64_t first, int64_t count, int64_t first_seen) {
-                const int64_t row = key_offset + first * size.padded_dim;
-                const int64_t query_row = first_seen * size.padded_dim, corner = first_seen * tile + first;
-                tile_multiply(kv.value_gradient + row, size.padded_dim, scores + corner, 1, tile, dout + query_row,
-                              size.padded_dim, count, query_count - first_seen, size.padded_dim, true);
-                tile_multiply(kv.key_gradient + row, size.padded_dim, dscores + corner, 1, tile, q + query_row,
-                              size.padded_dim, count, query_count - first_seen, size.padded_dim, true);
-            });
+            pack_right(packed_weights, tile, scores, tile, query_count, padded_keys);
+            pack_right(packed_dscores, tile, dscores, tile, query_count, padded_keys);
+            pack_left(dscores_left, tile_elements, dscores, tile, query_count, padded_keys);
             for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
-                tile_multiply(dq + first * size.padded_dim, size.padded_dim, dscores + first * tile, tile, 1,
-                              kv.keys + key_offset, size.padded_dim, count, visible, size.padded_dim, first_key > 0);
+                const int64_t begin = first / width, inner = elements_for<Element>(count);
+                const int64_t columns = round_up(visible, vector_lanes);
+                tile_multiply(kv.value_gradient + first_key, size.padded_positions, dout_transposed + begin,
+                              tile_elements, packed_weights + begin * tile, tile, size.dim, inner, columns, true);
+                tile_multiply(kv.key_gradient + first_key, size.padded_positions, q_transposed + begin,
+                              tile_elements, packed_dscores + begin * tile, tile, size.dim, inner, columns, true);
+                tile_multiply(dq + first * size.padded_dim, size.padded_dim, dscores_left + first * tile_elements,
+                              tile_elements, kv.keys_right + first_key / width * size.padded_dim, size.padded_dim,
+                              count, elements_for<Element>(visible), size.padded_dim, first_key > 0);
             });
         }
         store_rows(dqueries + first_query * stride, stride, dq, size.padded_dim, query_count, size.dim);
@@ -241,7 +271,7 @@ void CpuBackend::attention_forward(const Tensor& y, const Tensor& log_sum_exp, c
             forward_head(y.as<T>() + b * shape.sequence * y_stride + h * shape.head_dim, y_stride,
                          log_sum_exp.as<float>() + index * shape.sequence, queries, keys,
                          keys + shape.kv_heads * shape.head_dim, stride, size,
-                         thread_scratch(forward_scratch(size)));
+                         Scratch(thread_scratch(scratch_floats(size))));
         });
     });
 }
@@ -269,21 +299,24 @@ void CpuBackend::attention_backward(const Tensor& dqkv, const Tensor& dy, const 
             const int64_t value_column = key_column + shape.kv_heads * shape.head_dim;
             const T* rows = qkv.as<T>() + first_row * stride;
             T* drows = dqkv.as<T>() + first_row * stride;
-            const KeyValueTiles kv(thread_scratch(backward_scratch(size)), size);
-            load_rows(kv.keys, size.padded_dim, rows + key_column, stride, size.positions, size.dim);
-            load_transposed(kv.keys_transposed, size.padded_positions, rows + key_column, stride, size.positions,
-                            size.dim);
-            load_transposed(kv.values_transposed, size.padded_positions, rows + value_column, stride,
-                            size.positions, size.dim);
-            std::fill(kv.key_gradient, kv.end, 0.0f);
+            using Element = typename TileElement<T>::type;
+            Scratch scratch(thread_scratch(scratch_floats(size)));
+            const KeyValueTiles<Element> kv(scratch, size);
+            pack_right(kv.keys_right, size.padded_dim, rows + key_column, stride, size.positions, size.dim);
+            pack_right_transposed(kv.keys_transposed, size.padded_positions, rows + key_column, stride,
+                                  size.positions, size.dim);
+            pack_right_transposed(kv.values_transposed, size.padded_positions, rows + value_column, stride,
+                                  size.positions, size.dim);
             for (int64_t h = kv_head * heads_per_group; h < (kv_head + 1) * heads_per_group; ++h) {
                 const int64_t offset = first_row * y_stride + h * shape.head_dim;
                 backward_head(drows + h * shape.head_dim, dy.as<T>() + offset, y.as<T>() + offset, y_stride,
                               rows + h * shape.head_dim, stride,
-                              log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence, size, kv);
+                              log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence, size, kv, scratch);
             }
-            store_rows(drows + key_column, stride, kv.key_gradient, size.padded_dim, size.positions, size.dim);
-            store_rows(drows + value_column, stride, kv.value_gradient, size.padded_dim, size.positions, size.dim);
+            store_transposed(drows + key_column, stride, kv.key_gradient, size.padded_positions, size.positions,
+                             size.dim);
+            store_transposed(drows + value_column, stride, kv.value_gradient, size.padded_positions, size.positions,
+                             size.dim);
         });
     });
 }

@@ -1,15 +1,56 @@
-// Small dense products on tiles that sit in a core's caches, for attention. float32 throughout: rows are widened when
-// they are loaded.
+// Small dense products on tiles that sit in a core's caches, for attention: c (+)= a b with a float32 result.
+//
+// Operands are packed into elements. In float32 an element is one number. In bfloat16, on processors with a dot product
+// of pairs, it is two neighbours of the summed index, so that one instruction multiplies and adds both.
+//   left operand  (rows, inner)     [row][inner / width]
+//   right operand (inner, columns)  [inner / width][column]
+// An odd end of the inner index is filled with zero.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#include "kernels/tensor.h"
 
 namespace train_qat {
 
 // Sixteen floats; compilers split it where registers are narrower.
 using FloatVector = float __attribute__((vector_size(64)));
 inline constexpr int64_t vector_lanes = 16;
+
+// Two bfloat16 numbers, the first in the lower half.
+struct BFloat16Pair {
+    uint32_t bits;
+};
+
+template <typename Element>
+inline constexpr int64_t element_width = 1;
+template <>
+inline constexpr int64_t element_width<BFloat16Pair> = 2;
+
+// The element for tiles of a compute type.
+template <typename T>
+struct TileElement {
+    using type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct TileElement<bfloat16> {
+    using type = BFloat16Pair;
+};
+#endif
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Elements that hold `count` numbers.
+template <typename Element>
+inline int64_t elements_for(int64_t count) {
+    return (count + element_width<Element> - 1) / element_width<Element>;
+}
 
 inline FloatVector load_vector(const float* source) {
     FloatVector vector;
@@ -20,12 +61,19 @@ inline void store_vector(float* destination, const FloatVector& vector) {
     std::memcpy(destination, &vector, sizeof vector);
 }
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+// sum += left * right for sixteen columns.
+inline void multiply_add(FloatVector& sum, float left, const float& right) { sum += left * load_vector(&right); }
+#if defined(__AVX512BF16__)
+inline void multiply_add(FloatVector& sum, BFloat16Pair left, const BFloat16Pair& right) {
+    sum = reinterpret_cast<FloatVector>(_mm512_dpbf16_ps(
+        reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(left.bits))),
+        reinterpret_cast<__m512bh>(_mm512_loadu_si512(&right))));
+}
+#endif
 
-// c (rows x 16 vectors) (+)= a b in registers: each step of the inner loop loads `vectors` vectors of b and broadcasts
-// `rows` numbers of a.
-template <int rows, int vectors>
-inline void tile_block(float* c, int64_t c_stride, const float* a, int64_t a_row, int64_t a_inner, const float* b,
+// A block of c in registers: each step of the inner loop reads `vectors` vectors of b and broadcasts `rows` of a.
+template <int rows, int vectors, typename Element>
+inline void tile_block(float* c, int64_t c_stride, const Element* a, int64_t a_stride, const Element* b,
                        int64_t b_stride, int64_t inner, bool accumulate) {
     FloatVector sums[rows][vectors];
 #pragma GCC unroll 8
@@ -33,78 +81,126 @@ inline void tile_block(float* c, int64_t c_stride, const float* a, int64_t a_row
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v)
             sums[r][v] = accumulate ? load_vector(c + r * c_stride + v * vector_lanes) : FloatVector{};
-    for (int64_t k = 0; k < inner; ++k) {
-        FloatVector right[vectors];
+    for (int64_t k = 0; k < inner; ++k)
 #pragma GCC unroll 8
-        for (int v = 0; v < vectors; ++v) right[v] = load_vector(b + k * b_stride + v * vector_lanes);
+        for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) {
-            const float left = a[r * a_row + k * a_inner];
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v) sums[r][v] += left * right[v];
-        }
-    }
+            for (int v = 0; v < vectors; ++v)
+                multiply_add(sums[r][v], a[r * a_stride + k], b[k * b_stride + v * vector_lanes]);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) store_vector(c + r * c_stride + v * vector_lanes, sums[r][v]);
 }
 
-template <int vectors>
-inline void tile_panel(float* c, int64_t c_stride, const float* a, int64_t a_row, int64_t a_inner, const float* b,
+template <int vectors, typename Element>
+inline void tile_panel(float* c, int64_t c_stride, const Element* a, int64_t a_stride, const Element* b,
                        int64_t b_stride, int64_t rows, int64_t inner, bool accumulate) {
     int64_t r = 0;
-    for (; r + 6 <= rows; r += 6)
-        tile_block<6, vectors>(c + r * c_stride, c_stride, a + r * a_row, a_row, a_inner, b, b_stride, inner,
-                               accumulate);
-    for (; r + 4 <= rows; r += 4)
-        tile_block<4, vectors>(c + r * c_stride, c_stride, a + r * a_row, a_row, a_inner, b, b_stride, inner,
-                               accumulate);
-    for (; r + 2 <= rows; r += 2)
-        tile_block<2, vectors>(c + r * c_stride, c_stride, a + r * a_row, a_row, a_inner, b, b_stride, inner,
-                               accumulate);
-    for (; r < rows; ++r)
-        tile_block<1, vectors>(c + r * c_stride, c_stride, a + r * a_row, a_row, a_inner, b, b_stride, inner,
-                               accumulate);
+    const auto blocks_of = [&]<int count>() {
+        for (; r + count <= rows; r += count)
+            tile_block<count, vectors>(c + r * c_stride, c_stride, a + r * a_stride, a_stride, b, b_stride, inner,
+                                       accumulate);
+    };
+    blocks_of.template operator()<6>();
+    blocks_of.template operator()<4>();
+    blocks_of.template operator()<2>();
+    blocks_of.template operator()<1>();
 }
 
-// c[i][j] (+)= sum_k a[i * a_row + k * a_inner] b[k * b_stride + j]. columns: a multiple of 16. Either stride of a may
-// be one: a transposed operand costs nothing.
-inline void tile_multiply(float* c, int64_t c_stride, const float* a, int64_t a_row, int64_t a_inner, const float* b,
+// c (rows, columns) (+)= a b. inner: in elements; columns: a multiple of 16; strides in elements.
+template <typename Element>
+inline void tile_multiply(float* c, int64_t c_stride, const Element* a, int64_t a_stride, const Element* b,
                           int64_t b_stride, int64_t rows, int64_t inner, int64_t columns, bool accumulate) {
     int64_t j = 0;
     for (; j + 64 <= columns; j += 64)
-        tile_panel<4>(c + j, c_stride, a, a_row, a_inner, b + j, b_stride, rows, inner, accumulate);
+        tile_panel<4>(c + j, c_stride, a, a_stride, b + j, b_stride, rows, inner, accumulate);
     for (; j + 32 <= columns; j += 32)
-        tile_panel<2>(c + j, c_stride, a, a_row, a_inner, b + j, b_stride, rows, inner, accumulate);
+        tile_panel<2>(c + j, c_stride, a, a_stride, b + j, b_stride, rows, inner, accumulate);
     for (; j < columns; j += 16)
-        tile_panel<1>(c + j, c_stride, a, a_row, a_inner, b + j, b_stride, rows, inner, accumulate);
+        tile_panel<1>(c + j, c_stride, a, a_stride, b + j, b_stride, rows, inner, accumulate);
 }
 
-// destination (rows, padded_columns) = source (rows, columns) widened, zeros behind.
+// ---- packing --------------------------------------------------------------------------------------------------------
+
 template <typename T>
-inline void load_rows(float* __restrict destination, int64_t padded_columns, const T* source, int64_t source_stride,
-                      int64_t rows, int64_t columns) {
+inline uint32_t bfloat16_bits(T value) {
+    return bfloat16(static_cast<float>(value)).bits;
+}
+inline uint32_t bfloat16_bits(bfloat16 value) { return value.bits; }
+
+template <typename T>
+inline void join(float& element, T value, T) {
+    element = static_cast<float>(value);
+}
+template <typename T>
+inline void join(BFloat16Pair& element, T first, T second) {
+    element.bits = bfloat16_bits(first) | bfloat16_bits(second) << 16;
+}
+
+// Left operand from rows (rows, inner): neighbours within a row become an element.
+template <typename Element, typename T>
+inline void pack_left(Element* __restrict packed, int64_t packed_stride, const T* __restrict source, int64_t stride,
+                      int64_t rows, int64_t inner) {
+    constexpr int64_t width = element_width<Element>;
     for (int64_t r = 0; r < rows; ++r) {
-        float* __restrict out = destination + r * padded_columns;
-        const T* __restrict in = source + r * source_stride;
-        for (int64_t c = 0; c < columns; ++c) out[c] = static_cast<float>(in[c]);
-        for (int64_t c = columns; c < padded_columns; ++c) out[c] = 0.0f;
+        const T* __restrict in = source + r * stride;
+        Element* __restrict out = packed + r * packed_stride;
+        const int64_t whole = inner / width;
+        for (int64_t k = 0; k < whole; ++k) join(out[k], in[width * k], in[width * k + width - 1]);
+        if (whole * width < inner) join(out[whole], in[inner - 1], T());
     }
 }
 
-// destination (columns, padded_rows) = transpose of source (rows, columns), zeros behind.
-template <typename T>
-inline void load_transposed(float* __restrict destination, int64_t padded_rows, const T* source,
-                            int64_t source_stride, int64_t rows, int64_t columns) {
-    for (int64_t c = 0; c < columns; ++c) {
-        float* __restrict out = destination + c * padded_rows;
-        const T* __restrict in = source + c;
-        for (int64_t r = 0; r < rows; ++r) out[r] = static_cast<float>(in[r * source_stride]);
-        for (int64_t r = rows; r < padded_rows; ++r) out[r] = 0.0f;
+// Right operand from rows (inner, columns): two rows become a row of elements. Columns up to packed_stride and the
+// missing row of an odd end are zero.
+template <typename Element, typename T>
+inline void pack_right(Element* __restrict packed, int64_t packed_stride, const T* __restrict source, int64_t stride,
+                       int64_t inner, int64_t columns) {
+    constexpr int64_t width = element_width<Element>;
+    for (int64_t k = 0; k < inner; k += width) {
+        Element* __restrict out = packed + k / width * packed_stride;
+        const T* __restrict first = source + k * stride;
+        const T* __restrict second = source + (k + width - 1) * stride;
+        if (k + width <= inner)
+            for (int64_t c = 0; c < columns; ++c) join(out[c], first[c], second[c]);
+        else
+            for (int64_t c = 0; c < columns; ++c) join(out[c], first[c], T());
+        for (int64_t c = columns; c < packed_stride; ++c) join(out[c], T(), T());
     }
 }
 
+// Right operand (inner, count) from its transpose (count, inner). Columns from count to packed_stride are zero.
+template <typename Element, typename T>
+inline void pack_right_transposed(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
+                                  int64_t stride, int64_t count, int64_t inner) {
+    constexpr int64_t width = element_width<Element>;
+    for (int64_t k = 0; k < inner; k += width) {
+        Element* __restrict out = packed + k / width * packed_stride;
+        const bool whole = k + width <= inner;
+        for (int64_t j = 0; j < count; ++j) {
+            const T* in = source + j * stride + k;
+            join(out[j], in[0], whole ? in[width - 1] : T());
+        }
+        for (int64_t j = count; j < packed_stride; ++j) join(out[j], T(), T());
+    }
+}
+
+// Left operand (columns, inner) from rows (inner, columns): the summed index runs over the source's rows.
+template <typename Element, typename T>
+inline void pack_left_transposed(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
+                                 int64_t stride, int64_t inner, int64_t columns) {
+    constexpr int64_t width = element_width<Element>;
+    for (int64_t k = 0; k < inner; k += width) {
+        const T* __restrict first = source + k * stride;
+        const T* __restrict second = source + (k + width - 1) * stride;
+        const bool whole = k + width <= inner;
+        for (int64_t c = 0; c < columns; ++c)
+            join(packed[c * packed_stride + k / width], first[c], whole ? second[c] : T());
+    }
+}
+
+// Rows of a float tile into the compute type.
 template <typename T>
 inline void store_rows(T* destination, int64_t destination_stride, const float* source, int64_t source_stride,
                        int64_t rows, int64_t columns) {
@@ -113,6 +209,15 @@ inline void store_rows(T* destination, int64_t destination_stride, const float* 
         const float* __restrict in = source + r * source_stride;
         for (int64_t c = 0; c < columns; ++c) out[c] = in[c];
     }
+}
+
+// The same from a transposed source (columns, rows).
+template <typename T>
+inline void store_transposed(T* destination, int64_t destination_stride, const float* source, int64_t source_stride,
+                             int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c)
+            destination[r * destination_stride + c] = source[c * source_stride + r];
 }
 
 }  // namespace train_qat
