@@ -43,12 +43,12 @@ TOLERANCES = {
 
 
 # Smallest norm that a float32 gradient counts with, as a fraction of the norm of all gradients of its kind. A gradient
-# that cancels out is rounding noise, for instance that of queries and keys when there is only one position to attend to.
+# that cancels out is rounding noise, for instance that of queries and keys with only one position to attend to.
 GRADIENT_FLOOR = 2e-3
 
 
 def relative_error(value, reference, floor=0.0):
-    """||value - reference|| / ||reference||, the latter at least `floor`; infinite where it is 0 and the value is not."""
+    """||value - reference|| / ||reference||, the divisor at least `floor`; inf where it is 0 and the value not."""
     value, reference = torch.as_tensor(value).double().flatten(), torch.as_tensor(reference).double().flatten()
     difference, size = (value - reference).norm().item(), max(reference.norm().item(), floor)
     return difference / size if size > 0 else (0.0 if difference == 0 else float("inf"))

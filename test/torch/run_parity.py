@@ -2,12 +2,12 @@
 """Trains many tiny models with train_qat_parity and compares every step with PyTorch (compare.py).
 
 The matrix: every bit width in float32; groups, grouped-query and plain multi-head attention, odd sizes, single
-tokens, several micro-batches, runs of only one phase; some of it in bfloat16. One line per case with the worst error of each kind
-as a fraction of its tolerance; the last line sums up compare.py's checks. Exit status 1 when one fails.
+tokens, several micro-batches, runs of only one phase; some of it in bfloat16. One line per case, with the check that
+came closest to failing; then the largest error of each kind as a fraction of its tolerance. The last line sums up
+compare.py's checks. Exit status 1 when one fails.
 """
 
 import argparse
-import contextlib
 import os
 import pathlib
 import subprocess
