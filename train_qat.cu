@@ -1,8 +1,8 @@
 // train_qat: the command line, the set-up of a run, and the one training loop.
 //
-// The loop runs over two step ranges that the plan fixes before it starts: [0, fp_steps) in full precision, then
-// [fp_steps, total_steps) quantization-aware. Model and operations are the same in both; what differs is the phase, a
-// compile-time parameter of train_range, and the grid that the optimizer rounds weights to.
+// The loop runs over two step ranges that the plan fixes before it starts: [0, fp_steps) in full precision,
+// then [fp_steps, total_steps) quantization-aware. Model and operations are the same in both; what differs is
+// the phase, a compile-time parameter of train_range, and the grid that the optimizer rounds weights to.
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -40,7 +40,8 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Set by Ctrl-C and by a job manager's TERM; the loop looks at it after every step. A second signal ends at once.
+// Set by Ctrl-C and by a job manager's TERM; the loop looks at it after every step. A second signal ends at
+// once.
 volatile std::sig_atomic_t stop_requested = 0;
 void request_stop(int signal) {
     stop_requested = 1;
@@ -49,7 +50,8 @@ void request_stop(int signal) {
 
 std::unique_ptr<Backend> make_backend(const Options& options) {
     if (options.device == "cuda")
-        throw std::runtime_error("-device cuda: this program was built without a CUDA backend; use -device cpu");
+        throw std::runtime_error(
+            "-device cuda: this program was built without a CUDA backend; use -device cpu");
     std::unique_ptr<Backend> backend = make_cpu_backend(options.threads);
     std::cout << "device: " << backend->describe()
               << (options.device == "auto" ? " (-device auto: built without a CUDA backend)" : "") << "\n";
@@ -94,7 +96,8 @@ LoaderOptions loader_options(const Options& options, const ModelConfig& config, 
 
 class Run {
   public:
-    Run(const Options& options, Backend& backend, const ModelConfig& config, const Plan& plan, Transformer& model)
+    Run(const Options& options, Backend& backend, const ModelConfig& config, const Plan& plan,
+        Transformer& model)
         : options_(options),
           config_(config),
           plan_(plan),
@@ -104,8 +107,8 @@ class Run {
           training_data_(options.train_pattern, loader_options(options, config, true)),
           settings_(run_settings(options, config, plan, model.compute_type())) {
         if (!options.validation_pattern.empty())
-            validation_data_ =
-                std::make_unique<DataLoader>(options.validation_pattern, loader_options(options, config, false));
+            validation_data_ = std::make_unique<DataLoader>(options.validation_pattern,
+                                                            loader_options(options, config, false));
         if (!options.tokenizer.empty()) read_prompt();
     }
 
@@ -135,7 +138,8 @@ class Run {
             const Clock::time_point start = Clock::now();
             for (int64_t micro = 0; micro < options_.gradient_accumulation; ++micro) {
                 training_data_.next_batch(options_.batch, inputs_.data(), targets_.data());
-                model_.train_micro_batch(inputs_.data(), targets_.data(), micro, options_.gradient_accumulation);
+                model_.train_micro_batch(inputs_.data(), targets_.data(), micro,
+                                         options_.gradient_accumulation);
             }
             const double loss = model_.loss();
             const double norm = optimizer_.finish_gradients();
@@ -145,7 +149,8 @@ class Run {
             ++step_;
             report<phase>(loss, norm, rate, seconds_since(start));
             const bool last = step_ == end;
-            if (options_.validate_every > 0 && step_ % options_.validate_every == 0 && !last) validate<phase>();
+            if (options_.validate_every > 0 && step_ % options_.validate_every == 0 && !last)
+                validate<phase>();
             if (stop_requested && step_ < plan_.total_steps) return false;
             if (save_is_due() && !last) save();
         }
@@ -167,8 +172,8 @@ class Run {
         progress_->step({step_, to_string(phase), loss, rate, norm, plan_.tokens_per_step, seconds});
     }
 
-    // Mean loss over the first -val_batches micro-batches of the validation shards, with the weights as they are
-    // quantized now. `weights` says how that is: full_precision, rounded (never trained so) or quantized.
+    // Mean loss over the first -val_batches micro-batches of the validation shards, with the weights as they
+    // are quantized now. `weights` says how that is: full_precision, rounded (never trained so) or quantized.
     double validate(Phase phase, const char* weights) {
         const Clock::time_point start = Clock::now();
         const int64_t samples = validation_data_->samples_per_epoch();
@@ -180,10 +185,8 @@ class Run {
             validation_data_->next_batch(batch, inputs_.data(), targets_.data());
             loss += model_.evaluate(inputs_.data(), targets_.data(), batch) / static_cast<double>(batches);
         }
-        metrics_->write({{"step", step_},
-                         {"phase", to_string(phase)},
-                         {"validation_loss", loss},
-                         {"weights", weights}});
+        metrics_->write(
+            {{"step", step_}, {"phase", to_string(phase)}, {"validation_loss", loss}, {"weights", weights}});
         progress_->validation(step_, std::string(to_string(phase)) + " " + weights, loss,
                               batches * batch * config_.sequence_length, seconds_since(start));
         return loss;
@@ -216,8 +219,13 @@ class Run {
         if (options_.resume)
             for (const std::string& line : passed_over) std::cout << "passed over: " << line << "\n";
         if (!checkpoint) {
+            // Starting anew would cut off the metrics of a run that has come far.
+            if (options_.resume && !passed_over.empty())
+                throw std::runtime_error("-resume: " + output +
+                                         " holds no valid checkpoint: " + passed_over.back());
             if (options_.resume)
-                std::cout << "resume: no checkpoint in " << options_.output_directory << ", starting at step 0\n";
+                std::cout << "resume: no checkpoint in " << options_.output_directory
+                          << ", starting at step 0\n";
             model_.parameters().initialize(backend_, options_.seed);
             return;
         }
@@ -255,7 +263,8 @@ class Run {
 
     int stopped() {
         save();
-        std::cout << "stopped after step " << step_ << "; go on with the same command and -resume" << std::endl;
+        std::cout << "stopped after step " << step_ << "; go on with the same command and -resume"
+                  << std::endl;
         constexpr int interrupted_exit_code = 130;
         return interrupted_exit_code;
     }
@@ -270,7 +279,8 @@ class Run {
         std::cout << "\n" << results_table(results_, plan_) << std::flush;
     }
 
-    // A checkpoint of the last step holds what was measured at it: a resume from there does not measure again.
+    // A checkpoint of the last step holds what was measured at it: a resume from there does not measure
+    // again.
     void validate_at_the_end() {
         if (model_.parameters().quantized()) {
             if (!results_.quantized) results_.quantized = validate(Phase::quantization_aware, "quantized");
@@ -293,7 +303,8 @@ class Run {
             throw std::runtime_error("-tokenizer " + options_.tokenizer + ": has " +
                                      std::to_string(tokenizer_->vocabulary_size()) +
                                      " tokens, more than the vocabulary of the model, " +
-                                     std::to_string(config_.vocabulary) + "; give its own shards, or a larger -vocab");
+                                     std::to_string(config_.vocabulary) +
+                                     "; give its own shards, or a larger -vocab");
         if (tokenizer_->bos_id() >= 0) prompt_.push_back(tokenizer_->bos_id());
         for (int32_t id : tokenizer_->encode(options_.prompt)) prompt_.push_back(id);
         if (prompt_.empty())
@@ -308,7 +319,8 @@ class Run {
         sampling.seed = options_.seed;
         std::vector<int32_t> ids = generate(model_, prompt_, sampling);
         // The model's vocabulary may be padded beyond the tokenizer's.
-        std::erase_if(ids, [&](int32_t id) { return id >= static_cast<int32_t>(tokenizer_->vocabulary_size()); });
+        std::erase_if(ids,
+                      [&](int32_t id) { return id >= static_cast<int32_t>(tokenizer_->vocabulary_size()); });
         return tokenizer_->decode(ids);
     }
 
@@ -343,8 +355,9 @@ int run(const Options& options) {
     const Plan plan = plan_of(options, config);
     const std::unique_ptr<Backend> backend = make_backend(options);
     const DType dtype = compute_type(options, *backend);
-    Transformer model(*backend, config, {plan.qat_steps > 0 || options.bits < 16 ? options.bits : 16, options.group},
-                      dtype, options.batch);
+    Transformer model(*backend, config,
+                      {plan.qat_steps > 0 || options.bits < 16 ? options.bits : 16, options.group}, dtype,
+                      options.batch);
     std::cout << describe(config) << "\n"
               << format_plan(plan, config) << "\nmemory (" << name_of(dtype) << ")\n"
               << model.memory_table() << std::endl;

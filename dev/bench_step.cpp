@@ -1,11 +1,12 @@
 // One training step of the benchmark model, timed. Two ways:
 //   train_qat_bench --profile [options]   where the time of a step goes, operation by operation
-//   train_qat_bench --serve [options]     for dev/bench.py: each line "step" on stdin runs one step and answers its
+//   train_qat_bench --serve [options]     for dev/bench.py: each line "step" on stdin runs one step and
+//   answers its
 //                                         milliseconds, so that peers can be timed in turn; "quit" ends
 // Both print the measured matmul peak first.
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
 #include <random>
@@ -21,7 +22,8 @@ using namespace train_qat;
 namespace {
 
 struct Settings {
-    int64_t layers = 6, width = 384, heads = 6, kv_heads = 6, ffn = 1024, vocabulary = 8192, sequence = 256, batch = 8;
+    int64_t layers = 6, width = 384, heads = 6, kv_heads = 6, ffn = 1024, vocabulary = 8192, sequence = 256,
+            batch = 8;
     std::string size;  // a size by the rule of -n, instead of the shape
     double bits = 16;
     int64_t group = 0;
@@ -60,8 +62,8 @@ class Bench {
   public:
     Bench(const Settings& s, Backend& backend)
         : config_(s.size.empty() ? resolve_config("", s.vocabulary, s.sequence,
-                                                {s.layers, s.width, s.heads, s.kv_heads, s.ffn})
-                               : resolve_config(s.size, s.vocabulary, s.sequence)),
+                                                  {s.layers, s.width, s.heads, s.kv_heads, s.ffn})
+                                 : resolve_config(s.size, s.vocabulary, s.sequence)),
           model_(backend, config_, {s.bits, s.group}, s.fp32 ? DType::float32 : DType::bfloat16, s.batch),
           inputs_(s.batch * s.sequence),
           targets_(inputs_.size()) {
@@ -97,9 +99,9 @@ void print_profile(const ProfilingBackend& backend, int steps) {
     std::sort(rows.begin(), rows.end(), [](auto& a, auto& b) { return a.second.seconds > b.second.seconds; });
     std::printf("%-26s %6s %9s %10s %9s\n", "operation", "calls", "ms/step", "GFLOP/s", "GB/s");
     for (const auto& [name, entry] : rows)
-        std::printf("%-26s %6.0f %9.2f %10.0f %9.1f\n", name.c_str(), static_cast<double>(entry.calls) / steps,
-                    entry.seconds * 1e3 / steps, entry.flops / entry.seconds / 1e9,
-                    entry.bytes / entry.seconds / 1e9);
+        std::printf("%-26s %6.0f %9.2f %10.0f %9.1f\n", name.c_str(),
+                    static_cast<double>(entry.calls) / steps, entry.seconds * 1e3 / steps,
+                    entry.flops / entry.seconds / 1e9, entry.bytes / entry.seconds / 1e9);
 }
 
 }  // namespace
@@ -128,7 +130,8 @@ int main(int argc, char** argv) {
     for (int i = 0; i < settings.steps; ++i) times.push_back(bench.step());
     std::sort(times.begin(), times.end());
     const double median = times[times.size() / 2];
-    std::printf("step: median %.1f ms, fastest %.1f ms, %.0f tokens/s, %.1f%% of the measured matmul peak\n", median,
-                times.front(), bench.tokens() / median * 1e3, 100 * bench.flops() / (median * 1e-3) / peak);
+    std::printf("step: median %.1f ms, fastest %.1f ms, %.0f tokens/s, %.1f%% of the measured matmul peak\n",
+                median, times.front(), bench.tokens() / median * 1e3,
+                100 * bench.flops() / (median * 1e-3) / peak);
     if (settings.profile) print_profile(profiling, settings.steps);
 }

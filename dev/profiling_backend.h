@@ -1,5 +1,5 @@
-// A backend that passes every operation on to another one and adds up where the time goes: seconds, floating-point
-// operations of matmuls and attention, bytes of everything else.
+// A backend that passes every operation on to another one and adds up where the time goes: seconds,
+// floating-point operations of matmuls and attention, bytes of everything else.
 #pragma once
 
 #include <chrono>
@@ -72,7 +72,8 @@ class ProfilingBackend final : public Backend {
         measure("matmul_input_gradient", 2.0 * dz.shape[0] * w.rows * w.columns, 0,
                 [&] { inner_.matmul_input_gradient(dx, dz, w); });
     }
-    void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x, bool accumulate) override {
+    void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
+                                bool accumulate) override {
         measure("matmul_weight_gradient", 2.0 * dz.shape[0] * dz.shape[1] * x.shape[1], 0,
                 [&] { inner_.matmul_weight_gradient(dq, dz, x, accumulate); });
     }
@@ -93,13 +94,16 @@ class ProfilingBackend final : public Backend {
                           const Tensor& residual, const Tensor& rstd, const Tensor& weight,
                           const Tensor& column_scale, bool accumulate_residual, bool accumulate_weight,
                           void* workspace) override {
-        measure("rmsnorm_backward", 0,
-                double(dr.bytes() * (accumulate_residual ? 2 : 1) + dz.bytes() + dy.bytes() + residual.bytes()), [&] {
-                    inner_.rmsnorm_backward(dr, dw, dz, dy, residual, rstd, weight, column_scale,
-                                            accumulate_residual, accumulate_weight, workspace);
-                });
+        measure(
+            "rmsnorm_backward", 0,
+            double(dr.bytes() * (accumulate_residual ? 2 : 1) + dz.bytes() + dy.bytes() + residual.bytes()),
+            [&] {
+                inner_.rmsnorm_backward(dr, dw, dz, dy, residual, rstd, weight, column_scale,
+                                        accumulate_residual, accumulate_weight, workspace);
+            });
     }
-    void rope_forward(const Tensor& qkv, const Tensor& c, const Tensor& s, const AttentionShape& shape) override {
+    void rope_forward(const Tensor& qkv, const Tensor& c, const Tensor& s,
+                      const AttentionShape& shape) override {
         measure("rope_forward", 0, 2.0 * qkv.bytes(), [&] { inner_.rope_forward(qkv, c, s, shape); });
     }
     void rope_backward(const Tensor& dqkv, const Tensor& c, const Tensor& s, const Tensor& column_scale,
@@ -113,7 +117,8 @@ class ProfilingBackend final : public Backend {
                 [&] { inner_.attention_forward(y, log_sum_exp, qkv, shape); });
     }
     void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
-                            const Tensor& log_sum_exp, const AttentionShape& shape, void* workspace) override {
+                            const Tensor& log_sum_exp, const AttentionShape& shape,
+                            void* workspace) override {
         measure("attention_backward", 10 * causal_pairs(shape), 0,
                 [&] { inner_.attention_backward(dqkv, dy, qkv, y, log_sum_exp, shape, workspace); });
     }
@@ -121,7 +126,8 @@ class ProfilingBackend final : public Backend {
         measure("swiglu_forward", 0, double(y.bytes() + gate_up.bytes()),
                 [&] { inner_.swiglu_forward(y, gate_up); });
     }
-    void swiglu_backward(const Tensor& d, const Tensor& dy, const Tensor& gate_up, const Tensor& scale) override {
+    void swiglu_backward(const Tensor& d, const Tensor& dy, const Tensor& gate_up,
+                         const Tensor& scale) override {
         measure("swiglu_backward", 0, double(d.bytes() + dy.bytes() + gate_up.bytes()),
                 [&] { inner_.swiglu_backward(d, dy, gate_up, scale); });
     }

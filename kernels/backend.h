@@ -1,28 +1,32 @@
-// The contract of all operations: what a device must be able to do so that a model can be trained on it. Every
-// operation is documented here once - mathematics, shapes, dtypes, errors - and implemented once per backend, under
-// the same name: kernels/cpu/ (plain C++, also the readable reference) and kernels/cuda/.
+// The contract of all operations: what a device must be able to do so that a model can be trained on it.
+// Every operation is documented here once - mathematics, shapes, dtypes, errors - and implemented once per
+// backend, under the same name: kernels/cpu/ (plain C++, also the readable reference) and kernels/cuda/.
 //
 // Conventions
-//  * Letters: B sequences, T positions, M = B*T rows of activations, C width, H query heads, G key/value heads, D head
+//  * Letters: B sequences, T positions, M = B*T rows of activations, C width, H query heads, G key/value
+//  heads, D head
 //    dimension, F feed-forward width, V vocabulary, N x K a weight matrix (outputs x inputs).
-//  * "compute type" is the dtype of activations and matmul operands: bfloat16, or float32 for reference runs. Master
+//  * "compute type" is the dtype of activations and matmul operands: bfloat16, or float32 for reference runs.
+//  Master
 //    weights, moments, gradients of parameters, the residual stream and all reductions are float32.
 //  * Operations are enqueued in order on the backend's one stream and may return before they are done; only
-//    copy_to_host and synchronize wait. Scalars that come out of the device (losses, norms) are therefore tensors.
+//    copy_to_host and synchronize wait. Scalars that come out of the device (losses, norms) are therefore
+//    tensors.
 //  * Results do not depend on the number of threads or blocks: every reduction has a fixed order.
 //  * Dimensions may be any positive number, also one, also no multiple of anything.
 //  * A view with the wrong dtype or shape is a bug of the caller: std::logic_error naming the operation.
 //  * `accumulate` false overwrites the output, true adds to it.
 //
-// Quantized matmuls. A weight matrix takes part in matmuls as a ComputeWeight: its levels q (see grid.h) and one scale
-// per row, w = s[n] * q[n,k]. The levels are exact in the compute type, so
+// Quantized matmuls. A weight matrix takes part in matmuls as a ComputeWeight: its levels q (see grid.h) and
+// one scale per row, w = s[n] * q[n,k]. The levels are exact in the compute type, so
 //     y[m,n]  = s[n] * sum_k x[m,k] q[n,k]
-// is exact up to the accumulation. In the backward pass the scale moves to the incoming gradient: with dz = s ∘ dy,
+// is exact up to the accumulation. In the backward pass the scale moves to the incoming gradient: with dz = s
+// ∘ dy,
 //     dx[m,k] = sum_n dz[m,n] q[n,k]        dq[n,k] = sum_m dz[m,n] x[m,k]        dŵ = dq / s.
-// So whoever produces the gradient of a linear layer's output multiplies it by the layer's `row_scale` (arguments
-// named `column_scale`; empty means one), matmuls stay plain, and the division by s happens once per optimizer step in
-// ste_backward_and_norm. With several scales per row (groups) the scale cannot leave the sum: q then holds s*level
-// rounded to the compute type, row_scale is empty, and dq is dŵ itself.
+// So whoever produces the gradient of a linear layer's output multiplies it by the layer's `row_scale`
+// (arguments named `column_scale`; empty means one), matmuls stay plain, and the division by s happens once
+// per optimizer step in ste_backward_and_norm. With several scales per row (groups) the scale cannot leave
+// the sum: q then holds s*level rounded to the compute type, row_scale is empty, and dq is dŵ itself.
 #pragma once
 
 #include <memory>
@@ -40,19 +44,17 @@ struct ComputeWeight {
     int64_t rows = 0;     // N, outputs
     int64_t columns = 0;  // K, inputs
     DType dtype = DType::bfloat16;
-    bool embedding = false;     // rows are also looked up one by one (embedding_forward)
+    bool embedding = false;  // rows are also looked up one by one (embedding_forward)
     void* storage = nullptr;
     float* scale_storage = nullptr;  // (N)
     bool scaled = false;             // false: row_scale() is empty
 
-    Tensor row_scale() const {
-        return scaled ? Tensor(scale_storage, DType::float32, {rows}) : Tensor();
-    }
+    Tensor row_scale() const { return scaled ? Tensor(scale_storage, DType::float32, {rows}) : Tensor(); }
 };
 
-// One parameter tensor and its optimizer state: `rows` x `columns`, float32, row-major. A vector is one row without
-// quantization. Matrices that share one ComputeWeight (query, key, value) stand in it one below the other, each from
-// `first_row` on.
+// One parameter tensor and its optimizer state: `rows` x `columns`, float32, row-major. A vector is one row
+// without quantization. Matrices that share one ComputeWeight (query, key, value) stand in it one below the
+// other, each from `first_row` on.
 struct ParameterRows {
     int64_t rows = 0;
     int64_t columns = 0;
@@ -79,6 +81,10 @@ struct ParameterRows {
 
 // One step of AdamW with decoupled weight decay (arXiv 1711.05101). The moments' bias corrections are 1 - beta^t for
 // the t of the weights and of the scales: scales start at the switch and are younger.
+//     weights   w <- w - learning_rate (u + weight_decay w)        u: AdamW's direction, about one in size
+//     scales    s <- max(smallest_scale, s (1 - scale_learning_rate u))
+// A scale moves by a fraction of itself: scales differ in size by orders of magnitude between bit widths, and an
+// absolute step of the weights' learning rate would be larger than an 8-bit scale.
 struct AdamWStep {
     float learning_rate = 0;
     float scale_learning_rate = 0;
@@ -104,15 +110,17 @@ class Backend {
     Backend(const Backend&) = delete;
     Backend& operator=(const Backend&) = delete;
 
-    // ---- device and memory --------------------------------------------------------------------------------------
+    // ---- device and memory
+    // --------------------------------------------------------------------------------------
 
-    virtual std::string describe() const = 0;           // one line: device, threads, instruction set
-    virtual int64_t available_memory() const = 0;       // bytes that an allocation can still get
+    virtual std::string describe() const = 0;             // one line: device, threads, instruction set
+    virtual int64_t available_memory() const = 0;         // bytes that an allocation can still get
     virtual bool supports(DType compute_type) const = 0;  // whether matmuls in this type are worth using
     // Attainable FLOP/s of matmuls in `compute_type`: measured once or the card's data sheet. For MFU.
     virtual double peak_flops(DType compute_type) = 0;
 
-    // Zero-filled device memory, 64-byte aligned or better. Throws std::runtime_error when there is not enough.
+    // Zero-filled device memory, 64-byte aligned or better. Throws std::runtime_error when there is not
+    // enough.
     virtual void* allocate(int64_t bytes) = 0;
     virtual void release(void* memory) = 0;
     virtual void copy_to_device(void* device, const void* host, int64_t bytes) = 0;
@@ -120,21 +128,23 @@ class Backend {
     virtual void fill_zero(void* device, int64_t bytes) = 0;
     virtual void synchronize() = 0;
 
-    // ---- weights ------------------------------------------------------------------------------------------------
+    // ---- weights
+    // ------------------------------------------------------------------------------------------------
 
     // Bytes of ComputeWeight::storage for a matrix of this size.
     virtual int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type,
                                          bool embedding) const = 0;
 
-    // Initial scales: statistic(w of the group) / divisor of the grid, at least smallest_scale. Tensors without a
-    // grid are passed over.
+    // Initial scales: statistic(w of the group) / divisor of the grid, at least smallest_scale. Tensors
+    // without a grid are passed over.
     virtual void initialize_scales(std::span<const ParameterRows> parameters) = 0;
 
-    // Writes each parameter's levels and scales (grid none: the weights, rounded to the compute type) into its
-    // ComputeWeight.
+    // Writes each parameter's levels and scales (grid none: the weights, rounded to the compute type) into
+    // its ComputeWeight.
     virtual void quantize(std::span<const ParameterRows> parameters) = 0;
 
-    // The straight-through backward pass, once per optimizer step. In: gradient = dq (see above). Out, in place,
+    // The straight-through backward pass, once per optimizer step. In: gradient = dq (see above). Out, in
+    // place,
     //     dŵ = dq / s                     (one scale per row; otherwise dŵ = dq)
     //     gradient       = inside(w/s) ? dŵ : 0
     //     scale_gradient = g * sum over the group of dŵ * scale_gradient(w/s)
@@ -142,12 +152,14 @@ class Backend {
     // squares: (number of parameters) float32. Sums are formed in double, in fixed order.
     virtual void ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) = 0;
 
-    // AdamW on every weight and scale, with the gradients times min(1, clip_norm / sqrt(sum of squares)), then
-    // quantize(). Scales keep >= smallest_scale and have no decay.
+    // AdamW on every weight and scale, with the gradients times min(1, clip_norm / sqrt(sum of squares)),
+    // then quantize(). Scales keep >= smallest_scale and have no decay. squares: (any number) float32, of all
+    // parameters that the norm spans, also where `parameters` is a part of them.
     virtual void adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
                                     const Tensor& squares) = 0;
 
-    // ---- matmuls ------------------------------------------------------------------------------------------------
+    // ---- matmuls
+    // ------------------------------------------------------------------------------------------------
 
     // y = s ∘ (x qᵀ). x: (M, K) compute type; y: (M, N) compute type or float32.
     virtual void matmul_forward(const Tensor& y, const Tensor& x, const ComputeWeight& weight) = 0;
@@ -156,47 +168,53 @@ class Backend {
     virtual void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) = 0;
 
     // dq (+)= dzᵀ x. dz: (M, N), x: (M, K) compute type; dq: (N, K) float32.
-    virtual void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x, bool accumulate) = 0;
+    virtual void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
+                                        bool accumulate) = 0;
 
-    // ---- embedding ----------------------------------------------------------------------------------------------
+    // ---- embedding
+    // ----------------------------------------------------------------------------------------------
 
-    // y[m,:] = s[token] * q[token,:]. tokens: (M) int32, each in [0, V): the caller has checked; y: (M, C) float32.
+    // y[m,:] = s[token] * q[token,:]. tokens: (M) int32, each in [0, V): the caller has checked; y: (M, C)
+    // float32.
     virtual void embedding_forward(const Tensor& y, const Tensor& tokens, const ComputeWeight& weight) = 0;
 
-    // dq[token,:] += s[token] * dy[m,:], in the order of m. dy: (M, C) float32; dq: (V, C) float32; row_scale: (V)
-    // or empty.
+    // dq[token,:] += s[token] * dy[m,:], in the order of m. dy: (M, C) float32; dq: (V, C) float32;
+    // row_scale: (V) or empty.
     virtual void embedding_backward(const Tensor& dq, const Tensor& dy, const Tensor& tokens,
                                     const Tensor& row_scale) = 0;
 
-    // ---- normalization ------------------------------------------------------------------------------------------
+    // ---- normalization
+    // ------------------------------------------------------------------------------------------
 
     // RMSNorm (arXiv 1910.07467) of the residual stream, with the addition before it:
     //     r = residual_in + branch;   rstd = 1 / sqrt(mean(r²) + epsilon);   y = r * rstd * weight
-    // residual_in, residual_out: (M, C) float32, may be the same memory; branch: (M, C) compute type, or empty: then
-    // r = residual_in and residual_out is not written (pass it empty). y: (M, C) compute type; weight: (C) float32;
-    // rstd: (M) float32.
+    // residual_in, residual_out: (M, C) float32, may be the same memory; branch: (M, C) compute type, or
+    // empty: then r = residual_in and residual_out is not written (pass it empty). y: (M, C) compute type;
+    // weight: (C) float32; rstd: (M) float32.
     virtual void residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
-                                          const Tensor& residual_in, const Tensor& branch, const Tensor& weight,
-                                          float epsilon) = 0;
+                                          const Tensor& residual_in, const Tensor& branch,
+                                          const Tensor& weight, float epsilon) = 0;
 
     // With n = r * rstd and h = dy ∘ weight:  dr = rstd * (h - n * mean(h ∘ n)),  dweight = sum_m dy ∘ n.
     //     d_residual (+)= dr          (accumulate_residual)
     //     dweight    (+)= ...         (accumulate_weight)
-    //     dz = column_scale ∘ d_residual, in the compute type: the gradient that the linear layer before this point of
+    //     dz = column_scale ∘ d_residual, in the compute type: the gradient that the linear layer before this
+    //     point of
     //          the residual stream wants. Empty: not wanted.
-    // d_residual, residual: (M, C) float32; dz, dy: (M, C) compute type; dweight, weight: (C) float32; rstd: (M);
-    // column_scale: (C) or empty. workspace: rmsnorm_backward_workspace(M, C) bytes.
+    // d_residual, residual: (M, C) float32; dz, dy: (M, C) compute type; dweight, weight: (C) float32; rstd:
+    // (M); column_scale: (C) or empty. workspace: rmsnorm_backward_workspace(M, C) bytes.
     virtual void rmsnorm_backward(const Tensor& d_residual, const Tensor& dweight, const Tensor& dz,
                                   const Tensor& dy, const Tensor& residual, const Tensor& rstd,
                                   const Tensor& weight, const Tensor& column_scale, bool accumulate_residual,
                                   bool accumulate_weight, void* workspace) = 0;
     virtual int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const = 0;
 
-    // ---- attention ----------------------------------------------------------------------------------------------
+    // ---- attention
+    // ----------------------------------------------------------------------------------------------
 
-    // Rotary position embedding (arXiv 2104.09864), half-split: of each head's D numbers, i and i + D/2 turn by the
-    // angle t * theta^(-2i/D). In place on the query and key columns of qkv: (B*T, (H + 2G) * D) compute type, columns
-    // [queries | keys | values]. cosines, sines: (T, D/2) float32 or longer in T.
+    // Rotary position embedding (arXiv 2104.09864), half-split: of each head's D numbers, i and i + D/2 turn
+    // by the angle t * theta^(-2i/D). In place on the query and key columns of qkv: (B*T, (H + 2G) * D)
+    // compute type, columns [queries | keys | values]. cosines, sines: (T, D/2) float32 or longer in T.
     virtual void rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
                               const AttentionShape& shape) = 0;
 
@@ -206,33 +224,38 @@ class Backend {
 
     // Causal attention, query head h reading key/value head h / (H/G):
     //     a[t] = sum_{u <= t} softmax_u(q[t]·k[u] / sqrt(D)) v[u]
-    // never holding more than a tile of the T x T weights (arXiv 2205.14135). qkv as above; y: (B*T, H*D) compute type;
-    // log_sum_exp: (B, H, T) float32, the softmax's logarithmic denominators, for the backward pass.
+    // never holding more than a tile of the T x T weights (arXiv 2205.14135). qkv as above; y: (B*T, H*D)
+    // compute type; log_sum_exp: (B, H, T) float32, the softmax's logarithmic denominators, for the backward
+    // pass.
     virtual void attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
                                    const AttentionShape& shape) = 0;
 
-    // dqkv: like qkv, with respect to the rotated queries and keys. dy, y: (B*T, H*D) compute type. workspace:
-    // attention_backward_workspace(shape) bytes.
+    // dqkv: like qkv, with respect to the rotated queries and keys. dy, y: (B*T, H*D) compute type.
+    // workspace: attention_backward_workspace(shape) bytes.
     virtual void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
-                                    const Tensor& log_sum_exp, const AttentionShape& shape, void* workspace) = 0;
+                                    const Tensor& log_sum_exp, const AttentionShape& shape,
+                                    void* workspace) = 0;
     virtual int64_t attention_backward_workspace(const AttentionShape& shape) const = 0;
 
-    // ---- feed-forward -------------------------------------------------------------------------------------------
+    // ---- feed-forward
+    // -------------------------------------------------------------------------------------------
 
-    // SwiGLU (arXiv 2002.05202): y = silu(gate) * up, silu(x) = x / (1 + e^-x). gate_up: (M, 2F) compute type, columns
-    // [gate | up]; y: (M, F) compute type.
+    // SwiGLU (arXiv 2002.05202): y = silu(gate) * up, silu(x) = x / (1 + e^-x). gate_up: (M, 2F) compute
+    // type, columns [gate | up]; y: (M, F) compute type.
     virtual void swiglu_forward(const Tensor& y, const Tensor& gate_up) = 0;
 
-    // d_gate_up = column_scale ∘ gradient. d_gate_up: (M, 2F) compute type, may be the memory of gate_up; dy: (M, F)
-    // compute type; column_scale: (2F) or empty.
+    // d_gate_up = column_scale ∘ gradient. d_gate_up: (M, 2F) compute type, may be the memory of gate_up; dy:
+    // (M, F) compute type; column_scale: (2F) or empty.
     virtual void swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
                                  const Tensor& column_scale) = 0;
 
-    // ---- loss ---------------------------------------------------------------------------------------------------
+    // ---- loss
+    // ---------------------------------------------------------------------------------------------------
 
-    // Softmax cross entropy of a chunk of rows: losses[m] = log(sum_v e^logits[m,v]) - logits[m, target]. When
-    // d_logits is not empty: d_logits = column_scale ∘ (softmax - onehot) * gradient_factor, compute type.
-    // logits: (M, V) float32; losses: (M) float32; targets: (M) int32 in [0, V); column_scale: (V) or empty.
+    // Softmax cross entropy of a chunk of rows: losses[m] = log(sum_v e^logits[m,v]) - logits[m, target].
+    // When d_logits is not empty: d_logits = column_scale ∘ (softmax - onehot) * gradient_factor, compute
+    // type. logits: (M, V) float32; losses: (M) float32; targets: (M) int32 in [0, V); column_scale: (V) or
+    // empty.
     virtual void cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits,
                                const Tensor& targets, const Tensor& column_scale, float gradient_factor) = 0;
 

@@ -11,19 +11,24 @@ namespace train_qat {
 
 enum class DType : uint8_t { float32, bfloat16, int32 };
 
-inline int64_t size_of(DType dtype) { return dtype == DType::bfloat16 ? 2 : 4; }
+inline int64_t size_of(DType dtype) {
+    return dtype == DType::bfloat16 ? 2 : 4;
+}
 
 inline const char* name_of(DType dtype) {
     switch (dtype) {
-        case DType::float32: return "float32";
-        case DType::bfloat16: return "bfloat16";
-        case DType::int32: return "int32";
+        case DType::float32:
+            return "float32";
+        case DType::bfloat16:
+            return "bfloat16";
+        case DType::int32:
+            return "int32";
     }
     return "unknown";
 }
 
-// The upper half of an IEEE float: 8 exponent bits, 7 stored mantissa bits. Conversions round to nearest, ties
-// to even, and keep NaN a NaN. Plain integer code, so that compilers vectorize loops over it.
+// The upper half of an IEEE float: 8 exponent bits, 7 stored mantissa bits. Conversions round to nearest,
+// ties to even, and keep NaN a NaN. Plain integer code, so that compilers vectorize loops over it.
 struct bfloat16 {
     uint16_t bits = 0;
 

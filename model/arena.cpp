@@ -24,7 +24,8 @@ int64_t Arena::reserve(const std::string& purpose, int64_t bytes) {
     return offset;
 }
 
-void Arena::place(const std::string& purpose, Tensor& view, DType dtype, std::initializer_list<int64_t> shape) {
+void Arena::place(const std::string& purpose, Tensor& view, DType dtype,
+                  std::initializer_list<int64_t> shape) {
     view = Tensor(nullptr, dtype, shape);
     placements_.push_back({&view.data, reserve(purpose, view.bytes())});
 }

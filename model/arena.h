@@ -1,5 +1,5 @@
-// One block of device memory for many tensors. A dry run places all tensors first and knows the size; memory is taken
-// once, and only if all of it is there.
+// One block of device memory for many tensors. A dry run places all tensors first and knows the size; memory
+// is taken once, and only if all of it is there.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ namespace train_qat {
 
 class Arena {
   public:
-    // Reserves room for `view` and gives it dtype and shape; its data pointer is set by allocate(). The view must not
-    // move before that. `purpose` is the line of the memory table that it counts under.
+    // Reserves room for `view` and gives it dtype and shape; its data pointer is set by allocate(). The view
+    // must not move before that. `purpose` is the line of the memory table that it counts under.
     void place(const std::string& purpose, Tensor& view, DType dtype, std::initializer_list<int64_t> shape);
     // The same for plain bytes.
     void place_bytes(const std::string& purpose, void*& memory, int64_t bytes);

@@ -1,8 +1,8 @@
 #include "model/command_line.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cctype>
+#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <iostream>
 #include <stdexcept>
@@ -13,8 +13,8 @@ namespace train_qat {
 
 namespace {
 
-// CLI11 reads names of one letter with one dash and without `=`, and all others with two dashes; llm.c has one dash
-// everywhere. Numbers such as -1 stay as they are.
+// CLI11 reads names of one letter with one dash and without `=`, and all others with two dashes; llm.c has
+// one dash everywhere. Numbers such as -1 stay as they are.
 std::vector<std::string> as_cli11_reads(const std::vector<std::string>& arguments) {
     std::vector<std::string> result;
     for (const std::string& argument : arguments) {
@@ -48,11 +48,14 @@ void add_model_flags(CLI::App& app, Options& o) {
     app.add_option("--layers", o.shape.layers, "number of layers")->group(group);
     app.add_option("--width", o.shape.width, "width of the residual stream")->group(group);
     app.add_option("--heads", o.shape.heads, "attention heads")->group(group);
-    app.add_option("--kv_heads", o.shape.kv_heads, "key/value heads (default: as many as heads)")->group(group);
+    app.add_option("--kv_heads", o.shape.kv_heads, "key/value heads (default: as many as heads)")
+        ->group(group);
     app.add_option("--ffn", o.shape.ffn, "hidden width of the feed-forward block")->group(group);
     app.add_option("--vocab", o.vocabulary, "vocabulary (default: that of the training data, else 32000)")
         ->group(group);
-    app.add_option("--seq_len", o.sequence_length, "tokens of a sequence")->group(group)->capture_default_str();
+    app.add_option("--seq_len", o.sequence_length, "tokens of a sequence")
+        ->group(group)
+        ->capture_default_str();
 }
 
 void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
@@ -63,7 +66,8 @@ void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
     app.add_option("--group", o.group, "weights that share a scale: 32, 64, 128; 0 for a whole row")
         ->group(group)
         ->capture_default_str();
-    app.add_option("--qat_frac", t.qat_fraction, "fraction of the tokens to train quantization-aware, or auto")
+    app.add_option("--qat_frac", t.qat_fraction,
+                   "fraction of the tokens to train quantization-aware, or auto")
         ->group(group)
         ->capture_default_str();
     app.add_option("--tokens", t.tokens, "tokens to train on, such as 8B")->group(group);
@@ -78,14 +82,16 @@ void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
         ->group(group)
         ->capture_default_str();
     app.add_option("--qat_lr", o.plan.qat_learning_rate, "classic: peak learning rate of QAT")->group(group);
-    app.add_option("--qat_warmup", t.qat_warmup, "classic: re-warmup, steps or fraction of the QAT steps (0.05)")
+    app.add_option("--qat_warmup", t.qat_warmup,
+                   "classic: re-warmup, steps or fraction of the QAT steps (0.05)")
         ->group(group);
     app.add_flag("--plan", o.plan_only, "print the plan, the memory and the FLOPs, and exit")->group(group);
 }
 
 void add_data_flags(CLI::App& app, Options& o) {
     const char* group = "Data and output";
-    app.add_option("-i", o.train_pattern, "training shards: a path, a glob, or several with commas")->group(group);
+    app.add_option("-i", o.train_pattern, "training shards: a path, a glob, or several with commas")
+        ->group(group);
     app.add_option("-j", o.validation_pattern, "validation shards")->group(group);
     app.add_option("--tokenizer", o.tokenizer, "SentencePiece model of the shards, for the sample of text")
         ->group(group);
@@ -131,10 +137,12 @@ void add_run_flags(CLI::App& app, Options& o) {
         ->group(group)
         ->capture_default_str();
     app.add_option("--scale_lr", o.optimizer.scale_learning_rate_factor,
-                   "learning rate of the scales / that of the weights")
+                   "relative learning rate of the scales / learning rate")
         ->group(group)
         ->capture_default_str();
-    app.add_option("--seed", o.seed, "of weights, data order and sampling")->group(group)->capture_default_str();
+    app.add_option("--seed", o.seed, "of weights, data order and sampling")
+        ->group(group)
+        ->capture_default_str();
     app.add_option("--device", o.device, "cuda, cpu or auto")->group(group)->capture_default_str();
     app.add_option("--dtype", o.dtype, "bf16, fp32, or auto: bf16 where the device is fast at it")
         ->group(group)

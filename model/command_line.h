@@ -46,8 +46,8 @@ struct Options {
     double temperature = 0.8;
 };
 
-// Reads the arguments (without the program's name). Returns nothing when only help was asked for, which is then
-// printed. Throws std::runtime_error with one line that names the flag.
+// Reads the arguments (without the program's name). Returns nothing when only help was asked for, which is
+// then printed. Throws std::runtime_error with one line that names the flag.
 std::optional<Options> parse_command_line(const std::vector<std::string>& arguments);
 
 }  // namespace train_qat

@@ -23,7 +23,8 @@ int32_t sample_token(const std::vector<float>& logits, double temperature, doubl
 
 }  // namespace
 
-std::vector<int32_t> generate(Transformer& model, std::vector<int32_t> prompt, const SamplingOptions& options) {
+std::vector<int32_t> generate(Transformer& model, std::vector<int32_t> prompt,
+                              const SamplingOptions& options) {
     if (prompt.empty()) throw std::logic_error("generate: needs a prompt of at least one token");
     std::mt19937_64 random(options.seed);
     std::vector<float> logits(model.config().vocabulary);

@@ -15,8 +15,9 @@ struct SamplingOptions {
     uint64_t seed = 1;
 };
 
-// Returns the prompt and what follows it. prompt: at least one token id. Each step runs the whole text, or its last T
-// tokens, through the model as its weights are quantized now.
-std::vector<int32_t> generate(Transformer& model, std::vector<int32_t> prompt, const SamplingOptions& options);
+// Returns the prompt and what follows it. prompt: at least one token id. Each step runs the whole text, or
+// its last T tokens, through the model as its weights are quantized now.
+std::vector<int32_t> generate(Transformer& model, std::vector<int32_t> prompt,
+                              const SamplingOptions& options);
 
 }  // namespace train_qat

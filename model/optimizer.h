@@ -17,23 +17,23 @@ struct OptimizerConfig {
     double epsilon = 1e-8;
     double weight_decay = 0.1;  // matrices only: norms and scales have none
     double clip_norm = 1.0;     // 0: no clipping
-    double scale_learning_rate_factor = 1.0;
+    double scale_learning_rate_factor = 1.0;  // relative step of the scales / learning rate, see AdamWStep
 };
 
 class Optimizer {
   public:
     Optimizer(Backend& backend, Parameters& parameters, const OptimizerConfig& config);
 
-    // Turns the accumulated gradients into those of the master weights and scales, and returns their global norm
-    // (before clipping). If it is not finite, `offender()` names the first tensor whose gradient is not.
+    // Turns the accumulated gradients into those of the master weights and scales, and returns their global
+    // norm (before clipping). If it is not finite, `offender()` names the first tensor whose gradient is not.
     double finish_gradients();
     const std::string& offender() const { return offender_; }
 
     // Updates all weights and scales. After finish_gradients().
     void step(double learning_rate);
 
-    // From here on the weights are quantized: first scales from the present weights, scale moments zero. The weights'
-    // moments carry on.
+    // From here on the weights are quantized: first scales from the present weights, scale moments zero. The
+    // weights' moments carry on.
     void begin_quantization();
 
     // Steps done, for the bias corrections; part of a checkpoint.

@@ -33,8 +33,10 @@ std::vector<NamedTensor> optimizer_tensors(const Parameters& parameters) {
         tensors.push_back({parameter.name + ".first_moment", weight_view(parameter, rows.first_moment)});
         tensors.push_back({parameter.name + ".second_moment", weight_view(parameter, rows.second_moment)});
         if (rows.grid == Grid::none) continue;
-        tensors.push_back({parameter.name + "_scale.first_moment", scale_view(rows, rows.scale_first_moment)});
-        tensors.push_back({parameter.name + "_scale.second_moment", scale_view(rows, rows.scale_second_moment)});
+        tensors.push_back(
+            {parameter.name + "_scale.first_moment", scale_view(rows, rows.scale_first_moment)});
+        tensors.push_back(
+            {parameter.name + "_scale.second_moment", scale_view(rows, rows.scale_second_moment)});
     }
     return tensors;
 }

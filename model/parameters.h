@@ -1,5 +1,5 @@
-// All weights of the model: float32 masters with gradients and optimizer state, their quantization scales, and the
-// copies that matmuls read.
+// All weights of the model: float32 masters with gradients and optimizer state, their quantization scales,
+// and the copies that matmuls read.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +40,8 @@ struct LayerWeights {
     LinearWeight qkv;               // [query | key | value] ((H + 2G) D, C)
     LinearWeight attention_output;  // (C, H D)
     NormWeight ffn_norm;
-    LinearWeight gate_up;           // [gate | up] (2F, C)
-    LinearWeight down;              // (C, F)
+    LinearWeight gate_up;  // [gate | up] (2F, C)
+    LinearWeight down;     // (C, F)
 };
 
 class Parameters {
@@ -54,9 +54,9 @@ class Parameters {
     // Sets the pointers of all ParameterRows; after the arena has memory.
     void bind();
 
-    // Weights of a new model: normal with standard deviation 0.02, the projections into the residual stream divided by
-    // sqrt(2 L) so that the stream's variance does not grow with depth (GPT-2), norms one. The value of each
-    // weight depends on `seed` and its place only. Quantizes for the current phase.
+    // Weights of a new model: normal with standard deviation 0.02, the projections into the residual stream
+    // divided by sqrt(2 L) so that the stream's variance does not grow with depth (GPT-2), norms one. The
+    // value of each weight depends on `seed` and its place only. Quantizes for the current phase.
     void initialize(Backend& backend, uint64_t seed);
 
     // Switches the grids of all parameters on or off. The caller quantizes afterwards.
@@ -76,9 +76,11 @@ class Parameters {
     NormWeight final_norm;
 
   private:
-    void place_linear(LinearWeight& weight, int64_t rows, int64_t columns, bool embedding, const Backend& backend);
+    void place_linear(LinearWeight& weight, int64_t rows, int64_t columns, bool embedding,
+                      const Backend& backend);
     void place_norm(NormWeight& weight);
-    void add_rows(const std::string& name, LinearWeight& weight, int64_t first_row, int64_t rows, double bits);
+    void add_rows(const std::string& name, LinearWeight& weight, int64_t first_row, int64_t rows,
+                  double bits);
     void add_norm(const std::string& name, NormWeight& weight);
 
     struct ScaleStorage {

@@ -18,15 +18,19 @@ Grid grid_of_bits(double bits) {
     if (bits == 6) return Grid::integer6;
     if (bits == 8) return Grid::integer8;
     std::ostringstream message;
-    message << "-b: there is no grid for " << bits << " bits; choose 1, 1.58, 2, 3, 4, 5, 6, 8, or 16 for no QAT";
+    message << "-b: there is no grid for " << bits
+            << " bits; choose 1, 1.58, 2, 3, 4, 5, 6, 8, or 16 for no QAT";
     throw std::runtime_error(message.str());
 }
 
-double embedding_bits(double bits) { return std::max(bits, 4.0); }
+double embedding_bits(double bits) {
+    return std::max(bits, 4.0);
+}
 
 float scale_gradient_factor(Grid grid, int64_t weights) {
     return with_grid(grid, [&]<Grid g>() {
-        if constexpr (g == Grid::none) return 0.0f;
+        if constexpr (g == Grid::none)
+            return 0.0f;
         else
             return static_cast<float>(
                 1.0 / std::sqrt(static_cast<double>(weights) * GridTraits<g>::positive_levels));

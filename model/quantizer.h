@@ -17,12 +17,12 @@ struct QuantizationConfig {
 // The grid of the block linears. Throws std::runtime_error naming -b for any other number of bits.
 Grid grid_of_bits(double bits);
 
-// The embedding is also the LM head: below 4 bits it costs more loss than it saves memory (arXiv 2502.02631 keeps it
-// at higher precision), so it has max(bits, 4).
+// The embedding is also the LM head: below 4 bits it costs more loss than it saves memory (arXiv 2502.02631
+// keeps it at higher precision), so it has max(bits, 4).
 double embedding_bits(double bits);
 
-// LSQ's gradient scale g = 1 / sqrt(n * Q_p) (arXiv 1902.08153); n: number of weights of the whole matrix, as ParetoQ
-// (arXiv 2502.02631) takes it also for one scale per row.
+// LSQ's gradient scale g = 1 / sqrt(n * Q_p) (arXiv 1902.08153); n: number of weights of the whole matrix, as
+// ParetoQ (arXiv 2502.02631) takes it also for one scale per row.
 float scale_gradient_factor(Grid grid, int64_t weights);
 
 }  // namespace train_qat

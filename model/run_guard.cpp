@@ -7,8 +7,8 @@ namespace train_qat {
 
 namespace {
 
-// A fresh model has a loss of about ln V, and a model that was just rounded to one bit may have more for a while. A
-// loss this far above, for this many steps, does not come back.
+// A fresh model has a loss of about ln V, and a model that was just rounded to one bit may have more for a
+// while. A loss this far above, for this many steps, does not come back.
 constexpr double threshold_factor = 2.0;
 constexpr int64_t patience_steps = 50;
 
@@ -32,7 +32,8 @@ void RunGuard::check(int64_t step, double loss, double gradient_norm, const std:
 }
 
 void RunGuard::stop(int64_t step, const std::string& what) const {
-    throw std::runtime_error("step " + std::to_string(step) + ": " + what + "; nothing of this step was kept, " +
+    throw std::runtime_error("step " + std::to_string(step) + ": " + what +
+                             "; nothing of this step was kept, " +
                              (last_checkpoint_.empty() ? std::string("there is no checkpoint yet")
                                                        : "the last good checkpoint is " + last_checkpoint_) +
                              "; try a lower -lr or a lower -clip");

@@ -8,7 +8,9 @@ namespace train_qat {
 namespace {
 
 // A number that survives JSON bit by bit.
-std::string text(uint64_t value) { return std::to_string(value); }
+std::string text(uint64_t value) {
+    return std::to_string(value);
+}
 
 nlohmann::json optional_number(const std::optional<double>& value) {
     return value ? nlohmann::json(*value) : nlohmann::json();
@@ -63,7 +65,8 @@ nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& c
             {"dtype", name_of(compute_type)}};
 }
 
-nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& settings, uint64_t data_fingerprint) {
+nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& settings,
+                       uint64_t data_fingerprint) {
     return {{"settings", settings},
             {"quantized", state.quantized},
             {"optimizer_steps", state.optimizer_steps},

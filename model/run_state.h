@@ -1,5 +1,5 @@
-// What a run records of itself beside the weights: the settings that a resumed run must share, where it stands, and what
-// came out.
+// What a run records of itself beside the weights: the settings that a resumed run must share, where it
+// stands, and what came out.
 #pragma once
 
 #include <cstdint>
@@ -35,10 +35,11 @@ struct RunState {
     RunResults results;
 };
 
-nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& settings, uint64_t data_fingerprint);
+nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& settings,
+                       uint64_t data_fingerprint);
 
-// Throws std::runtime_error naming the first setting that differs from `settings`, or when the training data is not that
-// of the checkpoint.
+// Throws std::runtime_error naming the first setting that differs from `settings`, or when the training data
+// is not that of the checkpoint.
 RunState read_run_state(const nlohmann::json& json, const nlohmann::ordered_json& settings,
                         uint64_t data_fingerprint);
 
@@ -49,7 +50,8 @@ nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const 
 // The closing table for people, and the sample of text.
 std::string results_table(const RunResults& results, const Plan& plan);
 
-// Throughput of a phase; the first step, which creates matmuls and touches memory, does not count when there are more.
+// Throughput of a phase; the first step, which creates matmuls and touches memory, does not count when there
+// are more.
 class PhaseTime {
   public:
     void add(int64_t tokens, double seconds) {

@@ -16,7 +16,8 @@ std::string gibibytes(int64_t bytes) {
     char text[64];
     if (bytes >= int64_t{1} << 30)
         std::snprintf(text, sizeof text, "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
-    else std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
+    else
+        std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
     return text;
 }
 
@@ -134,7 +135,8 @@ void Transformer::upload_tokens(const int32_t* inputs, const int32_t* targets) {
     if (targets != nullptr) backend_.copy_to_device(targets_.data, targets, bytes);
 }
 
-// ---- forward ----------------------------------------------------------------------------------------------------
+// ---- forward
+// ----------------------------------------------------------------------------------------------------
 
 void Transformer::forward() {
     const Tensor none;
@@ -143,13 +145,14 @@ void Transformer::forward() {
     for (size_t l = 0; l < layers_.size(); ++l) {
         const LayerWeights& weights = parameters_.layers[l];
         LayerActivations& layer = layers_[l];
-        // From the second layer on, the stream first takes up what the feed-forward block before it has computed.
+        // From the second layer on, the stream first takes up what the feed-forward block before it has
+        // computed.
         const bool first = l == 0;
-        backend_.residual_rmsnorm_forward(first ? none : active(layer.residual_attention),
-                                          active(layer.attention_norm), active(layer.attention_rstd),
-                                          active(first ? layer.residual_attention : layers_[l - 1].residual_ffn),
-                                          first ? none : active(branch_), weights.attention_norm.master,
-                                          config_.norm_epsilon);
+        backend_.residual_rmsnorm_forward(
+            first ? none : active(layer.residual_attention), active(layer.attention_norm),
+            active(layer.attention_rstd),
+            active(first ? layer.residual_attention : layers_[l - 1].residual_ffn),
+            first ? none : active(branch_), weights.attention_norm.master, config_.norm_epsilon);
         forward_attention(weights, layer);
         backend_.residual_rmsnorm_forward(active(layer.residual_ffn), active(layer.ffn_norm),
                                           active(layer.ffn_rstd), active(layer.residual_attention),
@@ -182,12 +185,13 @@ void Transformer::forward_losses() {
         const int64_t count = std::min(chunk_rows_, rows - first);
         const Tensor logits = logits_.rows(0, count);
         backend_.matmul_forward(logits, final_norm_.rows(first, count), parameters_.embedding.compute);
-        backend_.cross_entropy(losses_.rows(first, count), Tensor(), logits, targets_.rows(first, count), Tensor(),
-                               0.0f);
+        backend_.cross_entropy(losses_.rows(first, count), Tensor(), logits, targets_.rows(first, count),
+                               Tensor(), 0.0f);
     }
 }
 
-// ---- backward ---------------------------------------------------------------------------------------------------
+// ---- backward
+// ---------------------------------------------------------------------------------------------------
 
 void Transformer::forward_and_backward_head(float gradient_factor, bool accumulate) {
     LinearWeight& head = parameters_.embedding;
@@ -205,11 +209,13 @@ void Transformer::forward_and_backward_head(float gradient_factor, bool accumula
 }
 
 void Transformer::backward(bool accumulate) {
-    backend_.rmsnorm_backward(active(d_residual_), parameters_.final_norm.gradient, active(dz_), active(d_norm_),
-                              active(final_residual_), active(final_rstd_), parameters_.final_norm.master,
-                              parameters_.layers.back().down.compute.row_scale(), false, accumulate, workspace_);
+    backend_.rmsnorm_backward(
+        active(d_residual_), parameters_.final_norm.gradient, active(dz_), active(d_norm_),
+        active(final_residual_), active(final_rstd_), parameters_.final_norm.master,
+        parameters_.layers.back().down.compute.row_scale(), false, accumulate, workspace_);
     for (size_t l = layers_.size(); l-- > 0;) {
-        // dz for the feed-forward block below; the first layer has the embedding below it, which reads d_residual.
+        // dz for the feed-forward block below; the first layer has the embedding below it, which reads
+        // d_residual.
         const Tensor next_scale = l > 0 ? parameters_.layers[l - 1].down.compute.row_scale() : Tensor();
         backward_ffn(parameters_.layers[l], layers_[l], accumulate);
         backward_attention(parameters_.layers[l], layers_[l], next_scale, accumulate);
@@ -239,18 +245,19 @@ void Transformer::backward_attention(LayerWeights& weights, LayerActivations& la
     backend_.matmul_weight_gradient(weights.attention_output.gradient, active(dz_), active(layer.attention),
                                     accumulate);
     backend_.matmul_input_gradient(active(d_attention_), active(dz_), weights.attention_output.compute);
-    backend_.attention_backward(active(d_qkv_), active(d_attention_), active(layer.qkv), active(layer.attention),
-                                log_sum_exp, shape_, workspace_);
+    backend_.attention_backward(active(d_qkv_), active(d_attention_), active(layer.qkv),
+                                active(layer.attention), log_sum_exp, shape_, workspace_);
     backend_.rope_backward(active(d_qkv_), cosines_, sines_, weights.qkv.compute.row_scale(), shape_);
     backend_.matmul_weight_gradient(weights.qkv.gradient, active(d_qkv_), active(layer.attention_norm),
                                     accumulate);
     backend_.matmul_input_gradient(active(d_norm_), active(d_qkv_), weights.qkv.compute);
-    backend_.rmsnorm_backward(active(d_residual_), weights.attention_norm.gradient, active(dz_), active(d_norm_),
-                              active(layer.residual_attention), active(layer.attention_rstd),
+    backend_.rmsnorm_backward(active(d_residual_), weights.attention_norm.gradient, active(dz_),
+                              active(d_norm_), active(layer.residual_attention), active(layer.attention_rstd),
                               weights.attention_norm.master, next_scale, true, accumulate, workspace_);
 }
 
-// ---- whole passes -----------------------------------------------------------------------------------------------
+// ---- whole passes
+// -----------------------------------------------------------------------------------------------
 
 void Transformer::train_micro_batch(const int32_t* inputs, const int32_t* targets, int64_t micro_batch,
                                     int64_t micro_batches) {
@@ -287,14 +294,15 @@ void Transformer::all_logits(const int32_t* tokens, int64_t positions, float* lo
     forward();
     for (int64_t first = 0; first < positions; first += chunk_rows_) {
         const Tensor chunk = logits_.rows(0, std::min(chunk_rows_, positions - first));
-        backend_.matmul_forward(chunk, final_norm_.rows(first, chunk.shape[0]), parameters_.embedding.compute);
+        backend_.matmul_forward(chunk, final_norm_.rows(first, chunk.shape[0]),
+                                parameters_.embedding.compute);
         backend_.copy_to_host(logits + first * config_.vocabulary, chunk.data, chunk.bytes());
     }
 }
 
 void Transformer::next_token_logits(const int32_t* tokens, int64_t positions, float* logits) {
-    // Positions are padded to a few lengths, so that a growing text does not need new matmuls for every token. What
-    // stands behind a position cannot change it: attention is causal.
+    // Positions are padded to a few lengths, so that a growing text does not need new matmuls for every
+    // token. What stands behind a position cannot change it: attention is causal.
     constexpr int64_t step = 64;
     const int64_t padded = std::min((positions + step - 1) / step * step, config_.sequence_length);
     std::vector<int32_t> padded_tokens(padded, 0);

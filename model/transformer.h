@@ -1,5 +1,6 @@
-// The model: a Llama-2-like decoder, forward and backward over one micro-batch. What a layer computes is written once,
-// as a list of backend operations; model/parameters.h holds the weights, kernels/backend.h explains the operations.
+// The model: a Llama-2-like decoder, forward and backward over one micro-batch. What a layer computes is
+// written once, as a list of backend operations; model/parameters.h holds the weights, kernels/backend.h
+// explains the operations.
 #pragma once
 
 #include <cstdint>
@@ -43,9 +44,9 @@ class Transformer {
     // Takes the memory. std::runtime_error with needed and available bytes when it does not suffice.
     void allocate();
 
-    // Forward and backward pass of one micro-batch of `batch` sequences: adds to the gradients (the first of the step's
-    // micro-batches overwrites them) and to the loss. The loss is the mean over all tokens of the step.
-    // inputs, targets: (batch, T) token ids in host memory, each in [0, V).
+    // Forward and backward pass of one micro-batch of `batch` sequences: adds to the gradients (the first of
+    // the step's micro-batches overwrites them) and to the loss. The loss is the mean over all tokens of the
+    // step. inputs, targets: (batch, T) token ids in host memory, each in [0, V).
     void train_micro_batch(const int32_t* inputs, const int32_t* targets, int64_t micro_batch,
                            int64_t micro_batches);
     // Mean loss over the micro-batches since the last that was the first of its step. Waits.
@@ -54,8 +55,8 @@ class Transformer {
     // Mean loss of `sequences` <= batch sequences, with the weights as they are quantized now. Waits.
     double evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences);
 
-    // Logits after each of the first `positions` of one sequence; positions <= T. logits: (positions, V) in host
-    // memory.
+    // Logits after each of the first `positions` of one sequence; positions <= T. logits: (positions, V) in
+    // host memory.
     void all_logits(const int32_t* tokens, int64_t positions, float* logits);
     // The same for the last position only. logits: (V).
     void next_token_logits(const int32_t* tokens, int64_t positions, float* logits);
@@ -95,15 +96,15 @@ class Transformer {
 
     AttentionShape shape_;  // of the present micro-batch
     std::vector<LayerActivations> layers_;
-    Tensor cosines_, sines_;             // (T, D/2) float32
-    Tensor tokens_, targets_, losses_;   // (M)
-    Tensor loss_total_;                  // (1) float32, sum of losses over the step's micro-batches
-    Tensor branch_;                      // (M, C) what attention or feed-forward adds to the stream
+    Tensor cosines_, sines_;            // (T, D/2) float32
+    Tensor tokens_, targets_, losses_;  // (M)
+    Tensor loss_total_;                 // (1) float32, sum of losses over the step's micro-batches
+    Tensor branch_;                     // (M, C) what attention or feed-forward adds to the stream
     Tensor final_residual_, final_norm_, final_rstd_;
-    Tensor logits_, d_logits_;           // (chunk, V)
-    Tensor d_residual_;                  // (M, C) float32
-    Tensor dz_;                          // (M, C) d_residual times the next linear layer's scales
-    Tensor d_norm_;                      // (M, C)
+    Tensor logits_, d_logits_;  // (chunk, V)
+    Tensor d_residual_;         // (M, C) float32
+    Tensor dz_;                 // (M, C) d_residual times the next linear layer's scales
+    Tensor d_norm_;             // (M, C)
     Tensor d_hidden_, d_attention_, d_qkv_;
     void* workspace_ = nullptr;
     int64_t loss_terms_ = 0;  // tokens that loss_total_ sums

@@ -132,7 +132,7 @@ ComputeWeight& Bench::compute_weight(int64_t rows, int64_t columns, DType dtype,
     weight.embedding = embedding;
     weight.scaled = scaled;
     const int64_t bytes = backend_.compute_weight_bytes(rows, columns, dtype, embedding);
-    weight.storage = place("compute weight", std::vector<unsigned char>(bytes, 0), false);
+    weight.storage = place("compute weight", std::vector<unsigned char>(bytes, poison), false);
     weight.scale_storage = output("compute weight's scales", DType::float32, {rows}).as<float>();
     weights_.push_back(weight);
     return weights_.back();

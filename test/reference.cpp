@@ -209,7 +209,7 @@ void adamw(AdamWState& state, const Array& gradient, const AdamWArguments& a) {
         m = a.beta1 * m + (1 - a.beta1) * g;
         v = a.beta2 * v + (1 - a.beta2) * g * g;
         const double update = m / correction1 / (std::sqrt(v / correction2) + a.epsilon);
-        state.value[i] -= a.learning_rate * (update + a.weight_decay * state.value[i]);
+        state.value[i] -= a.learning_rate * ((a.relative ? state.value[i] : 1.0) * update + a.weight_decay * state.value[i]);
     }
 }
 

@@ -90,6 +90,7 @@ struct AdamWState {
 struct AdamWArguments {
     double learning_rate, beta1, beta2, epsilon, weight_decay, clip_factor;
     int64_t step;
+    bool relative = false;  // the step is a fraction of the value
 };
 void adamw(AdamWState& state, const Array& gradient, const AdamWArguments& arguments);
 

@@ -10,13 +10,13 @@ namespace {
 
 // The constants of one step that all elements share.
 struct Update {
-    float gradient_factor;       // clipping
+    float gradient_factor;  // clipping
     float beta1, beta2;
-    float step_size;             // learning rate / (1 - beta1^t)
-    float inverse_root;          // 1 / sqrt(1 - beta2^t)
+    float step_size;     // learning rate / (1 - beta1^t)
+    float inverse_root;  // 1 / sqrt(1 - beta2^t)
     float epsilon;
-    float keep;                  // 1 - learning rate * weight decay
-    float lowest;                // weights do not fall below this
+    float keep;    // 1 - learning rate * weight decay
+    float lowest;  // weights do not fall below this
 };
 
 Update make_update(const AdamWStep& step, float learning_rate, int64_t t, float weight_decay, float lowest,
@@ -33,6 +33,8 @@ Update make_update(const AdamWStep& step, float learning_rate, int64_t t, float 
             lowest};
 }
 
+// relative: the step is a fraction of the value.
+template <bool relative>
 void adamw(float* __restrict weights, const float* __restrict gradient, float* __restrict first_moment,
            float* __restrict second_moment, int64_t count, const Update& u) {
     const float new1 = 1.0f - u.beta1, new2 = 1.0f - u.beta2;
@@ -43,7 +45,8 @@ void adamw(float* __restrict weights, const float* __restrict gradient, float* _
         const float v = u.beta2 * second_moment[i] + new2 * g * g;
         first_moment[i] = m;
         second_moment[i] = v;
-        const float w = weights[i] * u.keep - u.step_size * m / (std::sqrt(v) * u.inverse_root + u.epsilon);
+        const float step = u.step_size * m / (std::sqrt(v) * u.inverse_root + u.epsilon);
+        const float w = weights[i] * u.keep - (relative ? step * weights[i] : step);
         weights[i] = w < u.lowest ? u.lowest : w;
     }
 }
@@ -59,11 +62,10 @@ float clip_factor(const Tensor& squares, float clip_norm) {
 
 void CpuBackend::adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
                                     const Tensor& squares) {
-    check_tensor("adamw_and_quantize", "squares", squares, DType::float32,
-                 {static_cast<int64_t>(parameters.size())});
+    check_tensor("adamw_and_quantize", "squares", squares, DType::float32, {squares.shape[0]});
     if (step.step < 1 || step.scale_step < 1)
         throw std::logic_error("adamw_and_quantize: steps are counted from 1");
-    for (const ParameterRows& parameter : parameters) check_parameter("adamw_and_quantize", parameter);
+    for (const ParameterRows& parameter : parameters) check_moments("adamw_and_quantize", parameter);
     const float factor = clip_factor(squares, step.clip_norm);
     const float unbounded = -__builtin_inff();
     const Update decayed =
@@ -74,11 +76,11 @@ void CpuBackend::adamw_and_quantize(std::span<const ParameterRows> parameters, c
 
     update_and_quantize(parameters, [&](const ParameterRows& p, int64_t first, int64_t last) {
         const int64_t begin = first * p.columns;
-        adamw(p.master + begin, p.gradient + begin, p.first_moment + begin, p.second_moment + begin,
+        adamw<false>(p.master + begin, p.gradient + begin, p.first_moment + begin, p.second_moment + begin,
               (last - first) * p.columns, p.decay ? decayed : plain);
         if (p.grid != Grid::none) {
             const int64_t groups = p.columns / p.group, scale = first * groups;
-            adamw(p.scale + scale, p.scale_gradient + scale, p.scale_first_moment + scale,
+            adamw<true>(p.scale + scale, p.scale_gradient + scale, p.scale_first_moment + scale,
                   p.scale_second_moment + scale, (last - first) * groups, scales);
         }
     });

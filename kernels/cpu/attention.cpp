@@ -1,10 +1,13 @@
-// Causal attention with grouped key/value heads, tiled over queries and keys as in FlashAttention (arXiv 2205.14135): only
-// one tile of the T x T weights exists at a time, and the backward pass computes it again from log_sum_exp.
+// Causal attention with grouped key/value heads, tiled over queries and keys as in FlashAttention (arXiv
+// 2205.14135): only one tile of the T x T weights exists at a time, and the backward pass computes it again
+// from log_sum_exp.
 //
 // Forward, one query tile, over key tiles with running maximum m, denominator l and output o:
-//     s = q kᵀ / sqrt(D);  m' = max(m, rowmax s);  p = e^(s - m');  l = l e^(m - m') + rowsum p;  o = o e^(m - m') + p v
-// Backward, with delta = rowsum(dy ∘ y):
-//     p = e^(s - log_sum_exp);  dv += pᵀ dy;  ds = p ∘ (dy vᵀ - delta) / sqrt(D);  dq += ds k;  dk += dsᵀ q
+//     s = q kᵀ / sqrt(D);  m' = max(m, rowmax s);  p = e^(s - m');  l = l e^(m - m') + rowsum p;  o = o e^(m
+//     - m') + p v
+// Backward:
+//     p = e^(s - log_sum_exp);  delta = rowsum(p ∘ dy vᵀ);  dv += pᵀ dy;
+//     ds = p ∘ (dy vᵀ - delta) / sqrt(D);  dq += ds k;  dk += dsᵀ q
 #include <cmath>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -95,21 +98,22 @@ class Scratch {
 
 // Floats that Scratch hands out for one head at most, forward (4 of these pieces) or backward.
 int64_t scratch_floats(const HeadSizes& size) {
-    return 6 * size.padded_positions * size.padded_dim + 6 * tile * size.padded_dim + 5 * tile * tile;
+    return (6 * size.padded_dim + 2 * tile) * size.padded_positions + 6 * tile * size.padded_dim +
+           5 * tile * tile;
 }
 
 template <typename T>
-void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, const T* keys, const T* values,
-                  int64_t stride, const HeadSizes& size, Scratch scratch) {
+void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, const T* keys,
+                  const T* values, int64_t stride, const HeadSizes& size, Scratch scratch) {
     using Element = typename TileElement<T>::type;
     constexpr int64_t width = element_width<Element>;
     const int64_t dim_elements = elements_for<Element>(size.dim);
-    Element* keys_right = scratch.take<Element>(dim_elements * size.padded_positions);              // (D, T)
+    Element* keys_right = scratch.take<Element>(dim_elements * size.padded_positions);               // (D, T)
     Element* values_right = scratch.take<Element>(size.padded_positions / width * size.padded_dim);  // (T, D)
-    Element* q = scratch.take<Element>(tile * dim_elements);       // (tile, D)
+    Element* q = scratch.take<Element>(tile * dim_elements);        // (tile, D)
     Element* weights = scratch.take<Element>(tile * tile / width);  // (tile, tile)
-    float* output = scratch.take<float>(tile * size.padded_dim);   // (tile, D)
-    float* scores = scratch.take<float>(tile * tile);              // (tile, tile)
+    float* output = scratch.take<float>(tile * size.padded_dim);    // (tile, D)
+    float* scores = scratch.take<float>(tile * tile);               // (tile, tile)
     float maximum[tile], denominator[tile];
     pack_right_transposed(keys_right, size.padded_positions, keys, stride, size.positions, size.dim);
     pack_right(values_right, size.padded_dim, values, stride, size.positions, size.dim);
@@ -123,19 +127,23 @@ void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, 
             const int64_t key_count = std::min(tile, size.positions - first_key);
             const int64_t padded_keys = round_up(key_count, vector_lanes);
             const bool diagonal = first_key == first_query;
-            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
-                tile_multiply(scores + first * tile, tile, q + first * dim_elements, dim_elements,
-                              keys_right + first_key, size.padded_positions, count, dim_elements,
-                              round_up(visible, vector_lanes), false);
-            });
-            scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
+            for_query_strips(diagonal, query_count, key_count,
+                             [&](int64_t first, int64_t count, int64_t visible) {
+                                 tile_multiply(scores + first * tile, tile, q + first * dim_elements,
+                                               dim_elements, keys_right + first_key, size.padded_positions,
+                                               count, dim_elements, round_up(visible, vector_lanes), false);
+                             });
+            scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key,
+                           size.inverse_root);
             softmax_step(scores, query_count, padded_keys, maximum, denominator, output, size.padded_dim);
             pack_left(weights, tile / width, scores, tile, query_count, padded_keys);
-            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
-                tile_multiply(output + first * size.padded_dim, size.padded_dim, weights + first * (tile / width),
-                              tile / width, values_right + first_key / width * size.padded_dim, size.padded_dim,
-                              count, elements_for<Element>(visible), size.padded_dim, true);
-            });
+            for_query_strips(
+                diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
+                    tile_multiply(output + first * size.padded_dim, size.padded_dim,
+                                  weights + first * (tile / width), tile / width,
+                                  values_right + first_key / width * size.padded_dim, size.padded_dim, count,
+                                  elements_for<Element>(visible), size.padded_dim, true);
+                });
         }
         for (int64_t i = 0; i < query_count; ++i) {
             const float inverse = 1.0f / denominator[i];
@@ -146,8 +154,8 @@ void forward_head(T* y, int64_t y_stride, float* log_sum_exp, const T* queries, 
     }
 }
 
-// Key/value side of the backward pass: shared by the query heads of a group. Gradients are kept transposed, (D, T), so
-// that the softmax weights are the right operand of their products and need no transposing.
+// Key/value side of the backward pass: shared by the query heads of a group. Gradients are kept transposed,
+// (D, T), so that the softmax weights are the right operand of their products and need no transposing.
 template <typename Element>
 struct KeyValueTiles {
     KeyValueTiles(Scratch& scratch, const HeadSizes& size)
@@ -159,46 +167,64 @@ struct KeyValueTiles {
         std::fill(key_gradient, key_gradient + size.dim * size.padded_positions, 0.0f);
         std::fill(value_gradient, value_gradient + size.dim * size.padded_positions, 0.0f);
     }
-    Element *keys_right;                          // (T, D), right operand of dq += ds k
+    Element* keys_right;                           // (T, D), right operand of dq += ds k
     Element *keys_transposed, *values_transposed;  // (D, T), right operands of q kᵀ and dy vᵀ
     float *key_gradient, *value_gradient;          // (D, T)
 };
 
-// scores becomes the softmax weights p = e^(s - log_sum_exp); dweights becomes dscores = p (dweights - delta) / sqrt(D).
-void softmax_backward(float* scores, float* dweights, int64_t queries, int64_t padded_keys, const float* log_sum_exp,
-                      const float* delta, float inverse_root) {
+// scores becomes the softmax weights p = e^(s - log_sum_exp); delta += rowsum(p ∘ dweights).
+void softmax_weights(float* scores, const float* dweights, int64_t queries, int64_t padded_keys,
+                     const float* log_sum_exp, float* delta) {
     for (int64_t i = 0; i < queries; ++i) {
         float* __restrict s = scores + i * tile;
-        float* __restrict d = dweights + i * tile;
-        const float shift = log_sum_exp[i], mean = delta[i];
-#pragma omp simd
+        const float* __restrict d = dweights + i * tile;
+        const float shift = log_sum_exp[i];
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (int64_t j = 0; j < padded_keys; ++j) {
             const float p = exponential(s[j] - shift);
             s[j] = p;
             // Where the mask hides the key, d was not computed: it may hold anything, also NaN.
-            d[j] = p > 0.0f ? p * (d[j] - mean) * inverse_root : p * 0.0f;
+            sum += p > 0.0f ? p * d[j] : p * 0.0f;
         }
+        delta[i] += sum;
     }
 }
 
-// One query head: writes dq, adds to the group's dk and dv.
+// dweights becomes dscores = p ∘ (dweights - delta) / sqrt(D).
+void softmax_backward(const float* weights, float* dweights, int64_t queries, int64_t padded_keys,
+                      const float* delta, float inverse_root) {
+    for (int64_t i = 0; i < queries; ++i) {
+        const float* __restrict p = weights + i * tile;
+        float* __restrict d = dweights + i * tile;
+        const float mean = delta[i];
+#pragma omp simd
+        for (int64_t j = 0; j < padded_keys; ++j)
+            d[j] = p[j] > 0.0f ? p[j] * (d[j] - mean) * inverse_root : p[j] * 0.0f;
+    }
+}
+
+// One query head: writes dq, adds to the group's dk and dv. A strip of query-tile x T weights exists at a
+// time: the first pass over the key tiles makes the weights and delta, the second the gradients. (delta also
+// equals rowsum(dy ∘ y), but y is rounded, and where attention is nearly even that error is larger than the
+// gradient.)
 template <typename T, typename Element>
-void backward_head(T* dqueries, const T* dy, const T* y, int64_t y_stride, const T* queries, int64_t stride,
+void backward_head(T* dqueries, const T* dy, int64_t y_stride, const T* queries, int64_t stride,
                    const float* log_sum_exp, const HeadSizes& size, const KeyValueTiles<Element>& kv,
                    Scratch scratch) {
     constexpr int64_t width = element_width<Element>;
     constexpr int64_t tile_elements = tile / width;
     const int64_t dim_elements = elements_for<Element>(size.dim);
-    Element* q = scratch.take<Element>(tile * dim_elements);                         // (tile, D)
-    Element* dout = scratch.take<Element>(tile * dim_elements);                      // (tile, D)
-    Element* q_transposed = scratch.take<Element>(size.dim * tile_elements);         // (D, tile)
-    Element* dout_transposed = scratch.take<Element>(size.dim * tile_elements);      // (D, tile)
-    float* dq = scratch.take<float>(tile * size.padded_dim);                         // (tile, D)
-    float* scores = scratch.take<float>(tile * tile);                                // (tile, tile)
-    float* dscores = scratch.take<float>(tile * tile);                               // (tile, tile)
-    Element* packed_weights = scratch.take<Element>(tile_elements * tile);           // right operand
-    Element* packed_dscores = scratch.take<Element>(tile_elements * tile);           // right operand
-    Element* dscores_left = scratch.take<Element>(tile * tile_elements);             // left operand
+    Element* q = scratch.take<Element>(tile * dim_elements);                     // (tile, D)
+    Element* dout = scratch.take<Element>(tile * dim_elements);                  // (tile, D)
+    Element* q_transposed = scratch.take<Element>(size.dim * tile_elements);     // (D, tile)
+    Element* dout_transposed = scratch.take<Element>(size.dim * tile_elements);  // (D, tile)
+    float* dq = scratch.take<float>(tile * size.padded_dim);                     // (tile, D)
+    float* all_scores = scratch.take<float>(tile * size.padded_positions);       // (T / tile, tile, tile)
+    float* all_dscores = scratch.take<float>(tile * size.padded_positions);      // (T / tile, tile, tile)
+    Element* packed_weights = scratch.take<Element>(tile_elements * tile);       // right operand
+    Element* packed_dscores = scratch.take<Element>(tile_elements * tile);       // right operand
+    Element* dscores_left = scratch.take<Element>(tile * tile_elements);         // left operand
     float delta[tile];
     for (int64_t first_query = 0; first_query < size.positions; first_query += tile) {
         const int64_t query_count = std::min(tile, size.positions - first_query);
@@ -208,44 +234,51 @@ void backward_head(T* dqueries, const T* dy, const T* y, int64_t y_stride, const
         pack_left(dout, dim_elements, dout_rows, y_stride, query_count, size.dim);
         pack_left_transposed(q_transposed, tile_elements, query_rows, stride, query_count, size.dim);
         pack_left_transposed(dout_transposed, tile_elements, dout_rows, y_stride, query_count, size.dim);
-        for (int64_t i = 0; i < query_count; ++i) {
-            const T* __restrict out = y + (first_query + i) * y_stride;
-            const T* __restrict gradient = dout_rows + i * y_stride;
-            float sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t d = 0; d < size.dim; ++d) sum += static_cast<float>(gradient[d]) * static_cast<float>(out[d]);
-            delta[i] = sum;
+        std::fill(delta, delta + tile, 0.0f);
+        for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
+            const int64_t key_count = std::min(tile, size.positions - first_key);
+            const int64_t padded_keys = round_up(key_count, vector_lanes);
+            float* scores = all_scores + first_key * tile;
+            float* dscores = all_dscores + first_key * tile;
+            for_query_strips(first_key == first_query, query_count, key_count,
+                             [&](int64_t first, int64_t count, int64_t visible) {
+                                 const int64_t columns = round_up(visible, vector_lanes);
+                                 tile_multiply(scores + first * tile, tile, q + first * dim_elements,
+                                               dim_elements, kv.keys_transposed + first_key,
+                                               size.padded_positions, count, dim_elements, columns, false);
+                                 tile_multiply(dscores + first * tile, tile, dout + first * dim_elements,
+                                               dim_elements, kv.values_transposed + first_key,
+                                               size.padded_positions, count, dim_elements, columns, false);
+                             });
+            scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key,
+                           size.inverse_root);
+            softmax_weights(scores, dscores, query_count, padded_keys, log_sum_exp + first_query, delta);
         }
         for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
             const int64_t key_count = std::min(tile, size.positions - first_key);
             const int64_t padded_keys = round_up(key_count, vector_lanes);
-            const bool diagonal = first_key == first_query;
-            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
-                const int64_t columns = round_up(visible, vector_lanes);
-                tile_multiply(scores + first * tile, tile, q + first * dim_elements, dim_elements,
-                              kv.keys_transposed + first_key, size.padded_positions, count, dim_elements, columns,
-                              false);
-                tile_multiply(dscores + first * tile, tile, dout + first * dim_elements, dim_elements,
-                              kv.values_transposed + first_key, size.padded_positions, count, dim_elements, columns,
-                              false);
-            });
-            scale_and_mask(scores, query_count, key_count, padded_keys, first_query, first_key, size.inverse_root);
-            softmax_backward(scores, dscores, query_count, padded_keys, log_sum_exp + first_query, delta,
-                             size.inverse_root);
-            pack_right(packed_weights, tile, scores, tile, query_count, padded_keys);
+            const float* weights = all_scores + first_key * tile;
+            float* dscores = all_dscores + first_key * tile;
+            softmax_backward(weights, dscores, query_count, padded_keys, delta, size.inverse_root);
+            pack_right(packed_weights, tile, weights, tile, query_count, padded_keys);
             pack_right(packed_dscores, tile, dscores, tile, query_count, padded_keys);
             pack_left(dscores_left, tile_elements, dscores, tile, query_count, padded_keys);
-            for_query_strips(diagonal, query_count, key_count, [&](int64_t first, int64_t count, int64_t visible) {
-                const int64_t begin = first / width, inner = elements_for<Element>(count);
-                const int64_t columns = round_up(visible, vector_lanes);
-                tile_multiply(kv.value_gradient + first_key, size.padded_positions, dout_transposed + begin,
-                              tile_elements, packed_weights + begin * tile, tile, size.dim, inner, columns, true);
-                tile_multiply(kv.key_gradient + first_key, size.padded_positions, q_transposed + begin,
-                              tile_elements, packed_dscores + begin * tile, tile, size.dim, inner, columns, true);
-                tile_multiply(dq + first * size.padded_dim, size.padded_dim, dscores_left + first * tile_elements,
-                              tile_elements, kv.keys_right + first_key / width * size.padded_dim, size.padded_dim,
-                              count, elements_for<Element>(visible), size.padded_dim, first_key > 0);
-            });
+            for_query_strips(
+                first_key == first_query, query_count, key_count,
+                [&](int64_t first, int64_t count, int64_t visible) {
+                    const int64_t begin = first / width, inner = elements_for<Element>(count);
+                    const int64_t columns = round_up(visible, vector_lanes);
+                    tile_multiply(kv.value_gradient + first_key, size.padded_positions,
+                                  dout_transposed + begin, tile_elements, packed_weights + begin * tile, tile,
+                                  size.dim, inner, columns, true);
+                    tile_multiply(kv.key_gradient + first_key, size.padded_positions, q_transposed + begin,
+                                  tile_elements, packed_dscores + begin * tile, tile, size.dim, inner,
+                                  columns, true);
+                    tile_multiply(dq + first * size.padded_dim, size.padded_dim,
+                                  dscores_left + first * tile_elements, tile_elements,
+                                  kv.keys_right + first_key / width * size.padded_dim, size.padded_dim, count,
+                                  elements_for<Element>(visible), size.padded_dim, first_key > 0);
+                });
         }
         store_rows(dqueries + first_query * stride, stride, dq, size.padded_dim, query_count, size.dim);
     }
@@ -267,7 +300,8 @@ void CpuBackend::attention_forward(const Tensor& y, const Tensor& log_sum_exp, c
             const int64_t b = index / shape.heads, h = index % shape.heads;
             const int64_t kv_head = h / (shape.heads / shape.kv_heads);
             const T* queries = qkv.as<T>() + b * shape.sequence * stride + h * shape.head_dim;
-            const T* keys = qkv.as<T>() + b * shape.sequence * stride + (shape.heads + kv_head) * shape.head_dim;
+            const T* keys =
+                qkv.as<T>() + b * shape.sequence * stride + (shape.heads + kv_head) * shape.head_dim;
             forward_head(y.as<T>() + b * shape.sequence * y_stride + h * shape.head_dim, y_stride,
                          log_sum_exp.as<float>() + index * shape.sequence, queries, keys,
                          keys + shape.kv_heads * shape.head_dim, stride, size,
@@ -277,7 +311,9 @@ void CpuBackend::attention_forward(const Tensor& y, const Tensor& log_sum_exp, c
 }
 
 // The tiles of the backward pass live in each thread's scratch.
-int64_t CpuBackend::attention_backward_workspace(const AttentionShape&) const { return 0; }
+int64_t CpuBackend::attention_backward_workspace(const AttentionShape&) const {
+    return 0;
+}
 
 void CpuBackend::attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
                                     const Tensor& log_sum_exp, const AttentionShape& shape, void*) {
@@ -309,14 +345,15 @@ void CpuBackend::attention_backward(const Tensor& dqkv, const Tensor& dy, const 
                                   size.positions, size.dim);
             for (int64_t h = kv_head * heads_per_group; h < (kv_head + 1) * heads_per_group; ++h) {
                 const int64_t offset = first_row * y_stride + h * shape.head_dim;
-                backward_head(drows + h * shape.head_dim, dy.as<T>() + offset, y.as<T>() + offset, y_stride,
+                backward_head(drows + h * shape.head_dim, dy.as<T>() + offset, y_stride,
                               rows + h * shape.head_dim, stride,
-                              log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence, size, kv, scratch);
+                              log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence, size, kv,
+                              scratch);
             }
-            store_transposed(drows + key_column, stride, kv.key_gradient, size.padded_positions, size.positions,
-                             size.dim);
-            store_transposed(drows + value_column, stride, kv.value_gradient, size.padded_positions, size.positions,
-                             size.dim);
+            store_transposed(drows + key_column, stride, kv.key_gradient, size.padded_positions,
+                             size.positions, size.dim);
+            store_transposed(drows + value_column, stride, kv.value_gradient, size.padded_positions,
+                             size.positions, size.dim);
         });
     });
 }

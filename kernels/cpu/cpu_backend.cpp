@@ -19,8 +19,8 @@ namespace train_qat {
 
 namespace {
 
-// Arithmetic on denormal numbers is microcoded on most cores: AdamW whose moments decay towards zero runs three times
-// slower. Every thread of the pool flushes them.
+// Arithmetic on denormal numbers is microcoded on most cores: AdamW whose moments decay towards zero runs
+// three times slower. Every thread of the pool flushes them.
 void flush_denormals_on_all_threads(int threads) {
 #if defined(__x86_64__)
     _mm_setcsr(_mm_getcsr() | 0x8040);  // flush-to-zero, denormals-are-zero
@@ -51,7 +51,9 @@ CpuBackend::~CpuBackend() {
     for (const auto& [memory, bytes] : thread_scratch_) std::free(memory);
 }
 
-std::unique_ptr<Backend> make_cpu_backend(int threads) { return std::make_unique<CpuBackend>(threads); }
+std::unique_ptr<Backend> make_cpu_backend(int threads) {
+    return std::make_unique<CpuBackend>(threads);
+}
 
 std::string CpuBackend::describe() const {
     std::string model = "CPU";
@@ -92,7 +94,9 @@ void* CpuBackend::allocate(int64_t bytes) {
     return memory;
 }
 
-void CpuBackend::release(void* memory) { std::free(memory); }
+void CpuBackend::release(void* memory) {
+    std::free(memory);
+}
 
 float* CpuBackend::thread_scratch(int64_t count) {
     auto& [memory, bytes] = thread_scratch_[omp_get_thread_num()];
@@ -102,7 +106,8 @@ float* CpuBackend::thread_scratch(int64_t count) {
         memory = std::aligned_alloc(4096, static_cast<size_t>(needed));
         bytes = memory != nullptr ? needed : 0;
         // No exception may leave a parallel region.
-        if (memory == nullptr) std::fprintf(stderr, "train_qat: error: out of memory for scratch\n"), std::abort();
+        if (memory == nullptr)
+            std::fprintf(stderr, "train_qat: error: out of memory for scratch\n"), std::abort();
     }
     return static_cast<float*>(memory);
 }
@@ -135,15 +140,15 @@ void check_tensor(const char* operation, const char* argument, const Tensor& ten
     int i = 0;
     for (int64_t extent : shape) same = same && tensor.shape[i++] == extent;
     if (same) return;
-    throw std::logic_error(std::string(operation) + ": " + argument + " must be " + name_of(dtype) +
-                           text(shape.begin(), shape.end()) + ", is " +
-                           (tensor.empty() ? "empty"
-                                           : name_of(tensor.dtype) + text(tensor.shape, tensor.shape + tensor.rank)));
+    throw std::logic_error(
+        std::string(operation) + ": " + argument + " must be " + name_of(dtype) +
+        text(shape.begin(), shape.end()) + ", is " +
+        (tensor.empty() ? "empty" : name_of(tensor.dtype) + text(tensor.shape, tensor.shape + tensor.rank)));
 }
 
 void check_attention(const char* operation, const AttentionShape& shape) {
-    if (shape.batch < 1 || shape.sequence < 1 || shape.heads < 1 || shape.kv_heads < 1 || shape.head_dim < 2 ||
-        shape.head_dim % 2 != 0 || shape.heads % shape.kv_heads != 0)
+    if (shape.batch < 1 || shape.sequence < 1 || shape.heads < 1 || shape.kv_heads < 1 ||
+        shape.head_dim < 2 || shape.head_dim % 2 != 0 || shape.heads % shape.kv_heads != 0)
         throw std::logic_error(std::string(operation) +
                                ": needs B, T, H, G >= 1, an even head dimension and H a multiple of G");
 }

@@ -1,5 +1,5 @@
-// The CPU backend: one class, one source file per operation. Matmuls go through oneDNN; everything else is plain
-// C++ that the compiler vectorizes.
+// The CPU backend: one class, one source file per operation. Matmuls go through oneDNN; everything else is
+// plain C++ that the compiler vectorizes.
 #pragma once
 
 #include <algorithm>
@@ -42,7 +42,8 @@ class CpuBackend final : public Backend {
 
     void matmul_forward(const Tensor& y, const Tensor& x, const ComputeWeight& weight) override;
     void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) override;
-    void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x, bool accumulate) override;
+    void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
+                                bool accumulate) override;
 
     void embedding_forward(const Tensor& y, const Tensor& tokens, const ComputeWeight& weight) override;
     void embedding_backward(const Tensor& dq, const Tensor& dy, const Tensor& tokens,
@@ -59,8 +60,8 @@ class CpuBackend final : public Backend {
 
     void rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
                       const AttentionShape& shape) override;
-    void rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines, const Tensor& column_scale,
-                       const AttentionShape& shape) override;
+    void rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines,
+                       const Tensor& column_scale, const AttentionShape& shape) override;
     void attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
                            const AttentionShape& shape) override;
     void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
@@ -71,13 +72,14 @@ class CpuBackend final : public Backend {
     void swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
                          const Tensor& column_scale) override;
 
-    void cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits, const Tensor& targets,
-                       const Tensor& column_scale, float gradient_factor) override;
+    void cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits,
+                       const Tensor& targets, const Tensor& column_scale, float gradient_factor) override;
     void sum(const Tensor& total, const Tensor& values, bool accumulate) override;
 
   private:
-    // Calls function(first, last) for consecutive blocks of [0, count), each block once, on all threads. Blocks are
-    // handed out as threads become free: on a shared machine a late thread does not hold up the others.
+    // Calls function(first, last) for consecutive blocks of [0, count), each block once, on all threads.
+    // Blocks are handed out as threads become free: on a shared machine a late thread does not hold up the
+    // others.
     template <typename Function>
     void parallel_for(int64_t count, int64_t block, Function&& function) const {
         const int64_t blocks = (count + block - 1) / block;
@@ -89,8 +91,8 @@ class CpuBackend final : public Backend {
         for (int64_t i = 0; i < blocks; ++i) function(i * block, std::min(count, (i + 1) * block));
     }
 
-    // Runs update(parameter, first_row, last_row) over all parameters in blocks of rows, then writes the rows' levels and
-    // scales to where matmuls and look-ups read them; one parallel loop for everything.
+    // Runs update(parameter, first_row, last_row) over all parameters in blocks of rows, then writes the
+    // rows' levels and scales to where matmuls and look-ups read them; one parallel loop for everything.
     template <typename Update>
     void update_and_quantize(std::span<const ParameterRows> parameters, Update&& update);
 
@@ -104,7 +106,8 @@ class CpuBackend final : public Backend {
     double peak_bfloat16_ = 0;
 };
 
-// Rows per block of elementwise work: about 64 KiB of float32, so that a block lives in a core's private cache.
+// Rows per block of elementwise work: about 64 KiB of float32, so that a block lives in a core's private
+// cache.
 inline int64_t rows_per_block(int64_t columns) {
     return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
 }

@@ -8,15 +8,23 @@ namespace train_qat {
 
 namespace {
 
-// log(sum_v e^l[v]), shifted by the maximum so that no exponential overflows. NaN and +infinity come out as NaN.
+// log(sum_v e^l[v]), shifted by the maximum so that no exponential overflows. NaN and +infinity come out as
+// NaN.
 float log_sum_exp_of(const float* __restrict logits, int64_t count) {
     float largest = logits[0];
 #pragma omp simd reduction(max : largest)
     for (int64_t v = 0; v < count; ++v) largest = logits[v] > largest ? logits[v] : largest;
-    float sum = 0;
+    // Partial sums keep the rounding small whatever the vocabulary.
+    constexpr int64_t block = 512;
+    double total = 0;
+    for (int64_t first = 0; first < count; first += block) {
+        const int64_t last = std::min(count, first + block);
+        float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t v = 0; v < count; ++v) sum += exponential(logits[v] - largest);
-    return largest + std::log(sum);
+        for (int64_t v = first; v < last; ++v) sum += exponential(logits[v] - largest);
+        total += sum;
+    }
+    return largest + static_cast<float>(std::log(total));
 }
 
 template <bool scaled, typename T>
@@ -53,8 +61,8 @@ void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& d_logits, con
                 if (column_scale.empty())
                     gradient_row<false>(out, row, nullptr, log_sum_exp, target, gradient_factor, vocabulary);
                 else
-                    gradient_row<true>(out, row, column_scale.as<float>(), log_sum_exp, target, gradient_factor,
-                                       vocabulary);
+                    gradient_row<true>(out, row, column_scale.as<float>(), log_sum_exp, target,
+                                       gradient_factor, vocabulary);
             }
         });
     });

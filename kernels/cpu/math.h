@@ -6,8 +6,9 @@
 
 namespace train_qat {
 
-// e^x with a relative error below 2e-7. Below -87.3 (results under 2^-126) it gives 0, above 88.7 infinity; NaN stays
-// NaN. Method: x = n ln 2 + r with |r| <= ln(2)/2, e^x = 2^n e^r, e^r by its Taylor polynomial of degree 7.
+// e^x with a relative error below 2e-7. Below -87.3 (results under 2^-126) it gives 0, above 88.7 infinity;
+// NaN stays NaN. Method: x = n ln 2 + r with |r| <= ln(2)/2, e^x = 2^n e^r, e^r by its Taylor polynomial of
+// degree 7.
 inline float exponential(float x) {
     constexpr float log2_e = 1.44269504088896341f;
     constexpr float ln2_high = 0.693359375f;  // nine bits: n * ln2_high is exact

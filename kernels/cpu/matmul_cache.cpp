@@ -21,11 +21,14 @@ Desc strided(DType dtype, int64_t rows, int64_t columns, int64_t row_stride, int
 
 }  // namespace
 
-MatmulCache::MatmulCache(int threads) : threads_(threads), engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
+MatmulCache::MatmulCache(int threads)
+    : threads_(threads), engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
 
-// oneDNN asks OpenMP for the number of threads, at creation and at execution; another backend of this process may have
-// asked for a different one since.
-void MatmulCache::use_threads() { omp_set_num_threads(threads_); }
+// oneDNN asks OpenMP for the number of threads, at creation and at execution; another backend of this process
+// may have asked for a different one since.
+void MatmulCache::use_threads() {
+    omp_set_num_threads(threads_);
+}
 
 const Desc& MatmulCache::packed_layout(DType dtype, int64_t inner, int64_t columns) {
     const auto key = std::make_tuple(dtype, inner, columns);
@@ -55,7 +58,7 @@ const MatmulCache::PackedOffsets& MatmulCache::packed_offsets(DType dtype, int64
     PackedOffsets offsets;
     for (int dimension = 0; dimension < 2; ++dimension) {
         std::vector<int64_t>& table = dimension == 0 ? offsets.inner : offsets.columns;
-        table.resize(dimension == 0 ? inner : columns);
+        table.resize(static_cast<size_t>(layout.padded_dims[dimension]));
         for (size_t index = 0; index < table.size(); ++index) {
             int64_t rest = static_cast<int64_t>(index), inside_block = 1, offset = 0;
             // Inner blocks from the fastest outwards; those of the other dimension only widen the stride.
@@ -80,17 +83,19 @@ MatmulCache::Matmul MatmulCache::make_matmul(const Desc& source, const Desc& wei
     if (accumulate) post_operations.append_sum(1.0f);
     dnnl::primitive_attr attributes;
     attributes.set_post_ops(post_operations);
-    const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(source, weights, destination), attributes,
-                                                   engine_);
-    Matmul matmul{dnnl::matmul(description), dnnl::memory(source, engine_, nullptr),
-                  dnnl::memory(weights, engine_, nullptr), dnnl::memory(destination, engine_, nullptr),
-                  dnnl::memory(scale_desc, engine_, nullptr), {}};
+    const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(source, weights, destination),
+                                                   attributes, engine_);
+    Matmul matmul{dnnl::matmul(description),
+                  dnnl::memory(source, engine_, nullptr),
+                  dnnl::memory(weights, engine_, nullptr),
+                  dnnl::memory(destination, engine_, nullptr),
+                  dnnl::memory(scale_desc, engine_, nullptr),
+                  {}};
     // A dnnl::memory is a shared handle: the map sees the pointers that run() sets later.
     matmul.arguments = {{DNNL_ARG_SRC, matmul.source},
                         {DNNL_ARG_WEIGHTS, matmul.weights},
                         {DNNL_ARG_DST, matmul.destination}};
-    if (scaled)
-        matmul.arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, matmul.scale);
+    if (scaled) matmul.arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, matmul.scale);
     return matmul;
 }
 
@@ -111,9 +116,10 @@ void MatmulCache::multiply_packed(void* y, DType y_dtype, const void* x, const v
     const auto key = std::make_tuple(scaled ? 1 : 0, dtype, y_dtype, rows, inner, columns);
     auto found = matmuls_.find(key);
     if (found == matmuls_.end())
-        found = matmuls_.emplace(key, make_matmul(strided(dtype, rows, inner, inner, 1),
-                                                  packed_layout(dtype, inner, columns),
-                                                  strided(y_dtype, rows, columns, columns, 1), scaled, false))
+        found = matmuls_
+                    .emplace(key, make_matmul(strided(dtype, rows, inner, inner, 1),
+                                              packed_layout(dtype, inner, columns),
+                                              strided(y_dtype, rows, columns, columns, 1), scaled, false))
                     .first;
     run(found->second, y, x, packed, column_scale);
 }
@@ -124,10 +130,11 @@ void MatmulCache::multiply_transposed(float* y, const void* a, const void* b, DT
     const auto key = std::make_tuple(accumulate ? 3 : 2, dtype, DType::float32, rows, inner, columns);
     auto found = matmuls_.find(key);
     if (found == matmuls_.end())
-        found = matmuls_.emplace(key, make_matmul(strided(dtype, rows, inner, 1, rows),
-                                                  strided(dtype, inner, columns, columns, 1),
-                                                  strided(DType::float32, rows, columns, columns, 1), false,
-                                                  accumulate))
+        found = matmuls_
+                    .emplace(key, make_matmul(strided(dtype, rows, inner, 1, rows),
+                                              strided(dtype, inner, columns, columns, 1),
+                                              strided(DType::float32, rows, columns, columns, 1), false,
+                                              accumulate))
                     .first;
     run(found->second, y, a, b, nullptr);
 }

@@ -1,5 +1,5 @@
-// oneDNN matmuls, created once per shape and kept: creating one takes up to a millisecond, running it less than
-// a microsecond beyond the arithmetic.
+// oneDNN matmuls, created once per shape and kept: creating one takes up to a millisecond, running it less
+// than a microsecond beyond the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,13 @@ class MatmulCache {
   public:
     explicit MatmulCache(int threads);
 
-    // The layout in which oneDNN wants the right operand, (inner, columns), of a matmul: blocked, and independent of
-    // the number of rows on the left.
+    // The layout in which oneDNN wants the right operand, (inner, columns), of a matmul: blocked, and
+    // independent of the number of rows on the left.
     const dnnl::memory::desc& packed_layout(DType dtype, int64_t inner, int64_t columns);
 
-    // Where that layout keeps element (i, j): at inner_offsets[i] + column_offsets[j]. (A blocked layout splits each
-    // index into digits of its own, so the offset is a sum.)
+    // Where that layout keeps element (i, j): at inner_offsets[i] + column_offsets[j]. (A blocked layout
+    // splits each index into digits of its own, so the offset is a sum.) The tables go on to the layout's
+    // padded extents; what lies beyond the matrix must be zero.
     struct PackedOffsets {
         std::vector<int64_t> inner, columns;
     };
@@ -52,7 +53,8 @@ class MatmulCache {
     dnnl::stream stream_;
     std::map<std::tuple<DType, int64_t, int64_t>, dnnl::memory::desc> layouts_;
     std::map<std::tuple<DType, int64_t, int64_t>, PackedOffsets> offsets_;
-    // Form (packed, packed and scaled, transposed, transposed and accumulating), dtypes, rows, inner, columns.
+    // Form (packed, packed and scaled, transposed, transposed and accumulating), dtypes, rows, inner,
+    // columns.
     std::map<std::tuple<int, DType, DType, int64_t, int64_t, int64_t>, Matmul> matmuls_;
 };
 

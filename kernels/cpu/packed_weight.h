@@ -1,7 +1,7 @@
 // What ComputeWeight::storage holds on the CPU:
 //   [rows as they are, for look-ups (embeddings only) | packed for y = x qᵀ | packed for dx = dz q]
-// Packing happens when the levels are written, once per optimizer step; inside the matmuls it would happen twice in
-// every micro-batch.
+// Packing happens when the levels are written, once per optimizer step; inside the matmuls it would happen
+// twice in every micro-batch.
 #pragma once
 
 #include "kernels/backend.h"
@@ -13,9 +13,6 @@ struct PackedWeight {
     void* rows = nullptr;  // (N, K) row-major, or null
     void* forward = nullptr;
     void* backward = nullptr;
-    int64_t forward_bytes = 0, backward_bytes = 0;
-    // Whether the blocked layouts hold more than the matrix; that room must be zero.
-    bool padded = false;
 };
 
 PackedWeight packed_weight(MatmulCache& matmuls, const ComputeWeight& weight);

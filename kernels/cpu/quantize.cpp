@@ -1,4 +1,5 @@
-// Quantization of weights: initial scales, and levels into the matmuls' copy of the weights. Grids: kernels/grid.h.
+// Quantization of weights: initial scales, and levels into the matmuls' copy of the weights. Grids:
+// kernels/grid.h.
 #include <cmath>
 #include <cstdlib>
 
@@ -52,7 +53,8 @@ void check_parameter(const char* operation, const ParameterRows& p) {
     const auto require = [operation](bool condition, const char* what) {
         if (!condition) throw std::logic_error(std::string(operation) + ": " + what);
     };
-    require(p.rows > 0 && p.columns > 0 && p.master != nullptr, "a parameter needs rows, columns and weights");
+    require(p.rows > 0 && p.columns > 0 && p.master != nullptr,
+            "a parameter needs rows, columns and weights");
     if (p.grid != Grid::none) {
         require(p.group > 0 && p.columns % p.group == 0, "the group must divide the columns of a parameter");
         require(p.scale != nullptr, "a quantized parameter needs scales");
@@ -62,6 +64,21 @@ void check_parameter(const char* operation, const ParameterRows& p) {
             "a parameter must lie within its compute weight");
     require(p.compute->storage != nullptr && p.compute->scale_storage != nullptr,
             "a compute weight needs storage for levels and scales");
+}
+
+void check_gradients(const char* operation, const ParameterRows& p) {
+    check_parameter(operation, p);
+    if (p.gradient == nullptr || (p.grid != Grid::none && p.scale_gradient == nullptr))
+        throw std::logic_error(std::string(operation) +
+                               ": a parameter needs gradients of its weights and scales");
+}
+
+void check_moments(const char* operation, const ParameterRows& p) {
+    check_gradients(operation, p);
+    if (p.first_moment == nullptr || p.second_moment == nullptr ||
+        (p.grid != Grid::none && (p.scale_first_moment == nullptr || p.scale_second_moment == nullptr)))
+        throw std::logic_error(std::string(operation) +
+                               ": a parameter needs moments of its weights and scales");
 }
 
 }  // namespace train_qat

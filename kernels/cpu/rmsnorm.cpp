@@ -1,5 +1,5 @@
-// RMSNorm (arXiv 1910.07467) with the residual addition before it, and its backward pass with the cast for the next
-// linear layer behind it.
+// RMSNorm (arXiv 1910.07467) with the residual addition before it, and its backward pass with the cast for
+// the next linear layer behind it.
 #include <cmath>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -8,14 +8,15 @@ namespace train_qat {
 
 namespace {
 
-// Rows whose contributions to dweight are summed together; fixed, so that the result does not depend on threads.
+// Rows whose contributions to dweight are summed together; fixed, so that the result does not depend on
+// threads.
 constexpr int64_t rows_per_partial_sum = 32;
 
 // d_residual (+)= rstd * (h - n * mean), and the copy for the next linear layer, in one pass.
 template <bool accumulate, bool scaled, typename T>
-void write_row_as(float* __restrict dr, T* __restrict dz, const T* __restrict gradient, const float* __restrict x,
-                  const float* __restrict scale, const float* __restrict next_scale, float inverse, float mean,
-                  int64_t columns) {
+void write_row_as(float* __restrict dr, T* __restrict dz, const T* __restrict gradient,
+                  const float* __restrict x, const float* __restrict scale,
+                  const float* __restrict next_scale, float inverse, float mean, int64_t columns) {
     const float shrink = inverse * inverse * mean;
 #pragma omp simd
     for (int64_t c = 0; c < columns; ++c) {
@@ -27,22 +28,24 @@ void write_row_as(float* __restrict dr, T* __restrict dz, const T* __restrict gr
 }
 
 template <typename T>
-void write_row(float* dr, T* dz, const T* gradient, const float* x, const float* scale, const float* next_scale,
-               float inverse, float mean, int64_t columns, bool accumulate) {
+void write_row(float* dr, T* dz, const T* gradient, const float* x, const float* scale,
+               const float* next_scale, float inverse, float mean, int64_t columns, bool accumulate) {
     const bool scaled = next_scale != nullptr;
     if (accumulate && scaled)
         write_row_as<true, true>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
     else if (accumulate)
         write_row_as<true, false>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
-    else if (scaled) write_row_as<false, true>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
-    else write_row_as<false, false>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
+    else if (scaled)
+        write_row_as<false, true>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
+    else
+        write_row_as<false, false>(dr, dz, gradient, x, scale, next_scale, inverse, mean, columns);
 }
 
 }  // namespace
 
 void CpuBackend::residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
-                                          const Tensor& residual_in, const Tensor& branch, const Tensor& weight,
-                                          float epsilon) {
+                                          const Tensor& residual_in, const Tensor& branch,
+                                          const Tensor& weight, float epsilon) {
     constexpr const char* name = "residual_rmsnorm_forward";
     const int64_t rows = y.shape[0], columns = y.shape[1];
     check_tensor(name, "y", y, y.dtype, {rows, columns});
@@ -122,8 +125,8 @@ void CpuBackend::rmsnorm_backward(const Tensor& d_residual, const Tensor& dweigh
                     dot += g * scale[c] * n;
                     partial[c] += g * n;
                 }
-                write_row(dr, dz.empty() ? nullptr : dz.as<T>() + m * columns, gradient, x, scale, next_scale, inverse,
-                          dot / static_cast<float>(columns), columns, accumulate_residual);
+                write_row(dr, dz.empty() ? nullptr : dz.as<T>() + m * columns, gradient, x, scale, next_scale,
+                          inverse, dot / static_cast<float>(columns), columns, accumulate_residual);
             }
         });
     });

@@ -1,5 +1,5 @@
-// Rotary position embedding (arXiv 2104.09864) in the half-split convention: numbers i and i + D/2 of a head form a
-// pair that turns by t * theta^(-2i/D). The backward pass turns the gradient back.
+// Rotary position embedding (arXiv 2104.09864) in the half-split convention: numbers i and i + D/2 of a head
+// form a pair that turns by t * theta^(-2i/D). The backward pass turns the gradient back.
 #include "kernels/cpu/cpu_backend.h"
 
 namespace train_qat {
@@ -40,8 +40,8 @@ void CpuBackend::rope_forward(const Tensor& qkv, const Tensor& cosines, const Te
                 const int64_t t = m % shape.sequence;
                 T* row = qkv.as<T>() + m * columns;
                 for (int64_t h = 0; h < shape.heads + shape.kv_heads; ++h)
-                    rotate(row + h * shape.head_dim, cosines.as<float>() + t * half, sines.as<float>() + t * half,
-                           half, 1.0f);
+                    rotate(row + h * shape.head_dim, cosines.as<float>() + t * half,
+                           sines.as<float>() + t * half, half, 1.0f);
             }
         });
     });

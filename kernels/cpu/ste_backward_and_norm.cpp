@@ -1,8 +1,8 @@
 // The straight-through estimator's backward pass and the gradient norm, once per optimizer step.
 //
-// The micro-batches have summed dq, the gradient with respect to the levels. Because the inside mask and the scale
-// gradient are linear in dŵ = dq / s, and w and s have not changed since the last step, doing both here once is the
-// same as doing them in every micro-batch.
+// The micro-batches have summed dq, the gradient with respect to the levels. Because the inside mask and the
+// scale gradient are linear in dŵ = dq / s, and w and s have not changed since the last step, doing both here
+// once is the same as doing them in every micro-batch.
 #include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -44,7 +44,7 @@ double backward_group(const float* __restrict weights, float* __restrict gradien
 void CpuBackend::ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) {
     check_tensor("ste_backward_and_norm", "squares", squares, DType::float32,
                  {static_cast<int64_t>(parameters.size())});
-    for (const ParameterRows& parameter : parameters) check_parameter("ste_backward_and_norm", parameter);
+    for (const ParameterRows& parameter : parameters) check_gradients("ste_backward_and_norm", parameter);
     const std::vector<RowBlock> blocks = row_blocks(parameters);
     std::vector<double> block_sums(blocks.size());
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
@@ -53,7 +53,8 @@ void CpuBackend::ste_backward_and_norm(std::span<const ParameterRows> parameters
         double sum = 0;
         with_grid(p.grid, [&]<Grid grid>() {
             if constexpr (grid == Grid::none) {
-                sum = squared_norm(p.gradient + block.first * p.columns, (block.last - block.first) * p.columns);
+                sum = squared_norm(p.gradient + block.first * p.columns,
+                                   (block.last - block.first) * p.columns);
             } else {
                 const int64_t groups = p.columns / p.group;
                 for (int64_t i = block.first * groups; i < block.last * groups; ++i)
@@ -65,7 +66,8 @@ void CpuBackend::ste_backward_and_norm(std::span<const ParameterRows> parameters
         block_sums[index] = sum;
     });
     std::vector<double> totals(parameters.size(), 0.0);
-    for (size_t index = 0; index < blocks.size(); ++index) totals[blocks[index].parameter] += block_sums[index];
+    for (size_t index = 0; index < blocks.size(); ++index)
+        totals[blocks[index].parameter] += block_sums[index];
     for (size_t i = 0; i < totals.size(); ++i) squares.as<float>()[i] = static_cast<float>(totals[i]);
 }
 

@@ -56,8 +56,10 @@ void CpuBackend::swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, cons
                 }
             });
         };
-        if (column_scale.empty()) run.template operator()<false>();
-        else run.template operator()<true>();
+        if (column_scale.empty())
+            run.template operator()<false>();
+        else
+            run.template operator()<true>();
     });
 }
 

@@ -1,7 +1,8 @@
 // Small dense products on tiles that sit in a core's caches, for attention: c (+)= a b with a float32 result.
 //
-// Operands are packed into elements. In float32 an element is one number. In bfloat16, on processors with a dot product
-// of pairs, it is two neighbours of the summed index, so that one instruction multiplies and adds both.
+// Operands are packed into elements. In float32 an element is one number. In bfloat16, on processors with a
+// dot product of pairs, it is two neighbours of the summed index, so that one instruction multiplies and adds
+// both.
 //   left operand  (rows, inner)     [row][inner / width]
 //   right operand (inner, columns)  [inner / width][column]
 // An odd end of the inner index is filled with zero.
@@ -44,7 +45,9 @@ struct TileElement<bfloat16> {
 };
 #endif
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t round_up(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 // Elements that hold `count` numbers.
 template <typename Element>
@@ -62,16 +65,20 @@ inline void store_vector(float* destination, const FloatVector& vector) {
 }
 
 // sum += left * right for sixteen columns.
-inline void multiply_add(FloatVector& sum, float left, const float& right) { sum += left * load_vector(&right); }
+inline void multiply_add(FloatVector& sum, float left, const float& right) {
+    sum += left * load_vector(&right);
+}
 #if defined(__AVX512BF16__)
 inline void multiply_add(FloatVector& sum, BFloat16Pair left, const BFloat16Pair& right) {
-    sum = reinterpret_cast<FloatVector>(_mm512_dpbf16_ps(
-        reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(left.bits))),
-        reinterpret_cast<__m512bh>(_mm512_loadu_si512(&right))));
+    sum = reinterpret_cast<FloatVector>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                         reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(left.bits))),
+                         reinterpret_cast<__m512bh>(_mm512_loadu_si512(&right))));
 }
 #endif
 
-// A block of c in registers: each step of the inner loop reads `vectors` vectors of b and broadcasts `rows` of a.
+// A block of c in registers: each step of the inner loop reads `vectors` vectors of b and broadcasts `rows`
+// of a.
 template <int rows, int vectors, typename Element>
 inline void tile_block(float* c, int64_t c_stride, const Element* a, int64_t a_stride, const Element* b,
                        int64_t b_stride, int64_t inner, bool accumulate) {
@@ -99,8 +106,8 @@ inline void tile_panel(float* c, int64_t c_stride, const Element* a, int64_t a_s
     int64_t r = 0;
     const auto blocks_of = [&]<int count>() {
         for (; r + count <= rows; r += count)
-            tile_block<count, vectors>(c + r * c_stride, c_stride, a + r * a_stride, a_stride, b, b_stride, inner,
-                                       accumulate);
+            tile_block<count, vectors>(c + r * c_stride, c_stride, a + r * a_stride, a_stride, b, b_stride,
+                                       inner, accumulate);
     };
     blocks_of.template operator()<6>();
     blocks_of.template operator()<4>();
@@ -121,13 +128,16 @@ inline void tile_multiply(float* c, int64_t c_stride, const Element* a, int64_t 
         tile_panel<1>(c + j, c_stride, a, a_stride, b + j, b_stride, rows, inner, accumulate);
 }
 
-// ---- packing --------------------------------------------------------------------------------------------------------
+// ---- packing
+// --------------------------------------------------------------------------------------------------------
 
 template <typename T>
 inline uint32_t bfloat16_bits(T value) {
     return bfloat16(static_cast<float>(value)).bits;
 }
-inline uint32_t bfloat16_bits(bfloat16 value) { return value.bits; }
+inline uint32_t bfloat16_bits(bfloat16 value) {
+    return value.bits;
+}
 
 template <typename T>
 inline void join(float& element, T value, T) {
@@ -140,8 +150,8 @@ inline void join(BFloat16Pair& element, T first, T second) {
 
 // Left operand from rows (rows, inner): neighbours within a row become an element.
 template <typename Element, typename T>
-inline void pack_left(Element* __restrict packed, int64_t packed_stride, const T* __restrict source, int64_t stride,
-                      int64_t rows, int64_t inner) {
+inline void pack_left(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
+                      int64_t stride, int64_t rows, int64_t inner) {
     constexpr int64_t width = element_width<Element>;
     for (int64_t r = 0; r < rows; ++r) {
         const T* __restrict in = source + r * stride;
@@ -152,11 +162,11 @@ inline void pack_left(Element* __restrict packed, int64_t packed_stride, const T
     }
 }
 
-// Right operand from rows (inner, columns): two rows become a row of elements. Columns up to packed_stride and the
-// missing row of an odd end are zero.
+// Right operand from rows (inner, columns): two rows become a row of elements. Columns up to packed_stride
+// and the missing row of an odd end are zero.
 template <typename Element, typename T>
-inline void pack_right(Element* __restrict packed, int64_t packed_stride, const T* __restrict source, int64_t stride,
-                       int64_t inner, int64_t columns) {
+inline void pack_right(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
+                       int64_t stride, int64_t inner, int64_t columns) {
     constexpr int64_t width = element_width<Element>;
     for (int64_t k = 0; k < inner; k += width) {
         Element* __restrict out = packed + k / width * packed_stride;
@@ -170,10 +180,11 @@ inline void pack_right(Element* __restrict packed, int64_t packed_stride, const 
     }
 }
 
-// Right operand (inner, count) from its transpose (count, inner). Columns from count to packed_stride are zero.
+// Right operand (inner, count) from its transpose (count, inner). Columns from count to packed_stride are
+// zero.
 template <typename Element, typename T>
-inline void pack_right_transposed(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
-                                  int64_t stride, int64_t count, int64_t inner) {
+inline void pack_right_transposed(Element* __restrict packed, int64_t packed_stride,
+                                  const T* __restrict source, int64_t stride, int64_t count, int64_t inner) {
     constexpr int64_t width = element_width<Element>;
     for (int64_t k = 0; k < inner; k += width) {
         Element* __restrict out = packed + k / width * packed_stride;
@@ -188,8 +199,8 @@ inline void pack_right_transposed(Element* __restrict packed, int64_t packed_str
 
 // Left operand (columns, inner) from rows (inner, columns): the summed index runs over the source's rows.
 template <typename Element, typename T>
-inline void pack_left_transposed(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
-                                 int64_t stride, int64_t inner, int64_t columns) {
+inline void pack_left_transposed(Element* __restrict packed, int64_t packed_stride,
+                                 const T* __restrict source, int64_t stride, int64_t inner, int64_t columns) {
     constexpr int64_t width = element_width<Element>;
     for (int64_t k = 0; k < inner; k += width) {
         const T* __restrict first = source + k * stride;
@@ -213,8 +224,8 @@ inline void store_rows(T* destination, int64_t destination_stride, const float* 
 
 // The same from a transposed source (columns, rows).
 template <typename T>
-inline void store_transposed(T* destination, int64_t destination_stride, const float* source, int64_t source_stride,
-                             int64_t rows, int64_t columns) {
+inline void store_transposed(T* destination, int64_t destination_stride, const float* source,
+                             int64_t source_stride, int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < columns; ++c)
             destination[r * destination_stride + c] = source[c * source_stride + r];

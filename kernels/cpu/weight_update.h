@@ -1,7 +1,8 @@
-// What quantize() and adamw_and_quantize() share: one walk over all parameters in blocks of rows, which ends with writing
-// each row's levels to where matmuls and look-ups read them.
+// What quantize() and adamw_and_quantize() share: one walk over all parameters in blocks of rows, which ends
+// with writing each row's levels to where matmuls and look-ups read them.
 #pragma once
 
+#include <iterator>
 #include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -10,7 +11,10 @@
 
 namespace train_qat {
 
+// Entry checks, each including the one before: shape and weights; gradients; moments.
 void check_parameter(const char* operation, const ParameterRows& parameter);
+void check_gradients(const char* operation, const ParameterRows& parameter);
+void check_moments(const char* operation, const ParameterRows& parameter);
 
 // Rows of one parameter that one thread works on.
 struct RowBlock {
@@ -59,6 +63,7 @@ struct PackedDestination {
         : pack(packed_weight(matmuls, weight)),
           forward(&matmuls.packed_offsets(weight.dtype, weight.columns, weight.rows)),
           backward(&matmuls.packed_offsets(weight.dtype, weight.rows, weight.columns)),
+          rows(weight.rows),
           pairs(weight.dtype == DType::bfloat16 && pairs_adjacent(forward->inner) &&
                 pairs_adjacent(backward->inner)) {}
 
@@ -69,12 +74,8 @@ struct PackedDestination {
         return true;
     }
 
-    void clear() const {
-        std::memset(pack.forward, 0, static_cast<size_t>(pack.forward_bytes));
-        std::memset(pack.backward, 0, static_cast<size_t>(pack.backward_bytes));
-    }
-
-    // Rows [row, row + count) of `levels` (count, columns).
+    // Rows [row, row + count) of `levels` (count, columns), and zeros into the padding beside and, after the
+    // last row, below.
     template <typename T>
     void write(int64_t row, int64_t count, const T* levels, int64_t columns) const {
         if (pack.rows != nullptr)
@@ -82,10 +83,27 @@ struct PackedDestination {
         for (int64_t r = 0; r < count; ++r) write_forward(row + r, levels + r * columns, columns);
         for (int64_t r = 0; r < count;) {
             const bool pair = pairs && (row + r) % 2 == 0 && r + 1 < count;
-            if (pair) write_backward_pair(row + r, levels + r * columns, columns);
-            else write_backward(row + r, levels + r * columns, columns);
+            if (pair)
+                write_backward_pair(row + r, levels + r * columns, columns);
+            else
+                write_backward(row + r, levels + r * columns, columns);
             r += pair ? 2 : 1;
         }
+        for (int64_t r = row; r < row + count; ++r) clear<T>(r, columns);
+        if (row + count == rows)
+            for (int64_t r = rows; r < std::ssize(forward->columns) || r < std::ssize(backward->inner); ++r)
+                clear<T>(r, 0);
+    }
+
+    // Zeros from column `first` of a row to the end of the padding; `row` may itself be padding.
+    template <typename T>
+    void clear(int64_t row, int64_t first) const {
+        if (row < std::ssize(forward->columns))
+            for (int64_t k = first; k < std::ssize(forward->inner); ++k)
+                static_cast<T*>(pack.forward)[forward->columns[row] + forward->inner[k]] = 0.0f;
+        if (row < std::ssize(backward->inner))
+            for (int64_t k = first; k < std::ssize(backward->columns); ++k)
+                static_cast<T*>(pack.backward)[backward->inner[row] + backward->columns[k]] = 0.0f;
     }
 
     template <typename T>
@@ -115,6 +133,7 @@ struct PackedDestination {
 
     PackedWeight pack;
     const MatmulCache::PackedOffsets *forward, *backward;
+    int64_t rows;
     bool pairs;
 };
 
@@ -126,7 +145,6 @@ void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, 
             p.compute != nullptr ? std::make_unique<PackedDestination>(*matmuls_, *p.compute) : nullptr);
         if (p.compute == nullptr) continue;
         p.compute->scaled = p.grid != Grid::none && p.group == p.columns;
-        if (p.first_row == 0 && destinations.back()->pack.padded) destinations.back()->clear();
     }
     const std::vector<RowBlock> blocks = row_blocks(parameters);
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {

@@ -36,7 +36,7 @@ struct Options {
         {"batch", "2"},        {"micro_batches", "1"}, {"bits", "4"},
         {"group", "0"},        {"fp_steps", "3"},      {"qat_steps", "3"},
         {"clip_norm", "1"},    {"seed", "1"},          {"dtype", "float32"},
-        {"vocabulary", "131"}, {"weight_factor", "4"}, {"scale_rate_factor", "0.1"},
+        {"vocabulary", "131"}, {"weight_factor", "4"}, {"scale_rate_factor", "1"},
     };
 
     int64_t integer(const std::string& name) const { return std::stoll(values.at(name)); }

@@ -234,6 +234,8 @@ class AdamW:
         self.moments[kind, name] = t, first, second
         epsilon = float(np.float32(self.config.epsilon))
         direction = (first / (1 - beta1**t)) / ((second / (1 - beta2**t)).sqrt() + epsilon)
+        if kind == "scale":  # a scale moves by a fraction of itself
+            direction = direction * parameter
         return parameter - float(np.float32(learning_rate)) * (direction + decay * parameter)
 
     def step(self, step, weights, scales, gradients, scale_gradients):

@@ -52,10 +52,7 @@ SHAPES = {
 
 def options_of(case):
     """All options of train_qat_parity for a case."""
-    options = BASE | case
-    # AdamW moves a scale by about its learning rate whatever its size: with many levels scales are small, and a faster
-    # rate would make the free run chaotic.
-    return {"scale_rate_factor": 0.1 if options["bits"] <= 4 else 0.01} | options
+    return BASE | case
 
 
 def cases(quick):

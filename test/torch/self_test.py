@@ -223,6 +223,7 @@ class Optimizer(unittest.TestCase):
         weights, scales = {"matrix": draw(3, 5), "norm": draw(5)}, {"matrix": draw(3, 1).abs() + 1}
         mine = [weights["matrix"], weights["norm"], scales["matrix"]]
         theirs = [tensor.clone().requires_grad_() for tensor in mine]
+        relative, expected_scale = theirs[2], mine[2].clone()  # torch moves by the same amounts, but absolute ones
         torch_optimizer = torch.optim.AdamW(
             [{"params": theirs[:1], "weight_decay": 0.125}, {"params": theirs[1:2]}, {"params": theirs[2:], "lr": 2**-7}],
             lr=2**-9, betas=(0.875, 0.9375), eps=2**-20, weight_decay=0.0,
@@ -235,16 +236,18 @@ class Optimizer(unittest.TestCase):
             norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
             for parameter in theirs:
                 parameter.grad *= min(1, 0.5 / norm)
+            before = relative.detach().clone()
             torch_optimizer.step()
+            expected_scale = expected_scale * (1 + relative.detach() - before)
             weights, scales, found = optimizer.step(
                 step, weights, scales, {"matrix": gradients[0], "norm": gradients[1]}, {"matrix": gradients[2]}
             )
             self.assertAlmostEqual(found, norm, places=12)
-            for one, other in zip((weights["matrix"], weights["norm"], scales["matrix"]), theirs):
+            for one, other in zip((weights["matrix"], weights["norm"], scales["matrix"]), (*theirs[:2], expected_scale)):
                 torch.testing.assert_close(one, other.detach(), rtol=1e-12, atol=1e-14)
 
     def test_scales_are_floored(self):
-        config = dataclasses.replace(SMALL, scale_learning_rates=(1.0,) * 6)
+        config = dataclasses.replace(SMALL, scale_learning_rates=(2.0,) * 6)
         one = torch.ones(2, 1)
         _, scales, _ = llama.AdamW(config).step(0, {}, {"matrix": one}, {}, {"matrix": one})
         torch.testing.assert_close(scales["matrix"], torch.full((2, 1), 1e-5))

@@ -1,0 +1,194 @@
+"""What the tests of the program share: tiny shards and tokenizers, readers of what a run leaves, and a test case that runs
+the program in a temporary directory. The readers share nothing with the code under test.
+"""
+import array
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "data"))
+sys.dont_write_bytecode = True
+
+from shard_files import Outputs, ShardWriter  # noqa: E402
+
+VOCABULARY, LAYERS, WIDTH, HEADS, FFN, SEQUENCE, BATCH = 61, 2, 32, 2, 64, 16, 4
+SHAPE = f"-layers {LAYERS} -width {WIDTH} -heads {HEADS} -ffn {FFN} -seq_len {SEQUENCE} -batch {BATCH}".split()
+LIMIT_SECONDS = 120  # of one process: far more than it takes, so that a hang is an error and not the end of the tests
+
+
+# ---- data ---------------------------------------------------------------------------------------------------------
+
+def write_shards(prefix, split, count, seed, vocabulary=VOCABULARY, tokenizer_hash=0, shard_tokens=2000, stated=True):
+    """A chain of tokens in which four of five follow from the one before. stated: the header says the vocabulary."""
+    generator = random.Random(seed)
+    tokens = [0]
+    while len(tokens) < count:
+        follows = generator.random() < 0.8
+        tokens.append((tokens[-1] * 7 + 3) % vocabulary if follows else generator.randrange(vocabulary))
+    outputs = Outputs(prefix, overwrite=False)
+    writer = ShardWriter(outputs, split, vocabulary if stated else 0, tokenizer_hash, shard_tokens)
+    writer.write(array.array("H", tokens).tobytes())
+    writer.close()
+    outputs.commit()
+    return f"{prefix}_{split}_*.bin"
+
+
+def sentencepiece_model(pieces):
+    """A SentencePiece model (protobuf) of `pieces` behind <unk>, <s> and </s>."""
+    def field(number, kind, data):
+        return bytes([number << 3 | kind]) + (bytes([len(data)]) if kind == 2 else b"") + data
+    model = b""
+    for text, kind in [("<unk>", 2), ("<s>", 3), ("</s>", 3)] + [(piece, 1) for piece in pieces]:
+        piece = field(1, 2, text.encode()) + field(2, 5, struct.pack("<f", -1.0)) + field(3, 0, bytes([kind]))
+        model += field(1, 2, piece)
+    return model
+
+
+# ---- what a run leaves --------------------------------------------------------------------------------------------
+
+def read_bytes(*path):
+    with open(os.path.join(*path), "rb") as file:
+        return file.read()
+
+
+def read_metrics(directory):
+    """(steps, validations): the records of metrics.jsonl, without the measured speed."""
+    steps, validations = [], []
+    for line in read_bytes(directory, "metrics.jsonl").decode().splitlines():
+        record = json.loads(line)
+        record.pop("tokens_per_second", None)
+        (validations if "validation_loss" in record else steps).append(record)
+    return steps, validations
+
+
+def checkpoints(directory):
+    return sorted(int(name[5:]) for name in os.listdir(directory) if re.fullmatch(r"step_\d{8}", name))
+
+
+def checkpoint(directory, step):
+    return os.path.join(directory, f"step_{step:08d}")
+
+
+def read_safetensors(path):
+    """{name: (shape, numbers)}; checks that the tensors are float32 and fill the file without a gap."""
+    data = read_bytes(path)
+    length = struct.unpack("<Q", data[:8])[0]
+    header, body = json.loads(data[8:8 + length]), data[8 + length:]
+    header.pop("__metadata__", None)
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        assert entry["dtype"] == "F32" and first == end and last - first == 4 * math.prod(entry["shape"]), (name, entry)
+        tensors[name], end = (tuple(entry["shape"]), array.array("f", body[first:last])), last
+    assert end == len(body), (end, len(body))
+    return tensors
+
+
+def expected_shapes(quantized, group):
+    """Names and shapes of Hugging Face's Llama layout, and a _scale beside each matrix."""
+    matrices = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+    shapes = {"model.norm.weight": (WIDTH,)}
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        matrices.update({prefix + f"self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"})
+        matrices.update({prefix + f"mlp.{name}_proj.weight": (FFN, WIDTH) for name in ("gate", "up")})
+        matrices[prefix + "mlp.down_proj.weight"] = (WIDTH, FFN)
+        shapes.update({prefix + f"{name}_layernorm.weight": (WIDTH,) for name in ("input", "post_attention")})
+    shapes.update(matrices)
+    if quantized:
+        shapes.update({name + "_scale": (rows, columns // (group or columns))
+                       for name, (rows, columns) in matrices.items()})
+    return shapes
+
+
+def parameter_count():
+    return sum(math.prod(shape) for shape in expected_shapes(False, 0).values())
+
+
+def snapshot(directory):
+    """{path: hash} of everything below a directory."""
+    result = {}
+    for folder, names, files in os.walk(directory):
+        for name in names:
+            result[os.path.join(folder, name)] = None
+        for name in files:
+            result[os.path.join(folder, name)] = hashlib.sha256(read_bytes(folder, name)).hexdigest()
+    return result
+
+
+class ProgramTest(unittest.TestCase):
+    """A temporary directory with shards in data/; runs write beside them."""
+
+    program = os.path.join(ROOT, "train_qat")
+
+    @classmethod
+    def setUpClass(cls):
+        temporary = tempfile.TemporaryDirectory(prefix="train_qat_test_")
+        cls.addClassCleanup(temporary.cleanup)
+        cls.data = temporary.name
+        cls.train = write_shards(os.path.join(cls.data, "a"), "train", 5000, seed=1)
+        cls.validation = write_shards(os.path.join(cls.data, "v"), "val", 1500, seed=2)
+        cls.other = write_shards(os.path.join(cls.data, "b"), "train", 5000, seed=3)
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="train_qat_test_")
+        self.addCleanup(temporary.cleanup)
+        self.directory = temporary.name
+
+    def path(self, *names):
+        return os.path.join(self.directory, *names)
+
+    def command(self, *arguments, output="out", train=None, validation=None):
+        """Arguments are split at blanks, later ones replace earlier ones; output, train, validation None: left out."""
+        flags = {}
+        for text in [*SHAPE, "-threads", "1", *" ".join(map(str, arguments)).split()]:
+            if re.match(r"-[a-z]", text):
+                name = text
+                flags[name] = []
+            else:
+                flags[name].append(text)
+        flags.update({"-i": [train or self.train], "-j": [validation or self.validation], "-o": [self.path(output)]})
+        return [self.program, *(text for name, values in flags.items() for text in [name, *values])]
+
+    def start(self, command, **options):
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.directory, timeout=LIMIT_SECONDS,
+                              **options)
+
+    def run_program(self, *arguments, **options):
+        """A run that must succeed; returns what it printed."""
+        result = self.start(self.command(*arguments, **options))
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        return result.stdout
+
+    def check_error(self, result, *words):
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertRegex(result.stderr, r"\Atrain_qat: error: [^\n]+\n\Z")
+        for word in words:
+            self.assertIn(word, result.stderr)
+
+    def fails(self, *arguments, text=(), **options):
+        """A run that must fail with one line, and change nothing."""
+        with self.subTest(arguments=arguments):
+            before = snapshot(self.directory)
+            self.check_error(self.start(self.command(*arguments, **options)), *text)
+            self.assertEqual(snapshot(self.directory), before)
+
+    def same_run(self, first, second):
+        """Equal metrics but for the speed, and the same last checkpoint to the byte."""
+        self.assertEqual(read_metrics(first), read_metrics(second))
+        self.assertEqual(checkpoints(first)[-1], checkpoints(second)[-1])
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            files = [read_bytes(checkpoint(run, checkpoints(run)[-1]), name) for run in (first, second)]
+            self.assertTrue(files[0] == files[1], f"{name} differs")
+        results = [json.loads(read_bytes(run, "run.json"))["results"] for run in (first, second)]
+        for key in ("full_precision_at_switch", "rounded_at_switch", "quantized", "sample"):
+            self.assertEqual(results[0][key], results[1][key], key)
