@@ -326,7 +326,7 @@ class Run {
 
     void write_run_record() const {
         write_run_json((std::filesystem::path(options_.output_directory) / "run.json").string(),
-                       run_record(settings_, results_, backend_.describe()));
+                       run_record(settings_, plan_, results_, backend_.describe()));
     }
 
     const Options& options_;

@@ -233,7 +233,9 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
         std::cout << app.help();
         return std::nullopt;
     } catch (const CLI::ParseError& error) {
-        throw std::runtime_error(one_line(error.what()) + " (train_qat -h lists all options)");
+        throw std::runtime_error(
+            one_line(error.what()) +
+            " (train_qat -h lists all options; patterns need quotes: -i 'data/x_*.bin')");
     }
     read_texts(texts, options);
     check(options);

@@ -100,13 +100,22 @@ RunState read_run_state(const nlohmann::json& json, const nlohmann::ordered_json
     return state;
 }
 
-nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const RunResults& results,
-                                  const std::string& device) {
+nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const Plan& plan,
+                                  const RunResults& results, const std::string& device) {
     nlohmann::ordered_json outcome = losses_of(results);
     outcome["tokens_per_second_fp"] = results.fp_tokens_per_second;
     outcome["tokens_per_second_qat"] = results.qat_tokens_per_second;
     outcome["sample"] = results.sample;
     return {{"configuration", settings},
+            {"plan",
+             {{"parameters", plan.parameters},
+              {"bits", plan.bits},
+              {"tokens_per_step", plan.tokens_per_step},
+              {"total_steps", plan.total_steps},
+              {"fp_steps", plan.fp_steps},
+              {"tokens_per_parameter_byte", plan.tokens_per_parameter_byte},
+              {"predicted_fraction", optional_number(plan.predicted_fraction)},
+              {"qat_fraction", plan.qat_fraction}}},
             {"device", device},
             {"compiler", __VERSION__},
             {"results", std::move(outcome)}};

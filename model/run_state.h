@@ -44,8 +44,8 @@ RunState read_run_state(const nlohmann::json& json, const nlohmann::ordered_json
                         uint64_t data_fingerprint);
 
 // The content of run.json.
-nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const RunResults& results,
-                                  const std::string& device);
+nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const Plan& plan,
+                                  const RunResults& results, const std::string& device);
 
 // The closing table for people, and the sample of text.
 std::string results_table(const RunResults& results, const Plan& plan);

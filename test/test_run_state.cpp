@@ -153,8 +153,11 @@ TEST_CASE("run.json holds settings, results and where they are from", "[run_stat
     RunResults results = some_state().results;
     results.qat_tokens_per_second = 1234.5;
     results.sample = "Once \xff";
-    const nlohmann::ordered_json record = run_record(some_settings(), results, "a processor");
+    const nlohmann::ordered_json record = run_record(some_settings(), some_plan(), results, "a processor");
     CHECK(record["configuration"] == some_settings());
+    CHECK(record["plan"]["bits"] == some_plan().bits);
+    CHECK(record["plan"]["fp_steps"] == some_plan().fp_steps);
+    CHECK(record["plan"]["qat_fraction"] == some_plan().qat_fraction);
     CHECK(record["device"] == "a processor");
     CHECK(record["compiler"] == __VERSION__);
     CHECK(record["results"]["full_precision_at_switch"] == 10.0 / 3.0);
