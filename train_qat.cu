@@ -63,7 +63,9 @@ DType compute_type(const Options& options, const Backend& backend) {
     if (options.dtype == "fp32") return DType::float32;
     if (options.dtype == "bf16" && !fast_bfloat16)
         throw std::runtime_error("-dtype bf16: this processor has no bfloat16 dot products; use -dtype fp32");
-    return fast_bfloat16 ? DType::bfloat16 : DType::float32;
+    if (fast_bfloat16) return DType::bfloat16;
+    std::cout << "dtype: float32 (-dtype auto: this processor has no bfloat16 dot products)\n";
+    return DType::float32;
 }
 
 // The vocabulary that was asked for, or that of the training data.

@@ -3,8 +3,9 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <stdexcept>
+
+#include "model/text.h"
 
 namespace train_qat {
 namespace {
@@ -13,15 +14,8 @@ namespace {
     throw std::runtime_error(message);
 }
 
-template <typename... Values>
-std::string print(const char* format, Values... values) {
-    char line[512];
-    std::snprintf(line, sizeof(line), format, values...);
-    return line;
-}
-
 std::string percent(double part, double whole) {
-    return print("%.1f%%", 100.0 * part / whole);
+    return formatted("%.1f%%", 100.0 * part / whole);
 }
 
 }  // namespace
@@ -58,16 +52,16 @@ std::string describe(const ModelConfig& config) {
     const auto embedding = static_cast<double>(embedding_parameter_count(config));
     const auto linears = static_cast<double>(linear_parameter_count(config));
     const auto row = [](const char* name, const std::string& value) {
-        return print("  %-16s %s\n", name, value.c_str());
+        return formatted("  %-16s %s\n", name, value.c_str());
     };
     std::string text = "model " + config.name;
     if (config.requested_parameters > 0) {
         const double deviation = total / static_cast<double>(config.requested_parameters) - 1.0;
-        text +=
-            print(" (%+.2f%% of the size asked for%s)", 100.0 * deviation,
-                  std::abs(deviation) > size_tolerance ? ", the nearest that the vocabulary and the fixed "
-                                                         "values permit"
-                                                       : "");
+        text += formatted(" (%+.2f%% of the size asked for%s)", 100.0 * deviation,
+                          std::abs(deviation) > size_tolerance
+                              ? ", the nearest that the vocabulary and the fixed "
+                                "values permit"
+                              : "");
     }
     text += "\n";
     text += row("layers", std::to_string(config.layers));
@@ -83,7 +77,7 @@ std::string describe(const ModelConfig& config) {
                                    percent(embedding, total) + ", tied to the output head)");
     text +=
         row("  linears", format_exact(linear_parameter_count(config)) + " (" + percent(linears, total) + ")");
-    text += row("training", print("%.3g GFLOP per token", training_flops_per_token(config) / 1e9));
+    text += row("training", formatted("%.3g GFLOP per token", training_flops_per_token(config) / 1e9));
     if (embedding > 0.5 * total) {
         text +=
             "  the embedding takes most of the parameters: a smaller vocabulary leaves more to the layers\n";
@@ -144,7 +138,7 @@ std::string format_count(int64_t count) {
         scaled /= 1000.0;
         ++suffix;
     }
-    return print("%.1f", scaled) + suffixes[suffix];
+    return formatted("%.1f", scaled) + suffixes[suffix];
 }
 
 std::string format_exact(int64_t count) {

@@ -4,9 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <stdexcept>
+
+#include "model/text.h"
 
 namespace train_qat {
 namespace {
@@ -25,13 +26,6 @@ constexpr double swiglu_ratio = 8.0 / 3.0, least_ffn_ratio = 1.5, most_ffn_ratio
 
 [[noreturn]] void fail(const std::string& message) {
     throw std::runtime_error(message);
-}
-
-template <typename... Values>
-std::string print(const char* format, Values... values) {
-    char line[512];
-    std::snprintf(line, sizeof(line), format, values...);
-    return line;
 }
 
 int64_t round_up(double value, int64_t unit) {
@@ -136,9 +130,10 @@ struct Search {
 };
 
 void check_positive(const std::optional<int64_t>& value, const char* flag) {
-    if (value && *value < 1) fail(print("%s %lld: must be at least 1", flag, static_cast<long long>(*value)));
+    if (value && *value < 1)
+        fail(formatted("%s %lld: must be at least 1", flag, static_cast<long long>(*value)));
     if (value && *value > 1'000'000) {
-        fail(print("%s %lld: must be at most 1000000", flag, static_cast<long long>(*value)));
+        fail(formatted("%s %lld: must be at most 1000000", flag, static_cast<long long>(*value)));
     }
 }
 
@@ -149,8 +144,8 @@ void check_overrides(const ConfigOverrides& overrides) {
     check_positive(overrides.kv_heads, "-kv_heads");
     check_positive(overrides.ffn, "-ffn");
     if (overrides.heads && overrides.kv_heads && *overrides.heads % *overrides.kv_heads != 0) {
-        fail(print("-kv_heads %lld: must divide -heads %lld", static_cast<long long>(*overrides.kv_heads),
-                   static_cast<long long>(*overrides.heads)));
+        fail(formatted("-kv_heads %lld: must divide -heads %lld", static_cast<long long>(*overrides.kv_heads),
+                       static_cast<long long>(*overrides.heads)));
     }
 }
 
@@ -184,7 +179,7 @@ bool use_preset(ModelConfig& config, int64_t requested, const ConfigOverrides& o
         " parameters at the smallest width " + std::to_string(smallest.width) + ", the smallest model " +
         format_exact(parameter_count(smallest)) + "; ask for a larger size";
     if (vocabulary >= 256) {
-        message += print(" or a smaller vocabulary (at most %lld)", static_cast<long long>(vocabulary));
+        message += formatted(" or a smaller vocabulary (at most %lld)", static_cast<long long>(vocabulary));
     }
     fail(message);
 }
@@ -233,13 +228,13 @@ ModelConfig from_fixed_shape(ModelConfig config, const ConfigOverrides& override
 void check_fixed_width(const ConfigOverrides& overrides) {
     if (!overrides.width) return;
     const auto width = static_cast<long long>(*overrides.width);
-    if (width % 2 != 0) fail(print("-width %lld: must be even (head dimensions are even)", width));
+    if (width % 2 != 0) fail(formatted("-width %lld: must be even (head dimensions are even)", width));
     if (overrides.heads) {
         const auto heads = static_cast<long long>(*overrides.heads);
-        if (width % heads != 0) fail(print("-heads %lld: must divide the width %lld", heads, width));
+        if (width % heads != 0) fail(formatted("-heads %lld: must divide the width %lld", heads, width));
         const long long head_dim = width / heads;
         if (head_dim % 2 != 0 || head_dim > maximum_head_dim) {
-            fail(print(
+            fail(formatted(
                 "-heads %lld: gives width %lld a head dimension of %lld; it must be even and at most 256",
                 heads, width, head_dim));
         }
@@ -248,7 +243,7 @@ void check_fixed_width(const ConfigOverrides& overrides) {
     ModelConfig probe;
     probe.width = *overrides.width;
     if (!choose_heads(probe, overrides)) {
-        fail(print(
+        fail(formatted(
             "-kv_heads %lld: no head dimension of width %lld gives a multiple of it as heads; give -heads",
             static_cast<long long>(overrides.kv_heads.value_or(1)), width));
     }
@@ -260,9 +255,9 @@ void validate_config(const ModelConfig& config) {
     check_overrides({config.layers, config.width, config.heads, config.kv_heads, config.ffn});
     check_fixed_width({{}, config.width, config.heads, {}, {}});
     if (config.heads * config.head_dim != config.width) {
-        fail(print("-heads %lld: %lld heads of dimension %lld do not make the width %lld",
-                   static_cast<long long>(config.heads), static_cast<long long>(config.heads),
-                   static_cast<long long>(config.head_dim), static_cast<long long>(config.width)));
+        fail(formatted("-heads %lld: %lld heads of dimension %lld do not make the width %lld",
+                       static_cast<long long>(config.heads), static_cast<long long>(config.heads),
+                       static_cast<long long>(config.head_dim), static_cast<long long>(config.width)));
     }
     if (config.vocabulary < 1) fail("vocabulary: must be at least 1 token");
     if (config.sequence_length < 1) fail("sequence length: must be at least 1 token");

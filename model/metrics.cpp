@@ -5,23 +5,16 @@
 
 #include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <stdexcept>
 #include <string_view>
 
 #include "model/config.h"
+#include "model/text.h"
 
 namespace train_qat {
 namespace {
-
-template <typename... Arguments>
-std::string print(const char* format, Arguments... arguments) {
-    char text[256];
-    std::snprintf(text, sizeof text, format, arguments...);
-    return text;
-}
 
 int64_t step_of_line(const std::string& path, std::string_view line, int64_t number) {
     const auto record = nlohmann::json::parse(line, nullptr, false);
@@ -97,16 +90,17 @@ void write_run_json(const std::string& path, const nlohmann::ordered_json& value
 
 std::string format_duration(double seconds) {
     if (!(seconds >= 0) || seconds > 1e12) return "?";
-    if (seconds < 59.95) return print("%.1fs", seconds);
+    if (seconds < 59.95) return formatted("%.1fs", seconds);
     const int64_t whole = std::llround(seconds);
     if (whole < 3600)
-        return print("%lldm%02llds", static_cast<long long>(whole / 60), static_cast<long long>(whole % 60));
+        return formatted("%lldm%02llds", static_cast<long long>(whole / 60),
+                         static_cast<long long>(whole % 60));
     const int64_t minutes = std::llround(seconds / 60);
     if (minutes < 24 * 60)
-        return print("%lldh%02lldm", static_cast<long long>(minutes / 60),
-                     static_cast<long long>(minutes % 60));
+        return formatted("%lldh%02lldm", static_cast<long long>(minutes / 60),
+                         static_cast<long long>(minutes % 60));
     const int64_t hours = std::llround(seconds / 3600);
-    return print("%lldd%02lldh", static_cast<long long>(hours / 24), static_cast<long long>(hours % 24));
+    return formatted("%lldd%02lldh", static_cast<long long>(hours / 24), static_cast<long long>(hours % 24));
 }
 
 namespace {
@@ -114,19 +108,19 @@ namespace {
 // Columns stay aligned over a run: the step as wide as the total, the phase as wide as "QAT".
 std::string line_start(int64_t step, int64_t total_steps, const std::string& phase) {
     const std::string total = std::to_string(total_steps);
-    return print("step %*lld/%s  %-3s", static_cast<int>(total.size()), static_cast<long long>(step),
-                 total.c_str(), phase.c_str());
+    return formatted("step %*lld/%s  %-3s", static_cast<int>(total.size()), static_cast<long long>(step),
+                     total.c_str(), phase.c_str());
 }
 
 }  // namespace
 
 std::string format_step_line(const StepLine& line) {
     std::string text = line_start(line.step, line.total_steps, line.phase);
-    text += print("  loss %.4f  lr %.2e  norm %.3f", line.loss, line.learning_rate, line.gradient_norm);
+    text += formatted("  loss %.4f  lr %.2e  norm %.3f", line.loss, line.learning_rate, line.gradient_norm);
     text += "  " + format_exact(std::llround(line.tokens_per_second)) + " tok/s";
-    if (line.model_flops_utilization) text += print("  MFU %.1f%%", 100 * *line.model_flops_utilization);
+    if (line.model_flops_utilization) text += formatted("  MFU %.1f%%", 100 * *line.model_flops_utilization);
     const double total = static_cast<double>(line.total_steps);
-    text += print("  %.1f%% done", total > 0 ? 100 * static_cast<double>(line.step) / total : 100.0);
+    text += formatted("  %.1f%% done", total > 0 ? 100 * static_cast<double>(line.step) / total : 100.0);
     if (line.seconds_left) text += "  ETA " + format_duration(*line.seconds_left);
     return text;
 }
@@ -134,8 +128,8 @@ std::string format_step_line(const StepLine& line) {
 std::string format_validation_line(int64_t step, int64_t total_steps, const std::string& phase, double loss,
                                    int64_t tokens, double seconds) {
     return line_start(step, total_steps, phase) +
-           print("  validation loss %.4f  perplexity %.2f  ", loss, std::exp(loss)) + format_exact(tokens) +
-           " tokens in " + format_duration(seconds);
+           formatted("  validation loss %.4f  perplexity %.2f  ", loss, std::exp(loss)) +
+           format_exact(tokens) + " tokens in " + format_duration(seconds);
 }
 
 void ThroughputAverage::add(int64_t tokens, double seconds) {

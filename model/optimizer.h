@@ -15,8 +15,8 @@ struct OptimizerConfig {
     double beta1 = 0.9;
     double beta2 = 0.95;
     double epsilon = 1e-8;
-    double weight_decay = 0.1;  // matrices only: norms and scales have none
-    double clip_norm = 1.0;     // 0: no clipping
+    double weight_decay = 0.1;                // matrices only: norms and scales have none
+    double clip_norm = 1.0;                   // 0: no clipping
     double scale_learning_rate_factor = 1.0;  // relative step of the scales / learning rate, see AdamWStep
 };
 

@@ -1,7 +1,8 @@
 #include "model/run_state.h"
 
-#include <cstdio>
 #include <stdexcept>
+
+#include "model/text.h"
 
 namespace train_qat {
 
@@ -123,16 +124,13 @@ nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const 
 
 std::string results_table(const RunResults& results, const Plan& plan) {
     std::string table;
-    char line[200];
     const auto loss_row = [&](const std::string& name, const std::optional<double>& loss) {
         if (!loss) return;
-        std::snprintf(line, sizeof line, "  %-52s %8.4f\n", name.c_str(), *loss);
-        table += line;
+        table += formatted("  %-52s %8.4f\n", name.c_str(), *loss);
     };
     const auto speed_row = [&](const char* name, double tokens_per_second) {
         if (tokens_per_second <= 0) return;
-        std::snprintf(line, sizeof line, "  %-52s %8.0f tokens/s\n", name, tokens_per_second);
-        table += line;
+        table += formatted("  %-52s %8.0f tokens/s\n", name, tokens_per_second);
     };
     const std::string bits = format_bits(plan.bits) + (plan.bits == 1 ? " bit" : " bits");
     if (results.full_precision || results.quantized) table += "validation loss\n";

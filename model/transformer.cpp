@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <stdexcept>
+
+#include "model/text.h"
 
 namespace train_qat {
 
@@ -13,12 +14,9 @@ namespace {
 constexpr int64_t maximum_chunk_rows = 512;
 
 std::string gibibytes(int64_t bytes) {
-    char text[64];
-    if (bytes >= int64_t{1} << 30)
-        std::snprintf(text, sizeof text, "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
-    else
-        std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
-    return text;
+    const bool large = bytes >= int64_t{1} << 30;
+    return formatted("%.2f %s", static_cast<double>(bytes) / (large ? 1 << 30 : 1 << 20),
+                     large ? "GiB" : "MiB");
 }
 
 }  // namespace
@@ -87,9 +85,7 @@ int64_t Transformer::memory_bytes() const {
 std::string Transformer::memory_table() const {
     std::string table;
     const auto line = [&table](const std::string& name, int64_t bytes) {
-        char text[160];
-        std::snprintf(text, sizeof text, "  %-42s %12s\n", name.c_str(), gibibytes(bytes).c_str());
-        table += text;
+        table += formatted("  %-42s %12s\n", name.c_str(), gibibytes(bytes).c_str());
     };
     for (const Arena* arena : {&parameter_arena_, &activation_arena_})
         for (const Arena::Purpose& purpose : arena->purposes()) line(purpose.name, purpose.bytes);

@@ -69,12 +69,18 @@ std::string CpuBackend::describe() const {
 }
 
 int64_t CpuBackend::available_memory() const {
+    int64_t available = static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
     std::ifstream meminfo("/proc/meminfo");
     for (std::string line; std::getline(meminfo, line);) {
         long long kibibytes = 0;
-        if (std::sscanf(line.c_str(), "MemAvailable: %lld kB", &kibibytes) == 1) return kibibytes * 1024;
+        if (std::sscanf(line.c_str(), "MemAvailable: %lld kB", &kibibytes) == 1) available = kibibytes * 1024;
     }
-    return static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+    // Containers and job managers may allow less than the machine has; without a limit the file says "max".
+    int64_t limit = 0, used = 0;
+    if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+        std::ifstream("/sys/fs/cgroup/memory.current") >> used)
+        available = std::min(available, std::max<int64_t>(0, limit - used));
+    return available;
 }
 
 bool CpuBackend::supports(DType compute_type) const {

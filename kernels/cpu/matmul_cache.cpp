@@ -124,19 +124,38 @@ void MatmulCache::multiply_packed(void* y, DType y_dtype, const void* x, const v
     run(found->second, y, x, packed, column_scale);
 }
 
+const void* MatmulCache::packed_copy(const void* source, DType dtype, int64_t inner, int64_t columns) {
+    const Desc& layout = packed_layout(dtype, inner, columns);
+    const size_t lines = (layout.get_size() + sizeof(CacheLine) - 1) / sizeof(CacheLine);
+    if (lines > staging_.size()) staging_.resize(lines);
+    const auto key = std::make_tuple(dtype, inner, columns);
+    auto found = packings_.find(key);
+    if (found == packings_.end()) {
+        dnnl::memory from(strided(dtype, inner, columns, columns, 1), engine_, nullptr);
+        dnnl::memory to(layout, engine_, nullptr);
+        found = packings_.emplace(key, Packing{dnnl::reorder(from, to), from, to}).first;
+    }
+    Packing& packing = found->second;
+    packing.source.set_data_handle(const_cast<void*>(source));
+    packing.destination.set_data_handle(staging_.data());
+    packing.primitive.execute(stream_, packing.source, packing.destination);
+    stream_.wait();
+    return staging_.data();
+}
+
 void MatmulCache::multiply_transposed(float* y, const void* a, const void* b, DType dtype, int64_t rows,
                                       int64_t inner, int64_t columns, bool accumulate) {
     use_threads();
     const auto key = std::make_tuple(accumulate ? 3 : 2, dtype, DType::float32, rows, inner, columns);
     auto found = matmuls_.find(key);
     if (found == matmuls_.end())
-        found = matmuls_
-                    .emplace(key, make_matmul(strided(dtype, rows, inner, 1, rows),
-                                              strided(dtype, inner, columns, columns, 1),
-                                              strided(DType::float32, rows, columns, columns, 1), false,
-                                              accumulate))
-                    .first;
-    run(found->second, y, a, b, nullptr);
+        found =
+            matmuls_
+                .emplace(key, make_matmul(
+                                  strided(dtype, rows, inner, 1, rows), packed_layout(dtype, inner, columns),
+                                  strided(DType::float32, rows, columns, columns, 1), false, accumulate))
+                .first;
+    run(found->second, y, a, packed_copy(b, dtype, inner, columns), nullptr);
 }
 
 }  // namespace train_qat
