@@ -86,9 +86,10 @@ class ProfilingBackend final : public Backend {
                 [&] { inner_.embedding_backward(dq, dy, tokens, row_scale); });
     }
     void residual_rmsnorm_forward(const Tensor& out, const Tensor& y, const Tensor& rstd, const Tensor& in,
-                                  const Tensor& branch, const Tensor& weight, float epsilon) override {
+                                  const Tensor& branch, const Tensor& scale, const Tensor& weight,
+                                  float epsilon) override {
         measure("residual_rmsnorm_forward", 0, double(out.bytes() + y.bytes() + in.bytes() + branch.bytes()),
-                [&] { inner_.residual_rmsnorm_forward(out, y, rstd, in, branch, weight, epsilon); });
+                [&] { inner_.residual_rmsnorm_forward(out, y, rstd, in, branch, scale, weight, epsilon); });
     }
     void rmsnorm_backward(const Tensor& dr, const Tensor& dw, const Tensor& dz, const Tensor& dy,
                           const Tensor& residual, const Tensor& rstd, const Tensor& weight,
@@ -102,9 +103,9 @@ class ProfilingBackend final : public Backend {
                                         accumulate_residual, accumulate_weight, workspace);
             });
     }
-    void rope_forward(const Tensor& qkv, const Tensor& c, const Tensor& s,
+    void rope_forward(const Tensor& qkv, const Tensor& c, const Tensor& s, const Tensor& scale,
                       const AttentionShape& shape) override {
-        measure("rope_forward", 0, 2.0 * qkv.bytes(), [&] { inner_.rope_forward(qkv, c, s, shape); });
+        measure("rope_forward", 0, 2.0 * qkv.bytes(), [&] { inner_.rope_forward(qkv, c, s, scale, shape); });
     }
     void rope_backward(const Tensor& dqkv, const Tensor& c, const Tensor& s, const Tensor& column_scale,
                        const AttentionShape& shape) override {
@@ -122,9 +123,9 @@ class ProfilingBackend final : public Backend {
         measure("attention_backward", 10 * causal_pairs(shape), 0,
                 [&] { inner_.attention_backward(dqkv, dy, qkv, y, log_sum_exp, shape, workspace); });
     }
-    void swiglu_forward(const Tensor& y, const Tensor& gate_up) override {
+    void swiglu_forward(const Tensor& y, const Tensor& gate_up, const Tensor& scale) override {
         measure("swiglu_forward", 0, double(y.bytes() + gate_up.bytes()),
-                [&] { inner_.swiglu_forward(y, gate_up); });
+                [&] { inner_.swiglu_forward(y, gate_up, scale); });
     }
     void swiglu_backward(const Tensor& d, const Tensor& dy, const Tensor& gate_up,
                          const Tensor& scale) override {

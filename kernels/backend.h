@@ -18,15 +18,16 @@
 //  * `accumulate` false overwrites the output, true adds to it.
 //
 // Quantized matmuls. A weight matrix takes part in matmuls as a ComputeWeight: its levels q (see grid.h) and
-// one scale per row, w = s[n] * q[n,k]. The levels are exact in the compute type, so
-//     y[m,n]  = s[n] * sum_k x[m,k] q[n,k]
-// is exact up to the accumulation. In the backward pass the scale moves to the incoming gradient: with dz = s
-// ∘ dy,
-//     dx[m,k] = sum_n dz[m,n] q[n,k]        dq[n,k] = sum_m dz[m,n] x[m,k]        dŵ = dq / s.
-// So whoever produces the gradient of a linear layer's output multiplies it by the layer's `row_scale`
-// (arguments named `column_scale`; empty means one), matmuls stay plain, and the division by s happens once
-// per optimizer step in ste_backward_and_norm. With several scales per row (groups) the scale cannot leave
-// the sum: q then holds s*level rounded to the compute type, row_scale is empty, and dq is dŵ itself.
+// one scale per row, w = s[n] * q[n,k]. The levels are exact in the compute type, and the scale leaves the
+// sum, so matmuls are plain:
+//     z[m,n] = sum_k x[m,k] q[n,k]          the linear layer's output is y = s ∘ z
+//     dx[m,k] = sum_n dz[m,n] q[n,k]        with dz = s ∘ dy
+//     dq[n,k] = sum_m dz[m,n] x[m,k]        and dŵ = dq / s
+// Whoever reads the output of a linear layer, and whoever produces its gradient, multiplies by the layer's
+// row_scale on the way (arguments named `column_scale`; empty means one): both pass over these numbers
+// anyway. The division by s happens once per optimizer step in ste_backward_and_norm. With several scales per
+// row (groups) the scale cannot leave the sum: q then holds s*level rounded to the compute type, row_scale is
+// empty, and dq is dŵ itself.
 #pragma once
 
 #include <memory>
@@ -79,12 +80,12 @@ struct ParameterRows {
     int64_t scales() const { return grid == Grid::none ? 0 : rows * (columns / group); }
 };
 
-// One step of AdamW with decoupled weight decay (arXiv 1711.05101). The moments' bias corrections are 1 - beta^t for
-// the t of the weights and of the scales: scales start at the switch and are younger.
+// One step of AdamW with decoupled weight decay (arXiv 1711.05101). The moments' bias corrections are 1 -
+// beta^t for the t of the weights and of the scales: scales start at the switch and are younger.
 //     weights   w <- w - learning_rate (u + weight_decay w)        u: AdamW's direction, about one in size
 //     scales    s <- max(smallest_scale, s (1 - scale_learning_rate u))
-// A scale moves by a fraction of itself: scales differ in size by orders of magnitude between bit widths, and an
-// absolute step of the weights' learning rate would be larger than an 8-bit scale.
+// A scale moves by a fraction of itself: scales differ in size by orders of magnitude between bit widths, and
+// an absolute step of the weights' learning rate would be larger than an 8-bit scale.
 struct AdamWStep {
     float learning_rate = 0;
     float scale_learning_rate = 0;
@@ -161,8 +162,8 @@ class Backend {
     // ---- matmuls
     // ------------------------------------------------------------------------------------------------
 
-    // y = s ∘ (x qᵀ). x: (M, K) compute type; y: (M, N) compute type or float32.
-    virtual void matmul_forward(const Tensor& y, const Tensor& x, const ComputeWeight& weight) = 0;
+    // z = x qᵀ. x: (M, K) compute type; z: (M, N) compute type or float32.
+    virtual void matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) = 0;
 
     // dx = dz q. dz: (M, N) compute type, already multiplied by row_scale; dx: (M, K) compute type.
     virtual void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) = 0;
@@ -187,13 +188,15 @@ class Backend {
     // ------------------------------------------------------------------------------------------
 
     // RMSNorm (arXiv 1910.07467) of the residual stream, with the addition before it:
-    //     r = residual_in + branch;   rstd = 1 / sqrt(mean(r²) + epsilon);   y = r * rstd * weight
+    //     r = residual_in + column_scale ∘ branch;   rstd = 1 / sqrt(mean(r²) + epsilon);   y = r * rstd *
+    //     weight
     // residual_in, residual_out: (M, C) float32, may be the same memory; branch: (M, C) compute type, or
-    // empty: then r = residual_in and residual_out is not written (pass it empty). y: (M, C) compute type;
-    // weight: (C) float32; rstd: (M) float32.
+    // empty: then r = residual_in and residual_out is not written (pass it empty). column_scale: (C) or
+    // empty. y: (M, C) compute type; weight: (C) float32; rstd: (M) float32.
     virtual void residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
                                           const Tensor& residual_in, const Tensor& branch,
-                                          const Tensor& weight, float epsilon) = 0;
+                                          const Tensor& column_scale, const Tensor& weight,
+                                          float epsilon) = 0;
 
     // With n = r * rstd and h = dy ∘ weight:  dr = rstd * (h - n * mean(h ∘ n)),  dweight = sum_m dy ∘ n.
     //     d_residual (+)= dr          (accumulate_residual)
@@ -213,12 +216,13 @@ class Backend {
     // ----------------------------------------------------------------------------------------------
 
     // Rotary position embedding (arXiv 2104.09864), half-split: of each head's D numbers, i and i + D/2 turn
-    // by the angle t * theta^(-2i/D). In place on the query and key columns of qkv: (B*T, (H + 2G) * D)
-    // compute type, columns [queries | keys | values]. cosines, sines: (T, D/2) float32 or longer in T.
+    // by the angle t * theta^(-2i/D). In place on qkv: (B*T, (H + 2G) * D) compute type, columns [queries |
+    // keys | values]: all columns times column_scale ((H + 2G) * D, or empty), then queries and keys turned.
+    // cosines, sines: (T, D/2) float32 or longer in T.
     virtual void rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                              const AttentionShape& shape) = 0;
+                              const Tensor& column_scale, const AttentionShape& shape) = 0;
 
-    // The inverse rotation of the gradient, then times column_scale ((H + 2G) * D, or empty) on all columns.
+    // The gradient's queries and keys turned back, then all columns times column_scale.
     virtual void rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines,
                                const Tensor& column_scale, const AttentionShape& shape) = 0;
 
@@ -240,20 +244,22 @@ class Backend {
     // ---- feed-forward
     // -------------------------------------------------------------------------------------------
 
-    // SwiGLU (arXiv 2002.05202): y = silu(gate) * up, silu(x) = x / (1 + e^-x). gate_up: (M, 2F) compute
-    // type, columns [gate | up]; y: (M, F) compute type.
-    virtual void swiglu_forward(const Tensor& y, const Tensor& gate_up) = 0;
+    // SwiGLU (arXiv 2002.05202): y = silu(gate) * up, silu(x) = x / (1 + e^-x), with [gate | up] =
+    // column_scale ∘ gate_up. gate_up: (M, 2F) compute type; y: (M, F) compute type; column_scale: (2F) or
+    // empty.
+    virtual void swiglu_forward(const Tensor& y, const Tensor& gate_up, const Tensor& column_scale) = 0;
 
-    // d_gate_up = column_scale ∘ gradient. d_gate_up: (M, 2F) compute type, may be the memory of gate_up; dy:
-    // (M, F) compute type; column_scale: (2F) or empty.
+    // d_gate_up = column_scale ∘ (gradient with respect to [gate | up]). d_gate_up: (M, 2F) compute type, may
+    // be the memory of gate_up, which is as in the forward pass, not yet scaled; dy: (M, F) compute type.
     virtual void swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
                                  const Tensor& column_scale) = 0;
 
     // ---- loss
     // ---------------------------------------------------------------------------------------------------
 
-    // Softmax cross entropy of a chunk of rows: losses[m] = log(sum_v e^logits[m,v]) - logits[m, target].
-    // When d_logits is not empty: d_logits = column_scale ∘ (softmax - onehot) * gradient_factor, compute
+    // Softmax cross entropy of a chunk of rows, with l = column_scale ∘ logits:
+    //     losses[m] = log(sum_v e^l[m,v]) - l[m, target]
+    // When d_logits is not empty: d_logits = column_scale ∘ (softmax(l) - onehot) * gradient_factor, compute
     // type. logits: (M, V) float32; losses: (M) float32; targets: (M) int32 in [0, V); column_scale: (V) or
     // empty.
     virtual void cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits,

@@ -143,20 +143,27 @@ void Transformer::forward() {
         LayerActivations& layer = layers_[l];
         // From the second layer on, the stream first takes up what the feed-forward block before it has
         // computed.
-        const bool first = l == 0;
-        backend_.residual_rmsnorm_forward(
-            first ? none : active(layer.residual_attention), active(layer.attention_norm),
-            active(layer.attention_rstd),
-            active(first ? layer.residual_attention : layers_[l - 1].residual_ffn),
-            first ? none : active(branch_), weights.attention_norm.master, config_.norm_epsilon);
+        if (l == 0)
+            backend_.residual_rmsnorm_forward(none, active(layer.attention_norm),
+                                              active(layer.attention_rstd), active(layer.residual_attention),
+                                              none, none, weights.attention_norm.master,
+                                              config_.norm_epsilon);
+        else
+            backend_.residual_rmsnorm_forward(active(layer.residual_attention), active(layer.attention_norm),
+                                              active(layer.attention_rstd),
+                                              active(layers_[l - 1].residual_ffn), active(branch_),
+                                              parameters_.layers[l - 1].down.compute.row_scale(),
+                                              weights.attention_norm.master, config_.norm_epsilon);
         forward_attention(weights, layer);
         backend_.residual_rmsnorm_forward(active(layer.residual_ffn), active(layer.ffn_norm),
                                           active(layer.ffn_rstd), active(layer.residual_attention),
-                                          active(branch_), weights.ffn_norm.master, config_.norm_epsilon);
+                                          active(branch_), weights.attention_output.compute.row_scale(),
+                                          weights.ffn_norm.master, config_.norm_epsilon);
         forward_ffn(weights, layer);
     }
     backend_.residual_rmsnorm_forward(active(final_residual_), active(final_norm_), active(final_rstd_),
                                       active(layers_.back().residual_ffn), active(branch_),
+                                      parameters_.layers.back().down.compute.row_scale(),
                                       parameters_.final_norm.master, config_.norm_epsilon);
 }
 
@@ -164,14 +171,14 @@ void Transformer::forward_attention(const LayerWeights& weights, LayerActivation
     const Tensor log_sum_exp(layer.log_sum_exp.data, DType::float32,
                              {shape_.batch, shape_.heads, shape_.sequence});
     backend_.matmul_forward(active(layer.qkv), active(layer.attention_norm), weights.qkv.compute);
-    backend_.rope_forward(active(layer.qkv), cosines_, sines_, shape_);
+    backend_.rope_forward(active(layer.qkv), cosines_, sines_, weights.qkv.compute.row_scale(), shape_);
     backend_.attention_forward(active(layer.attention), log_sum_exp, active(layer.qkv), shape_);
     backend_.matmul_forward(active(branch_), active(layer.attention), weights.attention_output.compute);
 }
 
 void Transformer::forward_ffn(const LayerWeights& weights, LayerActivations& layer) {
     backend_.matmul_forward(active(layer.gate_up), active(layer.ffn_norm), weights.gate_up.compute);
-    backend_.swiglu_forward(active(layer.hidden), active(layer.gate_up));
+    backend_.swiglu_forward(active(layer.hidden), active(layer.gate_up), weights.gate_up.compute.row_scale());
     backend_.matmul_forward(active(branch_), active(layer.hidden), weights.down.compute);
 }
 
@@ -182,7 +189,7 @@ void Transformer::forward_losses() {
         const Tensor logits = logits_.rows(0, count);
         backend_.matmul_forward(logits, final_norm_.rows(first, count), parameters_.embedding.compute);
         backend_.cross_entropy(losses_.rows(first, count), Tensor(), logits, targets_.rows(first, count),
-                               Tensor(), 0.0f);
+                               parameters_.embedding.compute.row_scale(), 0.0f);
     }
 }
 
@@ -284,16 +291,23 @@ double Transformer::evaluate(const int32_t* inputs, const int32_t* targets, int6
     return loss();
 }
 
+void Transformer::read_logits(int64_t first, int64_t count, float* logits) {
+    const Tensor chunk = logits_.rows(0, count);
+    backend_.matmul_forward(chunk, final_norm_.rows(first, count), parameters_.embedding.compute);
+    backend_.copy_to_host(logits, chunk.data, chunk.bytes());
+    const Tensor row_scale = parameters_.embedding.compute.row_scale();
+    if (row_scale.empty()) return;
+    std::vector<float> scales(config_.vocabulary);
+    backend_.copy_to_host(scales.data(), row_scale.data, row_scale.bytes());
+    for (int64_t i = 0; i < count * config_.vocabulary; ++i) logits[i] *= scales[i % config_.vocabulary];
+}
+
 void Transformer::all_logits(const int32_t* tokens, int64_t positions, float* logits) {
     set_sequences(1, positions);
     upload_tokens(tokens, nullptr);
     forward();
-    for (int64_t first = 0; first < positions; first += chunk_rows_) {
-        const Tensor chunk = logits_.rows(0, std::min(chunk_rows_, positions - first));
-        backend_.matmul_forward(chunk, final_norm_.rows(first, chunk.shape[0]),
-                                parameters_.embedding.compute);
-        backend_.copy_to_host(logits + first * config_.vocabulary, chunk.data, chunk.bytes());
-    }
+    for (int64_t first = 0; first < positions; first += chunk_rows_)
+        read_logits(first, std::min(chunk_rows_, positions - first), logits + first * config_.vocabulary);
 }
 
 void Transformer::next_token_logits(const int32_t* tokens, int64_t positions, float* logits) {
@@ -306,9 +320,7 @@ void Transformer::next_token_logits(const int32_t* tokens, int64_t positions, fl
     set_sequences(1, padded);
     upload_tokens(padded_tokens.data(), nullptr);
     forward();
-    const Tensor last = logits_.rows(0, 1);
-    backend_.matmul_forward(last, final_norm_.rows(positions - 1, 1), parameters_.embedding.compute);
-    backend_.copy_to_host(logits, last.data, last.bytes());
+    read_logits(positions - 1, 1, logits);
 }
 
 }  // namespace train_qat

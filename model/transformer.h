@@ -78,6 +78,8 @@ class Transformer {
     void forward_ffn(const LayerWeights& weights, LayerActivations& layer);
     void forward_losses();
     void forward_and_backward_head(float gradient_factor, bool accumulate);
+    // Logits of rows [first, first + count) of final_norm_ to the host.
+    void read_logits(int64_t first, int64_t count, float* logits);
     void backward(bool accumulate);
     void backward_ffn(LayerWeights& weights, LayerActivations& layer, bool accumulate);
     void backward_attention(LayerWeights& weights, LayerActivations& layer, const Tensor& next_scale,

@@ -236,6 +236,11 @@ Tensor scale_gradient_of(const ParameterRows& p) {
     return Tensor(p.scale_gradient, DType::float32, {p.scales()});
 }
 
+Array linear_output(Bench& bench, const Tensor& product, const ComputeWeight& weight) {
+    const Tensor scale = weight.row_scale();
+    return reference::scale_columns(bench.read(product), scale.empty() ? Array() : bench.read(scale));
+}
+
 Array revealed(Bench& bench, const ComputeWeight& weight) {
     const int64_t K = weight.columns, N = weight.rows;
     Array identity(K * K, 0.0), result(N * K);
@@ -243,7 +248,7 @@ Array revealed(Bench& bench, const ComputeWeight& weight) {
     const Tensor x = bench.input("identity", identity, weight.dtype, {K, K});
     const Tensor y = bench.output("revealed weight", DType::float32, {K, N});
     bench.backend().matmul_forward(y, x, weight);
-    const Array transposed = bench.read(y);
+    const Array transposed = linear_output(bench, y, weight);
     for (int64_t n = 0; n < N; ++n)
         for (int64_t k = 0; k < K; ++k) result[n * K + k] = transposed[k * N + n];
     return result;

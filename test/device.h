@@ -114,6 +114,10 @@ class Bench {
 // ---- parameters
 // -----------------------------------------------------------------------------------------------------
 
+// The output of a linear layer as its reader sees it: matmul_forward's product (M, N) times the weight's
+// row_scale.
+Array linear_output(Bench& bench, const Tensor& product, const ComputeWeight& weight);
+
 // A parameter on the host. Arrays that are empty stay null on the device.
 struct HostParameter {
     int64_t rows = 0, columns = 0;

@@ -196,6 +196,12 @@ StraightThrough straight_through_backward(Grid grid, int64_t rows, int64_t colum
     return result;
 }
 
+Array scale_columns(Array values, const Array& column_scale) {
+    if (column_scale.empty()) return values;
+    for (size_t i = 0; i < values.size(); ++i) values[i] *= column_scale[i % column_scale.size()];
+    return values;
+}
+
 // ---- optimizer
 // ------------------------------------------------------------------------------------------------------
 
@@ -209,7 +215,8 @@ void adamw(AdamWState& state, const Array& gradient, const AdamWArguments& a) {
         m = a.beta1 * m + (1 - a.beta1) * g;
         v = a.beta2 * v + (1 - a.beta2) * g * g;
         const double update = m / correction1 / (std::sqrt(v / correction2) + a.epsilon);
-        state.value[i] -= a.learning_rate * ((a.relative ? state.value[i] : 1.0) * update + a.weight_decay * state.value[i]);
+        state.value[i] -= a.learning_rate *
+                          ((a.relative ? state.value[i] : 1.0) * update + a.weight_decay * state.value[i]);
     }
 }
 
@@ -220,7 +227,7 @@ Result matmul_forward(const Array& x, const QuantizedMatrix& weight, int64_t M, 
     Result y(M * N);
     for (int64_t m = 0; m < M; ++m)
         for (int64_t n = 0; n < N; ++n)
-            for (int64_t k = 0; k < K; ++k) y.add(m * N + n, x[m * K + k] * weight.at(n, k, K));
+            for (int64_t k = 0; k < K; ++k) y.add(m * N + n, x[m * K + k] * weight.q[n * K + k]);
     return y;
 }
 

@@ -26,6 +26,9 @@ struct Result {
     }
 };
 
+// values (rows, columns) with each column times its scale; the values themselves where there are no scales.
+Array scale_columns(Array values, const Array& column_scale);
+
 // ---- number formats
 // -------------------------------------------------------------------------------------------------
 

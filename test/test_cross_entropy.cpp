@@ -48,7 +48,8 @@ Outputs run(Backend& backend, const Array& logits, const Array& targets, const A
     return {bench.read(losses), d_logits.empty() ? Array() : bench.read(d_logits), bench.damage()};
 }
 
-// A float32 sum of V positive terms: its rounding errors are no random walk around zero, so four times the usual.
+// A float32 sum of V positive terms: its rounding errors are no random walk around zero, so four times the
+// usual.
 double denominator_error(int64_t V) {
     return 4 * float32_sum(V);
 }
@@ -81,7 +82,8 @@ TEST_CASE("cross_entropy equals the double-precision formula", "[cross_entropy]"
                     const Array column_scale = scaled ? random.scales(s.V, 0.1) : Array();
                     const double factor = static_cast<float>(1.0 / 1000);
                     const reference::CrossEntropy expected =
-                        reference::cross_entropy(logits, targets, column_scale, factor, s.M, s.V);
+                        reference::cross_entropy(reference::scale_columns(logits, column_scale), targets,
+                                                 column_scale, factor, s.M, s.V);
                     for (const BackendUnderTest& device : backends_under_test(type)) {
                         INFO(device.name << " " << text(s, seed, type) << ", scaled " << scaled);
                         const Outputs actual =

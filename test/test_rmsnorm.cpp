@@ -52,13 +52,14 @@ TEST_CASE("residual_rmsnorm_forward equals the double-precision formula", "[resi
         for (DType type : compute_types()) {
             for (const Sizes& s : sizes(seed)) {
                 // With a branch into separate memory, with a branch in place, without a branch.
-                for (const std::string mode : {"separate", "in place", "no branch"}) {
+                for (const std::string mode : {"separate", "in place", "no branch", "scaled"}) {
                     Random random(seed + 3);
                     const Array residual = random.normals(s.M * s.C, DType::float32, 3);
                     const Array branch = mode == "no branch" ? Array() : random.normals(s.M * s.C, type);
                     const Array weight = random.normals(s.C);
-                    const reference::RMSNormForward expected =
-                        reference::rmsnorm_forward(residual, branch, weight, epsilon, s.M, s.C);
+                    const Array column_scale = mode == "scaled" ? random.scales(s.C, 0.5) : Array();
+                    const reference::RMSNormForward expected = reference::rmsnorm_forward(
+                        residual, reference::scale_columns(branch, column_scale), weight, epsilon, s.M, s.C);
                     for (const BackendUnderTest& device : backends_under_test(type)) {
                         const std::string label = text(s, seed, type) + ", " + mode;
                         INFO(device.name << " " << label);
@@ -69,12 +70,13 @@ TEST_CASE("residual_rmsnorm_forward equals the double-precision formula", "[resi
                                 : bench.input("residual_in", residual, DType::float32, {s.M, s.C});
                         Tensor out;
                         if (mode == "in place") out = in;
-                        if (mode == "separate")
+                        if (mode == "separate" || mode == "scaled")
                             out = bench.output("residual_out", DType::float32, {s.M, s.C});
                         const Tensor y = bench.output("y", type, {s.M, s.C});
                         const Tensor rstd = bench.output("rstd", DType::float32, {s.M});
                         device.backend->residual_rmsnorm_forward(
                             out, y, rstd, in, bench.optional_input("branch", branch, type, {s.M, s.C}),
+                            bench.optional_input("column_scale", column_scale, DType::float32, {s.C}),
                             bench.input("weight", weight, DType::float32, {s.C}), epsilon);
                         const double slack = float32_sum(s.C);
                         CHECK(difference(bench.read(y), expected.y, type, slack) == "");
@@ -186,7 +188,7 @@ TEST_CASE("rmsnorm of zero, tiny and large residuals", "[residual_rmsnorm_forwar
                              rstd = bench.output("rstd", DType::float32, {M});
                 device.backend->residual_rmsnorm_forward(
                     Tensor(), y, rstd, bench.input("residual", residual, DType::float32, {M, C}), Tensor(),
-                    bench.input("weight", weight, DType::float32, {C}), epsilon);
+                    Tensor(), bench.input("weight", weight, DType::float32, {C}), epsilon);
                 CHECK(difference(bench.read(y), expected.y, type, float32_sum(C)) == "");
                 CHECK(difference(bench.read(rstd), plain(expected.rstd, absolute(expected.rstd)),
                                  DType::float32, float32_sum(C)) == "");
@@ -211,7 +213,8 @@ TEST_CASE("rmsnorm shows NaN and infinity in their row", "[residual_rmsnorm_forw
                 const Tensor weight = bench.input("weight", Array(C, 1.0), DType::float32, {C});
                 const Tensor in = bench.input("residual", residual, DType::float32, {M, C});
                 const Tensor branch_in = bench.input("branch", branch, type, {M, C});
-                device.backend->residual_rmsnorm_forward(out, y, rstd, in, branch_in, weight, epsilon);
+                device.backend->residual_rmsnorm_forward(out, y, rstd, in, branch_in, Tensor(), weight,
+                                                         epsilon);
                 const Array y_out = bench.read(y);
                 CHECK_FALSE(std::isfinite(bench.read(out)[C + 4]));
                 CHECK_FALSE(std::isfinite(y_out[C + 4]));
@@ -251,10 +254,10 @@ TEST_CASE("rmsnorm operations check their arguments",
             const Tensor weight = bench.input("weight", Array(C, 1.0), DType::float32, {C});
             using Tensors = std::vector<Tensor>;
             // Without a branch residual_out must be empty, and with one it must not.
-            CHECK(contract_violations("residual_rmsnorm_forward", {out, y, rstd, in, branch, weight}, {}, {},
-                                      [&](const Tensors& t) {
+            CHECK(contract_violations("residual_rmsnorm_forward", {out, y, rstd, in, branch, weight, weight},
+                                      {5}, {}, [&](const Tensors& t) {
                                           backend.residual_rmsnorm_forward(t[0], t[1], t[2], t[3], t[4], t[5],
-                                                                           epsilon);
+                                                                           t[6], epsilon);
                                       }) == "");
             const Tensor dweight = bench.output("dweight", DType::float32, {C}),
                          dz = bench.output("dz", type, {M, C});

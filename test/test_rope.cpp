@@ -53,7 +53,9 @@ TEST_CASE("rope turns queries and keys and leaves values alone", "[rope_forward]
                                   half = s.head_dim / 2;
                     const reference::RopeTables tables = tables_for(s, T);
                     const Array qkv = random.normals(M * columns, type);
-                    const reference::Result expected = reference::rope_forward(qkv, tables, plain(s));
+                    const Array column_scale = longer > 0 ? random.scales(columns, 0.5) : Array();
+                    const Array scaled = reference::scale_columns(qkv, column_scale);
+                    const reference::Result expected = reference::rope_forward(scaled, tables, plain(s));
                     for (const BackendUnderTest& device : backends_under_test(type)) {
                         INFO(device.name << " " << name_of(type) << ", seed " << seed << ", " << text(s)
                                          << ", table " << T);
@@ -61,13 +63,15 @@ TEST_CASE("rope turns queries and keys and leaves values alone", "[rope_forward]
                         const Tensor data = bench.update("qkv", qkv, type, {M, columns});
                         device.backend->rope_forward(
                             data, bench.input("cosines", tables.cosines, DType::float32, {T, half}),
-                            bench.input("sines", tables.sines, DType::float32, {T, half}), s);
+                            bench.input("sines", tables.sines, DType::float32, {T, half}),
+                            bench.optional_input("column_scale", column_scale, DType::float32, {columns}), s);
                         const Array actual = bench.read(data);
                         CHECK(difference(actual, expected, type, 0x1p-22) == "");
                         const int64_t first_value = (s.heads + s.kv_heads) * s.head_dim;
                         int changed_values = 0;
                         for (int64_t i = 0; i < M * columns; ++i)
-                            changed_values += i % columns >= first_value && actual[i] != qkv[i];
+                            changed_values += i % columns >= first_value &&
+                                              actual[i] != reference::rounded(type, {scaled[i]})[0];
                         CHECK(changed_values == 0);
                         CHECK(same.check(device, text(s) + name_of(type) + std::to_string(longer), actual) ==
                               "");
@@ -124,7 +128,7 @@ TEST_CASE("rope by hand: a quarter turn, and position zero", "[rope_forward]") {
         qkv.insert(qkv.end(), row.begin(), row.end());
         const Tensor data = bench.update("qkv", qkv, DType::float32, {2, 12});
         device.backend->rope_forward(data, bench.input("cosines", {1, 1, 0, -1}, DType::float32, {2, 2}),
-                                     bench.input("sines", {0, 0, 1, 0}, DType::float32, {2, 2}),
+                                     bench.input("sines", {0, 0, 1, 0}, DType::float32, {2, 2}), Tensor(),
                                      {1, 2, 1, 1, 4});
         Array expected = row;
         for (double value : {-3, -2, 1, -4, -7, -6, 5, -8, 9, 10, 11, 12}) expected.push_back(value);
@@ -184,7 +188,7 @@ TEST_CASE("rope shows NaN and infinity in their pair only", "[rope_forward][rope
                     if (backward)
                         device.backend->rope_backward(data, cosines, sines, Tensor(), s);
                     else
-                        device.backend->rope_forward(data, cosines, sines, s);
+                        device.backend->rope_forward(data, cosines, sines, Tensor(), s);
                     const Array actual = bench.read(data);
                     for (int i = 0; i < 48; ++i) CHECK(std::isfinite(actual[i]) == (i != 25 && i != 29));
                 }
@@ -206,9 +210,9 @@ TEST_CASE("rope operations check their arguments", "[rope_forward][rope_backward
             const Tensor sines = bench.input("sines", Array(6, 0.0), DType::float32, {3, 2});
             const Tensor scale = bench.input("column_scale", Array(columns, 1.0), DType::float32, {columns});
             using Tensors = std::vector<Tensor>;
-            CHECK(contract_violations("rope_forward", {qkv, cosines, sines}, {}, {0}, [&](const Tensors& t) {
-                      backend.rope_forward(t[0], t[1], t[2], s);
-                  }) == "");
+            CHECK(contract_violations(
+                      "rope_forward", {qkv, cosines, sines, scale}, {3}, {0},
+                      [&](const Tensors& t) { backend.rope_forward(t[0], t[1], t[2], t[3], s); }) == "");
             CHECK(contract_violations(
                       "rope_backward", {qkv, cosines, sines, scale}, {3}, {0},
                       [&](const Tensors& t) { backend.rope_backward(t[0], t[1], t[2], t[3], s); }) == "");
@@ -216,8 +220,9 @@ TEST_CASE("rope operations check their arguments", "[rope_forward][rope_backward
             wrong.heads = 3;  // not a multiple of G
             const Tensor narrow =
                 bench.update("qkv", Array(M * wrong.qkv_columns(), 1.0), type, {M, wrong.qkv_columns()});
-            CHECK(contract_violation("rope_forward",
-                                     [&] { backend.rope_forward(narrow, cosines, sines, wrong); }) == "");
+            CHECK(contract_violation("rope_forward", [&] {
+                      backend.rope_forward(narrow, cosines, sines, Tensor(), wrong);
+                  }) == "");
         }
     }
 }

@@ -39,12 +39,16 @@ TEST_CASE("swiglu_forward equals the double-precision formula", "[swiglu_forward
             for (const Sizes& s : sizes(seed)) {
                 Random random(seed + 60);
                 const Array gate_up = random.normals(s.M * 2 * s.F, type, 3);
-                const reference::Result expected = reference::swiglu_forward(gate_up, s.M, s.F);
+                const Array column_scale = s.F % 2 == 1 ? random.scales(2 * s.F, 0.5) : Array();
+                const reference::Result expected =
+                    reference::swiglu_forward(reference::scale_columns(gate_up, column_scale), s.M, s.F);
                 for (const BackendUnderTest& device : backends_under_test(type)) {
                     INFO(device.name << " " << text(s, seed, type));
                     Bench bench(*device.backend);
                     const Tensor y = bench.output("y", type, {s.M, s.F});
-                    device.backend->swiglu_forward(y, bench.input("gate_up", gate_up, type, {s.M, 2 * s.F}));
+                    device.backend->swiglu_forward(
+                        y, bench.input("gate_up", gate_up, type, {s.M, 2 * s.F}),
+                        bench.optional_input("column_scale", column_scale, DType::float32, {2 * s.F}));
                     const Array actual = bench.read(y);
                     CHECK(difference(actual, expected, type, slack) == "");
                     CHECK(same.check(device, text(s, seed, type), actual) == "");
@@ -66,8 +70,8 @@ TEST_CASE("swiglu_backward equals the double-precision formula, also in place", 
                     const Array gate_up = random.normals(s.M * 2 * s.F, type, 3);
                     const Array dy = random.normals(s.M * s.F, type, 1e-3);
                     const Array column_scale = scaled ? random.scales(2 * s.F, 0.1) : Array();
-                    const reference::Result expected =
-                        reference::swiglu_backward(dy, gate_up, column_scale, s.M, s.F);
+                    const reference::Result expected = reference::swiglu_backward(
+                        dy, reference::scale_columns(gate_up, column_scale), column_scale, s.M, s.F);
                     for (const BackendUnderTest& device : backends_under_test(type)) {
                         INFO(device.name << " " << text(s, seed, type) << ", in place " << in_place
                                          << ", scaled " << scaled);
@@ -116,7 +120,7 @@ TEST_CASE("swiglu of huge gates saturates without NaN", "[swiglu_forward][swiglu
             Bench bench(*device.backend);
             const Tensor in = bench.input("gate_up", gate_up, type, {1, 2 * F});
             const Tensor y = bench.output("y", type, {1, F}), d = bench.output("d_gate_up", type, {1, 2 * F});
-            device.backend->swiglu_forward(y, in);
+            device.backend->swiglu_forward(y, in, Tensor());
             device.backend->swiglu_backward(d, bench.input("dy", dy, type, {1, F}), in, Tensor());
             const auto tail = [&](const Array& actual, const reference::Result& expected) {
                 // Near the end of the exponents of float32 only closeness to zero counts.
@@ -143,7 +147,7 @@ TEST_CASE("swiglu shows NaN and infinity", "[swiglu_forward][swiglu_backward]") 
                     Bench bench(*device.backend);
                     const Tensor in = bench.input("gate_up", gate_up, type, {1, 2 * F});
                     const Tensor y = bench.output("y", type, {1, F}), d = bench.output("d", type, {1, 2 * F});
-                    device.backend->swiglu_forward(y, in);
+                    device.backend->swiglu_forward(y, in, Tensor());
                     device.backend->swiglu_backward(d, bench.input("dy", Array(F, 1.0), type, {1, F}), in,
                                                     Tensor());
                     const Array y_out = bench.read(y), d_out = bench.read(d);
@@ -181,8 +185,9 @@ TEST_CASE("swiglu operations check their arguments", "[swiglu_forward][swiglu_ba
             const Tensor d = bench.output("d_gate_up", type, {M, 2 * F});
             const Tensor scale = bench.input("column_scale", Array(2 * F, 1.0), DType::float32, {2 * F});
             using Tensors = std::vector<Tensor>;
-            CHECK(contract_violations("swiglu_forward", {y, gate_up}, {}, {},
-                                      [&](const Tensors& t) { backend.swiglu_forward(t[0], t[1]); }) == "");
+            CHECK(contract_violations("swiglu_forward", {y, gate_up, scale}, {2}, {}, [&](const Tensors& t) {
+                      backend.swiglu_forward(t[0], t[1], t[2]);
+                  }) == "");
             CHECK(contract_violations(
                       "swiglu_backward", {d, dy, gate_up, scale}, {3}, {},
                       [&](const Tensors& t) { backend.swiglu_backward(t[0], t[1], t[2], t[3]); }) == "");

@@ -77,11 +77,11 @@ void CpuBackend::adamw_and_quantize(std::span<const ParameterRows> parameters, c
     update_and_quantize(parameters, [&](const ParameterRows& p, int64_t first, int64_t last) {
         const int64_t begin = first * p.columns;
         adamw<false>(p.master + begin, p.gradient + begin, p.first_moment + begin, p.second_moment + begin,
-              (last - first) * p.columns, p.decay ? decayed : plain);
+                     (last - first) * p.columns, p.decay ? decayed : plain);
         if (p.grid != Grid::none) {
             const int64_t groups = p.columns / p.group, scale = first * groups;
             adamw<true>(p.scale + scale, p.scale_gradient + scale, p.scale_first_moment + scale,
-                  p.scale_second_moment + scale, (last - first) * groups, scales);
+                        p.scale_second_moment + scale, (last - first) * groups, scales);
         }
     });
 }

@@ -40,7 +40,7 @@ class CpuBackend final : public Backend {
     void adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
                             const Tensor& squares) override;
 
-    void matmul_forward(const Tensor& y, const Tensor& x, const ComputeWeight& weight) override;
+    void matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) override;
     void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) override;
     void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
                                 bool accumulate) override;
@@ -50,8 +50,8 @@ class CpuBackend final : public Backend {
                             const Tensor& row_scale) override;
 
     void residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
-                                  const Tensor& residual_in, const Tensor& branch, const Tensor& weight,
-                                  float epsilon) override;
+                                  const Tensor& residual_in, const Tensor& branch, const Tensor& column_scale,
+                                  const Tensor& weight, float epsilon) override;
     void rmsnorm_backward(const Tensor& d_residual, const Tensor& dweight, const Tensor& dz, const Tensor& dy,
                           const Tensor& residual, const Tensor& rstd, const Tensor& weight,
                           const Tensor& column_scale, bool accumulate_residual, bool accumulate_weight,
@@ -59,7 +59,7 @@ class CpuBackend final : public Backend {
     int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const override;
 
     void rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                      const AttentionShape& shape) override;
+                      const Tensor& column_scale, const AttentionShape& shape) override;
     void rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines,
                        const Tensor& column_scale, const AttentionShape& shape) override;
     void attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
@@ -68,7 +68,7 @@ class CpuBackend final : public Backend {
                             const Tensor& log_sum_exp, const AttentionShape& shape, void* workspace) override;
     int64_t attention_backward_workspace(const AttentionShape& shape) const override;
 
-    void swiglu_forward(const Tensor& y, const Tensor& gate_up) override;
+    void swiglu_forward(const Tensor& y, const Tensor& gate_up, const Tensor& column_scale) override;
     void swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
                          const Tensor& column_scale) override;
 

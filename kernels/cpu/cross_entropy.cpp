@@ -8,12 +8,21 @@ namespace train_qat {
 
 namespace {
 
+template <bool scaled>
+inline float logit(const float* logits, const float* scales, int64_t v) {
+    return scaled ? scales[v] * logits[v] : logits[v];
+}
+
 // log(sum_v e^l[v]), shifted by the maximum so that no exponential overflows. NaN and +infinity come out as
 // NaN.
-float log_sum_exp_of(const float* __restrict logits, int64_t count) {
-    float largest = logits[0];
+template <bool scaled>
+float log_sum_exp_of(const float* __restrict logits, const float* __restrict scales, int64_t count) {
+    float largest = logit<scaled>(logits, scales, 0);
 #pragma omp simd reduction(max : largest)
-    for (int64_t v = 0; v < count; ++v) largest = logits[v] > largest ? logits[v] : largest;
+    for (int64_t v = 0; v < count; ++v) {
+        const float l = logit<scaled>(logits, scales, v);
+        largest = l > largest ? l : largest;
+    }
     // Partial sums keep the rounding small whatever the vocabulary.
     constexpr int64_t block = 512;
     double total = 0;
@@ -21,7 +30,7 @@ float log_sum_exp_of(const float* __restrict logits, int64_t count) {
         const int64_t last = std::min(count, first + block);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t v = first; v < last; ++v) sum += exponential(logits[v] - largest);
+        for (int64_t v = first; v < last; ++v) sum += exponential(logit<scaled>(logits, scales, v) - largest);
         total += sum;
     }
     return largest + static_cast<float>(std::log(total));
@@ -32,11 +41,32 @@ void gradient_row(T* __restrict d_logits, const float* __restrict logits, const 
                   float log_sum_exp, int64_t target, float factor, int64_t count) {
 #pragma omp simd
     for (int64_t v = 0; v < count; ++v) {
-        const float probability = exponential(logits[v] - log_sum_exp);
+        const float probability = exponential(logit<scaled>(logits, scales, v) - log_sum_exp);
         d_logits[v] = scaled ? probability * factor * scales[v] : probability * factor;
     }
-    const float at_target = (exponential(logits[target] - log_sum_exp) - 1.0f) * factor;
+    const float at_target =
+        (exponential(logit<scaled>(logits, scales, target) - log_sum_exp) - 1.0f) * factor;
     d_logits[target] = scaled ? at_target * scales[target] : at_target;
+}
+
+struct RowLoss {
+    float log_sum_exp, loss;
+};
+
+// Not inlined: with and without a gradient the losses come out of the very same instructions.
+template <bool scaled>
+[[gnu::noinline]] RowLoss row_loss(const float* logits, const float* scales, int64_t target, int64_t count) {
+    const float log_sum_exp = log_sum_exp_of<scaled>(logits, scales, count);
+    return {log_sum_exp, log_sum_exp - logit<scaled>(logits, scales, target)};
+}
+
+template <bool scaled, typename T>
+float process_row(T* d_logits, const float* logits, const float* scales, int64_t target, float factor,
+                  int64_t count) {
+    const RowLoss row = row_loss<scaled>(logits, scales, target, count);
+    if (d_logits != nullptr)
+        gradient_row<scaled>(d_logits, logits, scales, row.log_sum_exp, target, factor, count);
+    return row.loss;
 }
 
 }  // namespace
@@ -53,16 +83,13 @@ void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& d_logits, con
         parallel_for(rows, rows_per_block(vocabulary), [&](int64_t first, int64_t last) {
             for (int64_t m = first; m < last; ++m) {
                 const float* row = logits.as<float>() + m * vocabulary;
+                const float* scales = column_scale.as<float>();
                 const int64_t target = targets.as<int32_t>()[m];
-                const float log_sum_exp = log_sum_exp_of(row, vocabulary);
-                losses.as<float>()[m] = log_sum_exp - row[target];
-                if (d_logits.empty()) continue;
-                T* out = d_logits.as<T>() + m * vocabulary;
-                if (column_scale.empty())
-                    gradient_row<false>(out, row, nullptr, log_sum_exp, target, gradient_factor, vocabulary);
-                else
-                    gradient_row<true>(out, row, column_scale.as<float>(), log_sum_exp, target,
-                                       gradient_factor, vocabulary);
+                T* gradient = d_logits.empty() ? nullptr : d_logits.as<T>() + m * vocabulary;
+                losses.as<float>()[m] =
+                    scales == nullptr
+                        ? process_row<false>(gradient, row, scales, target, gradient_factor, vocabulary)
+                        : process_row<true>(gradient, row, scales, target, gradient_factor, vocabulary);
             }
         });
     });

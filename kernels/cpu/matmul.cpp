@@ -35,21 +35,20 @@ int64_t CpuBackend::compute_weight_bytes(int64_t rows, int64_t columns, DType co
            packed_bytes(*matmuls_, compute_type, rows, columns);
 }
 
-void CpuBackend::matmul_forward(const Tensor& y, const Tensor& x, const ComputeWeight& weight) {
+void CpuBackend::matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) {
     const int64_t rows = x.shape[0];
     check_tensor("matmul_forward", "x", x, weight.dtype, {rows, weight.columns});
-    check_tensor("matmul_forward", "y", y, y.dtype == DType::float32 ? DType::float32 : weight.dtype,
+    check_tensor("matmul_forward", "z", z, z.dtype == DType::float32 ? DType::float32 : weight.dtype,
                  {rows, weight.rows});
-    matmuls_->multiply_packed(y.data, y.dtype, x.data, packed_weight(*matmuls_, weight).forward,
-                              weight.scaled ? weight.scale_storage : nullptr, weight.dtype, rows,
-                              weight.columns, weight.rows);
+    matmuls_->multiply_packed(z.data, z.dtype, x.data, packed_weight(*matmuls_, weight).forward, weight.dtype,
+                              rows, weight.columns, weight.rows);
 }
 
 void CpuBackend::matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) {
     const int64_t rows = dz.shape[0];
     check_tensor("matmul_input_gradient", "dz", dz, weight.dtype, {rows, weight.rows});
     check_tensor("matmul_input_gradient", "dx", dx, weight.dtype, {rows, weight.columns});
-    matmuls_->multiply_packed(dx.data, dx.dtype, dz.data, packed_weight(*matmuls_, weight).backward, nullptr,
+    matmuls_->multiply_packed(dx.data, dx.dtype, dz.data, packed_weight(*matmuls_, weight).backward,
                               weight.dtype, rows, weight.rows, weight.columns);
 }
 
@@ -77,8 +76,8 @@ double CpuBackend::peak_flops(DType compute_type) {
     using Clock = std::chrono::steady_clock;
     for (int repetition = 0; repetition < 40; ++repetition) {
         const Clock::time_point start = Clock::now();
-        matmuls_->multiply_packed(y.data(), compute_type, x.data(), weights.data(), nullptr, compute_type,
-                                  rows, inner, columns);
+        matmuls_->multiply_packed(y.data(), compute_type, x.data(), weights.data(), compute_type, rows, inner,
+                                  columns);
         const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
         peak = std::max(peak, 2.0 * rows * inner * columns / seconds);
     }

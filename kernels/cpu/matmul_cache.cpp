@@ -76,10 +76,8 @@ const MatmulCache::PackedOffsets& MatmulCache::packed_offsets(DType dtype, int64
 }
 
 MatmulCache::Matmul MatmulCache::make_matmul(const Desc& source, const Desc& weights, const Desc& destination,
-                                             bool scaled, bool accumulate) {
+                                             bool accumulate) {
     dnnl::post_ops post_operations;
-    const Desc scale_desc = strided(DType::float32, 1, destination.dims()[1], destination.dims()[1], 1);
-    if (scaled) post_operations.append_binary(dnnl::algorithm::binary_mul, scale_desc);
     if (accumulate) post_operations.append_sum(1.0f);
     dnnl::primitive_attr attributes;
     attributes.set_post_ops(post_operations);
@@ -89,39 +87,34 @@ MatmulCache::Matmul MatmulCache::make_matmul(const Desc& source, const Desc& wei
                   dnnl::memory(source, engine_, nullptr),
                   dnnl::memory(weights, engine_, nullptr),
                   dnnl::memory(destination, engine_, nullptr),
-                  dnnl::memory(scale_desc, engine_, nullptr),
                   {}};
     // A dnnl::memory is a shared handle: the map sees the pointers that run() sets later.
     matmul.arguments = {{DNNL_ARG_SRC, matmul.source},
                         {DNNL_ARG_WEIGHTS, matmul.weights},
                         {DNNL_ARG_DST, matmul.destination}};
-    if (scaled) matmul.arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, matmul.scale);
     return matmul;
 }
 
-void MatmulCache::run(Matmul& matmul, void* y, const void* x, const void* weights, const float* scale) {
+void MatmulCache::run(Matmul& matmul, void* y, const void* x, const void* weights) {
     matmul.source.set_data_handle(const_cast<void*>(x));
     matmul.weights.set_data_handle(const_cast<void*>(weights));
     matmul.destination.set_data_handle(y);
-    if (scale != nullptr) matmul.scale.set_data_handle(const_cast<float*>(scale));
     matmul.primitive.execute(stream_, matmul.arguments);
     stream_.wait();
 }
 
-void MatmulCache::multiply_packed(void* y, DType y_dtype, const void* x, const void* packed,
-                                  const float* column_scale, DType dtype, int64_t rows, int64_t inner,
-                                  int64_t columns) {
+void MatmulCache::multiply_packed(void* y, DType y_dtype, const void* x, const void* packed, DType dtype,
+                                  int64_t rows, int64_t inner, int64_t columns) {
     use_threads();
-    const bool scaled = column_scale != nullptr;
-    const auto key = std::make_tuple(scaled ? 1 : 0, dtype, y_dtype, rows, inner, columns);
+    const auto key = std::make_tuple(0, dtype, y_dtype, rows, inner, columns);
     auto found = matmuls_.find(key);
     if (found == matmuls_.end())
         found = matmuls_
                     .emplace(key, make_matmul(strided(dtype, rows, inner, inner, 1),
                                               packed_layout(dtype, inner, columns),
-                                              strided(y_dtype, rows, columns, columns, 1), scaled, false))
+                                              strided(y_dtype, rows, columns, columns, 1), false))
                     .first;
-    run(found->second, y, x, packed, column_scale);
+    run(found->second, y, x, packed);
 }
 
 const void* MatmulCache::packed_copy(const void* source, DType dtype, int64_t inner, int64_t columns) {
@@ -146,16 +139,15 @@ const void* MatmulCache::packed_copy(const void* source, DType dtype, int64_t in
 void MatmulCache::multiply_transposed(float* y, const void* a, const void* b, DType dtype, int64_t rows,
                                       int64_t inner, int64_t columns, bool accumulate) {
     use_threads();
-    const auto key = std::make_tuple(accumulate ? 3 : 2, dtype, DType::float32, rows, inner, columns);
+    const auto key = std::make_tuple(accumulate ? 2 : 1, dtype, DType::float32, rows, inner, columns);
     auto found = matmuls_.find(key);
     if (found == matmuls_.end())
-        found =
-            matmuls_
-                .emplace(key, make_matmul(
-                                  strided(dtype, rows, inner, 1, rows), packed_layout(dtype, inner, columns),
-                                  strided(DType::float32, rows, columns, columns, 1), false, accumulate))
-                .first;
-    run(found->second, y, a, packed_copy(b, dtype, inner, columns), nullptr);
+        found = matmuls_
+                    .emplace(key, make_matmul(strided(dtype, rows, inner, 1, rows),
+                                              packed_layout(dtype, inner, columns),
+                                              strided(DType::float32, rows, columns, columns, 1), accumulate))
+                    .first;
+    run(found->second, y, a, packed_copy(b, dtype, inner, columns));
 }
 
 }  // namespace train_qat

@@ -29,9 +29,9 @@ class MatmulCache {
     };
     const PackedOffsets& packed_offsets(DType dtype, int64_t inner, int64_t columns);
 
-    // y (rows, columns) = [column_scale ∘] x (rows, inner) * packed (inner, columns).
-    void multiply_packed(void* y, DType y_dtype, const void* x, const void* packed, const float* column_scale,
-                         DType dtype, int64_t rows, int64_t inner, int64_t columns);
+    // y (rows, columns) = x (rows, inner) * packed (inner, columns).
+    void multiply_packed(void* y, DType y_dtype, const void* x, const void* packed, DType dtype, int64_t rows,
+                         int64_t inner, int64_t columns);
 
     // y (rows, columns) float32 (+)= aᵀ b; a: (inner, rows), b: (inner, columns). Packs b once first: inside
     // the matmul every block of rows would pack it again, which costs 2 to 11%.
@@ -41,7 +41,7 @@ class MatmulCache {
   private:
     struct Matmul {
         dnnl::matmul primitive;
-        dnnl::memory source, weights, destination, scale;
+        dnnl::memory source, weights, destination;
         std::unordered_map<int, dnnl::memory> arguments;
     };
     struct Packing {
@@ -51,8 +51,8 @@ class MatmulCache {
     const void* packed_copy(const void* source, DType dtype, int64_t inner, int64_t columns);
     void use_threads();
     Matmul make_matmul(const dnnl::memory::desc& source, const dnnl::memory::desc& weights,
-                       const dnnl::memory::desc& destination, bool scaled, bool accumulate);
-    void run(Matmul& matmul, void* y, const void* x, const void* weights, const float* scale);
+                       const dnnl::memory::desc& destination, bool accumulate);
+    void run(Matmul& matmul, void* y, const void* x, const void* weights);
 
     int threads_;
     dnnl::engine engine_;
@@ -64,7 +64,7 @@ class MatmulCache {
         char bytes[64];
     };
     std::vector<CacheLine> staging_;  // the packed right operand of multiply_transposed
-    // Form (packed, packed and scaled, transposed, transposed and accumulating), dtypes, rows, inner,
+    // Form (packed, transposed, transposed and accumulating), dtypes, rows, inner,
     // columns.
     std::map<std::tuple<int, DType, DType, int64_t, int64_t, int64_t>, Matmul> matmuls_;
 };

@@ -12,6 +12,30 @@ namespace {
 // threads.
 constexpr int64_t rows_per_partial_sum = 32;
 
+// sum = residual + branch_scale ∘ branch (null: one); returns the sum of its squares. residual may be sum
+// itself.
+template <typename T>
+float add_branch(float* sum, const float* residual, const T* branch, const float* branch_scale,
+                 int64_t columns) {
+    float squares = 0;
+    if (branch_scale == nullptr) {
+#pragma omp simd reduction(+ : squares)
+        for (int64_t c = 0; c < columns; ++c) {
+            const float r = residual[c] + static_cast<float>(branch[c]);
+            sum[c] = r;
+            squares += r * r;
+        }
+    } else {
+#pragma omp simd reduction(+ : squares)
+        for (int64_t c = 0; c < columns; ++c) {
+            const float r = residual[c] + branch_scale[c] * static_cast<float>(branch[c]);
+            sum[c] = r;
+            squares += r * r;
+        }
+    }
+    return squares;
+}
+
 // d_residual (+)= rstd * (h - n * mean), and the copy for the next linear layer, in one pass.
 template <bool accumulate, bool scaled, typename T>
 void write_row_as(float* __restrict dr, T* __restrict dz, const T* __restrict gradient,
@@ -45,7 +69,7 @@ void write_row(float* dr, T* dz, const T* gradient, const float* x, const float*
 
 void CpuBackend::residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
                                           const Tensor& residual_in, const Tensor& branch,
-                                          const Tensor& weight, float epsilon) {
+                                          const Tensor& column_scale, const Tensor& weight, float epsilon) {
     constexpr const char* name = "residual_rmsnorm_forward";
     const int64_t rows = y.shape[0], columns = y.shape[1];
     check_tensor(name, "y", y, y.dtype, {rows, columns});
@@ -53,6 +77,7 @@ void CpuBackend::residual_rmsnorm_forward(const Tensor& residual_out, const Tens
     check_tensor(name, "rstd", rstd, DType::float32, {rows});
     check_tensor(name, "weight", weight, DType::float32, {columns});
     check_optional(name, "branch", branch, y.dtype, {rows, columns});
+    check_optional(name, "column_scale", column_scale, DType::float32, {columns});
     if (branch.empty() != residual_out.empty())
         throw std::logic_error("residual_rmsnorm_forward: branch and residual_out come together");
     check_optional(name, "residual_out", residual_out, DType::float32, {rows, columns});
@@ -66,14 +91,9 @@ void CpuBackend::residual_rmsnorm_forward(const Tensor& residual_out, const Tens
 #pragma omp simd reduction(+ : squares)
                     for (int64_t c = 0; c < columns; ++c) squares += residual[c] * residual[c];
                 } else {
-                    const T* addend = branch.as<T>() + m * columns;
                     float* sum = residual_out.as<float>() + m * columns;
-#pragma omp simd reduction(+ : squares)
-                    for (int64_t c = 0; c < columns; ++c) {
-                        const float r = residual[c] + static_cast<float>(addend[c]);
-                        sum[c] = r;
-                        squares += r * r;
-                    }
+                    squares = add_branch(sum, residual, branch.as<T>() + m * columns,
+                                         column_scale.as<float>(), columns);
                     residual = sum;
                 }
                 const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(columns) + epsilon);

@@ -6,22 +6,54 @@ namespace train_qat {
 
 namespace {
 
-// One head at one position. direction: +1 forward, -1 backward.
-template <typename T>
-void rotate(T* __restrict head, const float* __restrict cosines, const float* __restrict sines, int64_t half,
-            float direction) {
+// One head at one position, forward: scale, then turn.
+template <bool scaled, typename T>
+void turn(T* __restrict head, const float* __restrict cosines, const float* __restrict sines,
+          const float* __restrict scale, int64_t half) {
+    for (int64_t i = 0; i < half; ++i) {
+        float a = head[i], b = head[i + half];
+        if constexpr (scaled) a *= scale[i], b *= scale[i + half];
+        head[i] = a * cosines[i] - b * sines[i];
+        head[i + half] = b * cosines[i] + a * sines[i];
+    }
+}
+
+// Backward: turn the other way, then scale.
+template <bool scaled, typename T>
+void turn_back(T* __restrict head, const float* __restrict cosines, const float* __restrict sines,
+               const float* __restrict scale, int64_t half) {
     for (int64_t i = 0; i < half; ++i) {
         const float a = head[i], b = head[i + half];
-        const float c = cosines[i], s = direction * sines[i];
-        head[i] = a * c - b * s;
-        head[i + half] = b * c + a * s;
+        float first = a * cosines[i] + b * sines[i], second = b * cosines[i] - a * sines[i];
+        if constexpr (scaled) first *= scale[i], second *= scale[i + half];
+        head[i] = first;
+        head[i + half] = second;
+    }
+}
+
+// Walks over rows and heads: turn_head on queries and keys, the scale alone on values.
+template <typename T, typename TurnHead>
+void walk_rows(T* rows, int64_t first, int64_t last, const float* cosines, const float* sines,
+               const float* scales, const AttentionShape& shape, TurnHead&& turn_head) {
+    const int64_t columns = shape.qkv_columns(), half = shape.head_dim / 2;
+    const int64_t turned_heads = shape.heads + shape.kv_heads;
+    for (int64_t m = first; m < last; ++m) {
+        const int64_t t = m % shape.sequence;
+        T* row = rows + m * columns;
+        for (int64_t h = 0; h < turned_heads; ++h)
+            turn_head(row + h * shape.head_dim, cosines + t * half, sines + t * half,
+                      scales != nullptr ? scales + h * shape.head_dim : nullptr, half);
+        if (scales == nullptr) continue;
+        for (int64_t c = turned_heads * shape.head_dim; c < columns; ++c)
+            row[c] = static_cast<float>(row[c]) * scales[c];
     }
 }
 
 void check_rope(const char* operation, const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                const AttentionShape& shape) {
+                const Tensor& column_scale, const AttentionShape& shape) {
     check_attention(operation, shape);
     check_tensor(operation, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
+    check_optional(operation, "column_scale", column_scale, DType::float32, {shape.qkv_columns()});
     if (cosines.rank < 1 || cosines.shape[0] < shape.sequence)
         throw std::logic_error(std::string(operation) + ": cosines must have a row for each position");
     check_tensor(operation, "cosines", cosines, DType::float32, {cosines.shape[0], shape.head_dim / 2});
@@ -31,53 +63,24 @@ void check_rope(const char* operation, const Tensor& qkv, const Tensor& cosines,
 }  // namespace
 
 void CpuBackend::rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                              const AttentionShape& shape) {
-    check_rope("rope_forward", qkv, cosines, sines, shape);
-    const int64_t half = shape.head_dim / 2, columns = shape.qkv_columns();
+                              const Tensor& column_scale, const AttentionShape& shape) {
+    check_rope("rope_forward", qkv, cosines, sines, column_scale, shape);
     with_compute_type("rope_forward", qkv.dtype, [&]<typename T>() {
-        parallel_for(shape.rows(), rows_per_block(columns), [&](int64_t first, int64_t last) {
-            for (int64_t m = first; m < last; ++m) {
-                const int64_t t = m % shape.sequence;
-                T* row = qkv.as<T>() + m * columns;
-                for (int64_t h = 0; h < shape.heads + shape.kv_heads; ++h)
-                    rotate(row + h * shape.head_dim, cosines.as<float>() + t * half,
-                           sines.as<float>() + t * half, half, 1.0f);
-            }
+        parallel_for(shape.rows(), rows_per_block(shape.qkv_columns()), [&](int64_t first, int64_t last) {
+            walk_rows(qkv.as<T>(), first, last, cosines.as<float>(), sines.as<float>(),
+                      column_scale.as<float>(), shape, column_scale.empty() ? turn<false, T> : turn<true, T>);
         });
     });
 }
 
 void CpuBackend::rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines,
                                const Tensor& column_scale, const AttentionShape& shape) {
-    check_rope("rope_backward", dqkv, cosines, sines, shape);
-    const int64_t half = shape.head_dim / 2, columns = shape.qkv_columns();
-    check_optional("rope_backward", "column_scale", column_scale, DType::float32, {columns});
-    const int64_t rotated_heads = shape.heads + shape.kv_heads;
-    const float* scales = column_scale.as<float>();
+    check_rope("rope_backward", dqkv, cosines, sines, column_scale, shape);
     with_compute_type("rope_backward", dqkv.dtype, [&]<typename T>() {
-        parallel_for(shape.rows(), rows_per_block(columns), [&](int64_t first, int64_t last) {
-            for (int64_t m = first; m < last; ++m) {
-                const int64_t t = m % shape.sequence;
-                T* row = dqkv.as<T>() + m * columns;
-                for (int64_t h = 0; h < rotated_heads; ++h) {
-                    T* __restrict head = row + h * shape.head_dim;
-                    const float* __restrict cosine = cosines.as<float>() + t * half;
-                    const float* __restrict sine = sines.as<float>() + t * half;
-                    const float* __restrict scale = scales != nullptr ? scales + h * shape.head_dim : nullptr;
-                    if (scale == nullptr) {
-                        rotate(head, cosine, sine, half, -1.0f);
-                        continue;
-                    }
-                    for (int64_t i = 0; i < half; ++i) {
-                        const float a = head[i], b = head[i + half];
-                        head[i] = (a * cosine[i] + b * sine[i]) * scale[i];
-                        head[i + half] = (b * cosine[i] - a * sine[i]) * scale[i + half];
-                    }
-                }
-                if (scales == nullptr) continue;
-                for (int64_t c = rotated_heads * shape.head_dim; c < columns; ++c)
-                    row[c] = static_cast<float>(row[c]) * scales[c];
-            }
+        parallel_for(shape.rows(), rows_per_block(shape.qkv_columns()), [&](int64_t first, int64_t last) {
+            walk_rows(dqkv.as<T>(), first, last, cosines.as<float>(), sines.as<float>(),
+                      column_scale.as<float>(), shape,
+                      column_scale.empty() ? turn_back<false, T> : turn_back<true, T>);
         });
     });
 }

@@ -5,21 +5,55 @@
 
 namespace train_qat {
 
-void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate_up) {
+namespace {
+
+// One row. scaled: both halves of the input times their column scales.
+template <bool scaled, typename T>
+void forward_row(T* __restrict y, const T* __restrict gate, const T* __restrict up,
+                 const float* __restrict gate_scale, const float* __restrict up_scale, int64_t columns) {
+#pragma omp simd
+    for (int64_t c = 0; c < columns; ++c) {
+        const float g = scaled ? gate_scale[c] * gate[c] : static_cast<float>(gate[c]);
+        const float u = scaled ? up_scale[c] * up[c] : static_cast<float>(up[c]);
+        y[c] = g / (1.0f + exponential(-g)) * u;
+    }
+}
+
+// scaled: the gradients times the scales as well. Every column reads its inputs before it writes: in place is
+// safe.
+template <bool scaled, typename T>
+void backward_row(T* d_gate, T* d_up, const T* dy, const T* gate, const T* up, const float* gate_scale,
+                  const float* up_scale, int64_t columns) {
+#pragma omp simd
+    for (int64_t c = 0; c < columns; ++c) {
+        const float g = scaled ? gate_scale[c] * gate[c] : static_cast<float>(gate[c]);
+        const float u = scaled ? up_scale[c] * up[c] : static_cast<float>(up[c]);
+        const float d = dy[c];
+        const float sigmoid = 1.0f / (1.0f + exponential(-g));
+        const float dg = d * u * sigmoid * (1.0f + g * (1.0f - sigmoid));
+        const float du = d * g * sigmoid;
+        d_gate[c] = scaled ? dg * gate_scale[c] : dg;
+        d_up[c] = scaled ? du * up_scale[c] : du;
+    }
+}
+
+}  // namespace
+
+void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate_up, const Tensor& column_scale) {
     const int64_t rows = y.shape[0], columns = y.shape[1];
     check_tensor("swiglu_forward", "y", y, y.dtype, {rows, columns});
     check_tensor("swiglu_forward", "gate_up", gate_up, y.dtype, {rows, 2 * columns});
+    check_optional("swiglu_forward", "column_scale", column_scale, DType::float32, {2 * columns});
     with_compute_type("swiglu_forward", y.dtype, [&]<typename T>() {
+        const float* scale = column_scale.as<float>();
         parallel_for(rows, rows_per_block(columns), [&](int64_t first, int64_t last) {
             for (int64_t m = first; m < last; ++m) {
-                const T* __restrict gate = gate_up.as<T>() + m * 2 * columns;
-                const T* __restrict up = gate + columns;
-                T* __restrict out = y.as<T>() + m * columns;
-#pragma omp simd
-                for (int64_t c = 0; c < columns; ++c) {
-                    const float g = gate[c];
-                    out[c] = g / (1.0f + exponential(-g)) * static_cast<float>(up[c]);
-                }
+                const T* gate = gate_up.as<T>() + m * 2 * columns;
+                T* out = y.as<T>() + m * columns;
+                if (scale == nullptr)
+                    forward_row<false>(out, gate, gate + columns, scale, scale, columns);
+                else
+                    forward_row<true>(out, gate, gate + columns, scale, scale + columns, columns);
             }
         });
     });
@@ -33,33 +67,20 @@ void CpuBackend::swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, cons
     check_tensor("swiglu_backward", "d_gate_up", d_gate_up, dy.dtype, {rows, 2 * columns});
     check_optional("swiglu_backward", "column_scale", column_scale, DType::float32, {2 * columns});
     with_compute_type("swiglu_backward", dy.dtype, [&]<typename T>() {
-        const auto run = [&]<bool scaled>() {
-            const float* scale_gate = column_scale.as<float>();
-            const float* scale_up = scaled ? scale_gate + columns : nullptr;
-            parallel_for(rows, rows_per_block(columns), [&](int64_t first, int64_t last) {
-                for (int64_t m = first; m < last; ++m) {
-                    const T* gate = gate_up.as<T>() + m * 2 * columns;
-                    const T* up = gate + columns;
-                    const T* gradient = dy.as<T>() + m * columns;
-                    T* d_gate = d_gate_up.as<T>() + m * 2 * columns;
-                    T* d_up = d_gate + columns;
-                    // Every column reads its inputs before it writes them: in place is safe.
-#pragma omp simd
-                    for (int64_t c = 0; c < columns; ++c) {
-                        const float g = gate[c], u = up[c], d = gradient[c];
-                        const float sigmoid = 1.0f / (1.0f + exponential(-g));
-                        const float dg = d * u * sigmoid * (1.0f + g * (1.0f - sigmoid));
-                        const float du = d * g * sigmoid;
-                        d_gate[c] = scaled ? dg * scale_gate[c] : dg;
-                        d_up[c] = scaled ? du * scale_up[c] : du;
-                    }
-                }
-            });
-        };
-        if (column_scale.empty())
-            run.template operator()<false>();
-        else
-            run.template operator()<true>();
+        const float* scale = column_scale.as<float>();
+        parallel_for(rows, rows_per_block(columns), [&](int64_t first, int64_t last) {
+            for (int64_t m = first; m < last; ++m) {
+                const T* gate = gate_up.as<T>() + m * 2 * columns;
+                const T* gradient = dy.as<T>() + m * columns;
+                T* d_gate = d_gate_up.as<T>() + m * 2 * columns;
+                if (scale == nullptr)
+                    backward_row<false>(d_gate, d_gate + columns, gradient, gate, gate + columns, scale,
+                                        scale, columns);
+                else
+                    backward_row<true>(d_gate, d_gate + columns, gradient, gate, gate + columns, scale,
+                                       scale + columns, columns);
+            }
+        });
     });
 }
 
