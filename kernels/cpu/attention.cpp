@@ -96,7 +96,7 @@ class Scratch {
     float* next_;
 };
 
-// Floats that Scratch hands out for one head at most, forward (4 of these pieces) or backward.
+// Floats that Scratch hands out for one head at most; the backward pass needs the most.
 int64_t scratch_floats(const HeadSizes& size) {
     return (6 * size.padded_dim + 2 * tile) * size.padded_positions + 6 * tile * size.padded_dim +
            5 * tile * tile;

@@ -103,18 +103,26 @@ void MatmulCache::run(Matmul& matmul, void* y, const void* x, const void* weight
     stream_.wait();
 }
 
+MatmulCache::Matmul& MatmulCache::find_matmul(Form form, DType dtype, DType y_dtype, int64_t rows,
+                                              int64_t inner, int64_t columns) {
+    use_threads();
+    const auto key = std::make_tuple(form, dtype, y_dtype, rows, inner, columns);
+    auto found = matmuls_.find(key);
+    if (found == matmuls_.end()) {
+        const Desc source = form == Form::plain ? strided(dtype, rows, inner, inner, 1)
+                                                : strided(dtype, rows, inner, 1, rows);
+        found = matmuls_
+                    .emplace(key, make_matmul(source, packed_layout(dtype, inner, columns),
+                                              strided(y_dtype, rows, columns, columns, 1),
+                                              form == Form::transposed_accumulating))
+                    .first;
+    }
+    return found->second;
+}
+
 void MatmulCache::multiply_packed(void* y, DType y_dtype, const void* x, const void* packed, DType dtype,
                                   int64_t rows, int64_t inner, int64_t columns) {
-    use_threads();
-    const auto key = std::make_tuple(0, dtype, y_dtype, rows, inner, columns);
-    auto found = matmuls_.find(key);
-    if (found == matmuls_.end())
-        found = matmuls_
-                    .emplace(key, make_matmul(strided(dtype, rows, inner, inner, 1),
-                                              packed_layout(dtype, inner, columns),
-                                              strided(y_dtype, rows, columns, columns, 1), false))
-                    .first;
-    run(found->second, y, x, packed);
+    run(find_matmul(Form::plain, dtype, y_dtype, rows, inner, columns), y, x, packed);
 }
 
 const void* MatmulCache::packed_copy(const void* source, DType dtype, int64_t inner, int64_t columns) {
@@ -138,16 +146,9 @@ const void* MatmulCache::packed_copy(const void* source, DType dtype, int64_t in
 
 void MatmulCache::multiply_transposed(float* y, const void* a, const void* b, DType dtype, int64_t rows,
                                       int64_t inner, int64_t columns, bool accumulate) {
-    use_threads();
-    const auto key = std::make_tuple(accumulate ? 2 : 1, dtype, DType::float32, rows, inner, columns);
-    auto found = matmuls_.find(key);
-    if (found == matmuls_.end())
-        found = matmuls_
-                    .emplace(key, make_matmul(strided(dtype, rows, inner, 1, rows),
-                                              packed_layout(dtype, inner, columns),
-                                              strided(DType::float32, rows, columns, columns, 1), accumulate))
-                    .first;
-    run(found->second, y, a, packed_copy(b, dtype, inner, columns));
+    const Form form = accumulate ? Form::transposed_accumulating : Form::transposed;
+    Matmul& matmul = find_matmul(form, dtype, DType::float32, rows, inner, columns);
+    run(matmul, y, a, packed_copy(b, dtype, inner, columns));
 }
 
 }  // namespace train_qat

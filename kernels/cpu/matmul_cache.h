@@ -49,6 +49,9 @@ class MatmulCache {
         dnnl::memory source, destination;
     };
     const void* packed_copy(const void* source, DType dtype, int64_t inner, int64_t columns);
+    // The left operand (rows, inner): as it is, or the transpose of what is in memory.
+    enum class Form { plain, transposed, transposed_accumulating };
+    Matmul& find_matmul(Form form, DType dtype, DType y_dtype, int64_t rows, int64_t inner, int64_t columns);
     void use_threads();
     Matmul make_matmul(const dnnl::memory::desc& source, const dnnl::memory::desc& weights,
                        const dnnl::memory::desc& destination, bool accumulate);
@@ -64,9 +67,8 @@ class MatmulCache {
         char bytes[64];
     };
     std::vector<CacheLine> staging_;  // the packed right operand of multiply_transposed
-    // Form (packed, transposed, transposed and accumulating), dtypes, rows, inner,
-    // columns.
-    std::map<std::tuple<int, DType, DType, int64_t, int64_t, int64_t>, Matmul> matmuls_;
+    // Form, dtypes of operands and result, rows, inner, columns.
+    std::map<std::tuple<Form, DType, DType, int64_t, int64_t, int64_t>, Matmul> matmuls_;
 };
 
 }  // namespace train_qat
