@@ -4,6 +4,8 @@ BITS ?= 4
 BUILD ?= build
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 CMAKE_FLAGS ?=
+# 1: the CUDA backend for all targets, or an error; 0: without it; auto: for this machine, where nvcc is found
+CUDA ?= auto
 # Debian's Python packages belong to Debian's Python, which need not be the first one in PATH.
 PYTHON ?= /usr/bin/python3
 # skip: install nothing, everything needed is there
@@ -11,8 +13,16 @@ DEPENDENCIES ?= install
 SUITES ?=
 BENCH_FLAGS ?=
 
+CUDA_FLAGS_1 = -DTRAIN_QAT_CUDA=ON "-DTRAIN_QAT_CUDA_ARCHITECTURES=80-real;90-real;100-real;120"
+CUDA_FLAGS_0 = -DTRAIN_QAT_CUDA=OFF
+CUDA_FLAGS_auto = -DTRAIN_QAT_CUDA=AUTO -DTRAIN_QAT_CUDA_ARCHITECTURES=
 # An outer `make -j` must not hand its job server to the make that CMake starts.
 BUILD_TARGETS = MAKEFLAGS=--no-print-directory cmake --build $(BUILD) --parallel $(JOBS) --target
+comma = ,
+# The kernel tests once more, with sanitizers: $(call SANITIZED,directory,sanitizers)
+SANITIZED = cmake -S . -B $(BUILD)/$(1) -DTRAIN_QAT_CUDA=OFF -DTRAIN_QAT_SANITIZE=$(2) \
+	-DCMAKE_BUILD_TYPE=RelWithDebInfo $(CMAKE_FLAGS) >/dev/null && \
+	MAKEFLAGS=--no-print-directory cmake --build $(BUILD)/$(1) --parallel $(JOBS) --target train_qat_kernel_test
 INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
@@ -28,7 +38,7 @@ all: configure
 	@ln -sfn $(BUILD)/train_qat train_qat
 
 configure:
-	@cmake -S . -B $(BUILD) $(CMAKE_FLAGS) || { scripts/install_dependencies.sh --check build; exit 1; }
+	@cmake -S . -B $(BUILD) $(CUDA_FLAGS_$(CUDA)) $(CMAKE_FLAGS) || { scripts/install_dependencies.sh --check build; exit 1; }
 
 dependencies:
 	@scripts/install_dependencies.sh all
@@ -39,8 +49,10 @@ quickstart:
 test:
 	$(INSTALL) test
 	@$(MAKE) --no-print-directory configure
-	@$(BUILD_TARGETS) train_qat train_qat_test train_qat_parity
+	@$(BUILD_TARGETS) train_qat train_qat_test train_qat_kernel_test train_qat_parity
 	@ln -sfn $(BUILD)/train_qat train_qat
+	@$(if $(or $(filter address,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,address,address$(comma)undefined))
+	@$(if $(or $(filter thread,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,thread,thread))
 	@$(PYTHON) test/run_all.py --build $(BUILD) $(SUITES)
 
 bench:
@@ -62,8 +74,9 @@ format:
 
 help:
 	@echo "make                    builds ./train_qat"
+	@echo "make CUDA=1             the same with the CUDA backend for sm_80, 90, 100, 120 and later (CUDA=0: without it)"
 	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8)"
-	@echo "make test               builds and runs all tests (SUITES='cpp prepare torch parity program': some of them)"
+	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side"
 	@echo "make all                builds everything, the test and benchmark programs too"
 	@echo "make dependencies       installs all Debian packages; quickstart, test and bench install theirs themselves"

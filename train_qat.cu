@@ -19,6 +19,7 @@
 #include "data/tokenizer.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/openmp_settings.h"
+#include "kernels/cuda/cuda_options.h"
 #include "model/checkpoint.h"
 #include "model/command_line.h"
 #include "model/generate.h"
@@ -48,13 +49,30 @@ void request_stop(int signal) {
     std::signal(signal, SIG_DFL);
 }
 
+QatGemm qat_gemm(const std::string& name) {
+    if (name == "fused") return QatGemm::fused;
+    return name == "cublaslt" ? QatGemm::cublaslt : QatGemm::automatic;
+}
+
 std::unique_ptr<Backend> make_backend(const Options& options) {
-    if (options.device == "cuda")
-        throw std::runtime_error(
-            "-device cuda: this program was built without a CUDA backend; use -device cpu");
-    std::unique_ptr<Backend> backend = make_cpu_backend(options.threads);
+    constexpr int first_device = 0;
+    const std::string missing = options.device == "cpu" ? "" : cuda_unavailable(first_device);
+    std::unique_ptr<Backend> backend;
+    if (options.device == "cuda" || (options.device == "auto" && missing.empty())) {
+        CudaOptions cuda;
+        cuda.device = first_device;
+        cuda.qat_gemm = qat_gemm(options.qat_gemm);
+        cuda.matmul_rows = options.batch * options.sequence_length;
+        cuda.tuning_file = (std::filesystem::path(options.output_directory) / "cuda_tuning.txt").string();
+        cuda.report = [](const std::string& line) { std::cout << line << std::endl; };
+        backend = make_cuda_backend(cuda);
+    } else {
+        if (options.master == "off")
+            throw std::runtime_error("-master off: only the CUDA backend rounds stochastically, and " + missing);
+        backend = make_cpu_backend(options.threads);
+    }
     std::cout << "device: " << backend->describe()
-              << (options.device == "auto" ? " (-device auto: built without a CUDA backend)" : "") << "\n";
+              << (missing.empty() ? "" : " (-device auto: " + missing + ")") << "\n";
     return backend;
 }
 
@@ -357,9 +375,11 @@ int run(const Options& options) {
     const Plan plan = plan_of(options, config);
     const std::unique_ptr<Backend> backend = make_backend(options);
     const DType dtype = compute_type(options, *backend);
-    Transformer model(*backend, config,
-                      {plan.qat_steps > 0 || options.bits < 16 ? options.bits : 16, options.group}, dtype,
-                      options.batch);
+    QuantizationConfig quantization;
+    quantization.bits = plan.qat_steps > 0 || options.bits < 16 ? options.bits : 16;
+    quantization.group = options.group;
+    quantization.master_type = options.master == "off" ? DType::bfloat16 : DType::float32;
+    Transformer model(*backend, config, quantization, dtype, options.batch);
     std::cout << describe(config) << "\n"
               << format_plan(plan, config) << "\nmemory (" << name_of(dtype) << ")\n"
               << model.memory_table() << std::endl;

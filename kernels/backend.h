@@ -30,6 +30,8 @@
 // empty, and dq is dŵ itself.
 #pragma once
 
+#include <compare>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -49,6 +51,10 @@ struct ComputeWeight {
     void* storage = nullptr;
     float* scale_storage = nullptr;  // (N)
     bool scaled = false;             // false: row_scale() is empty
+    // Set by quantize(), for backends that keep quantized weights packed: the grid whose codes
+    // (kernels/codes.h) `storage` holds, or none: numbers of the compute type. code_group: columns per scale.
+    Grid codes = Grid::none;
+    int64_t code_group = 0;
 
     Tensor row_scale() const { return scaled ? Tensor(scale_storage, DType::float32, {rows}) : Tensor(); }
 };
@@ -59,7 +65,9 @@ struct ComputeWeight {
 struct ParameterRows {
     int64_t rows = 0;
     int64_t columns = 0;
-    float* master = nullptr;         // (rows, columns)
+    float* master = nullptr;  // (rows, columns), or null:
+    // (rows, columns), in place of `master`: weights that the optimizer rounds stochastically to bfloat16.
+    bfloat16* narrow_master = nullptr;
     float* gradient = nullptr;       // (rows, columns)
     float* first_moment = nullptr;   // (rows, columns)
     float* second_moment = nullptr;  // (rows, columns)
@@ -104,6 +112,14 @@ struct AttentionShape {
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_dim; }
 };
 
+// Names a sequence of operations, see Backend::replay.
+struct ReplayKey {
+    const void* owner;  // whose operations and memory they are
+    int64_t micro_batches;
+    bool quantized, accumulate;
+    auto operator<=>(const ReplayKey&) const = default;
+};
+
 class Backend {
   public:
     virtual ~Backend() = default;
@@ -128,6 +144,11 @@ class Backend {
     virtual void copy_to_host(void* host, const void* device, int64_t bytes) = 0;  // waits
     virtual void fill_zero(void* device, int64_t bytes) = 0;
     virtual void synchronize() = 0;
+
+    // Runs `work`, a sequence of operations that is the same, pointers and all, whenever `key` and the forms
+    // of the weights are: a backend may record it and from then on replay the record. Not copy_to_*,
+    // allocate, release or synchronize inside.
+    virtual void replay(const ReplayKey&, const std::function<void()>& work) { work(); }
 
     // ---- weights
     // ------------------------------------------------------------------------------------------------

@@ -12,11 +12,7 @@
 #include <stdexcept>
 #include <utility>
 
-#if defined(__CUDACC__)
-#define TRAIN_QAT_HOST_DEVICE __host__ __device__
-#else
-#define TRAIN_QAT_HOST_DEVICE
-#endif
+#include "kernels/tensor.h"
 
 namespace train_qat {
 

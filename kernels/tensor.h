@@ -7,6 +7,13 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#define TRAIN_QAT_HOST_DEVICE __host__ __device__
+#else
+#define TRAIN_QAT_HOST_DEVICE
+#endif
+
 namespace train_qat {
 
 enum class DType : uint8_t { float32, bfloat16, int32 };
@@ -30,16 +37,16 @@ inline const char* name_of(DType dtype) {
 // The upper half of an IEEE float: 8 exponent bits, 7 stored mantissa bits. Conversions round to nearest,
 // ties to even, and keep NaN a NaN. Plain integer code, so that compilers vectorize loops over it.
 struct bfloat16 {
-    uint16_t bits = 0;
+    uint16_t bits;  // no initializer: shared memory holds arrays of these
 
     bfloat16() = default;
-    explicit bfloat16(float value) : bits(rounded(value)) {}
+    TRAIN_QAT_HOST_DEVICE explicit bfloat16(float value) : bits(rounded(value)) {}
     // Loops store through this: a loop that copies whole structs is not vectorized.
-    bfloat16& operator=(float value) {
+    TRAIN_QAT_HOST_DEVICE bfloat16& operator=(float value) {
         bits = rounded(value);
         return *this;
     }
-    operator float() const {
+    TRAIN_QAT_HOST_DEVICE operator float() const {
         const uint32_t word = static_cast<uint32_t>(bits) << 16;
         float value;
         std::memcpy(&value, &word, sizeof value);
@@ -47,12 +54,16 @@ struct bfloat16 {
     }
 
   private:
-    static uint16_t rounded(float value) {
+    TRAIN_QAT_HOST_DEVICE static uint16_t rounded(float value) {
+#if defined(__CUDA_ARCH__)
+        return __bfloat16_as_ushort(__float2bfloat16_rn(value));  // one instruction
+#else
         uint32_t word;
         std::memcpy(&word, &value, sizeof word);
         const uint32_t nearest = word + 0x7fffu + ((word >> 16) & 1u);
         const uint32_t quiet_nan = word | 0x00400000u;
         return static_cast<uint16_t>(((word & 0x7fffffffu) > 0x7f800000u ? quiet_nan : nearest) >> 16);
+#endif
     }
 };
 

@@ -1,6 +1,6 @@
 // Checkpoints: everything a run needs to go on bit by bit as if it had never stopped.
 //
-//   OUTPUT/step_00001234/model.safetensors       float32 master weights under Hugging Face names, and their
+//   OUTPUT/step_00001234/model.safetensors       master weights under Hugging Face names, and their
 //   scales
 //                        optimizer.safetensors   first and second moments
 //                        manifest.json           step, the caller's state, sizes and checksums

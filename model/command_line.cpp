@@ -147,6 +147,15 @@ void add_run_flags(CLI::App& app, Options& o) {
     app.add_option("--dtype", o.dtype, "bf16, fp32, or auto: bf16 where the device is fast at it")
         ->group(group)
         ->capture_default_str();
+    app.add_option(
+           "--qat_gemm", o.qat_gemm,
+           "CUDA matmuls of quantized weights: fused (packed codes), cublaslt, or auto: the faster one")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--master", o.master,
+                   "float32 master weights: on, or off: bfloat16 weights, rounded stochastically (CUDA)")
+        ->group(group)
+        ->capture_default_str();
     app.add_option("--threads", o.threads, "CPU threads; 0: all")->group(group)->capture_default_str();
 }
 
@@ -181,6 +190,11 @@ void check(const Options& o) {
             "-device: must be auto, cpu or cuda, is '" + o.device + "'");
     require(o.dtype == "auto" || o.dtype == "bf16" || o.dtype == "fp32",
             "-dtype: must be auto, bf16 or fp32, is '" + o.dtype + "'");
+    require(o.master == "on" || o.master == "off", "-master: must be on or off, is '" + o.master + "'");
+    require(o.master == "on" || o.device != "cpu",
+            "-master off: the CPU backend keeps float32 masters; use -device cuda");
+    require(o.qat_gemm == "auto" || o.qat_gemm == "fused" || o.qat_gemm == "cublaslt",
+            "-qat_gemm: must be auto, fused or cublaslt, is '" + o.qat_gemm + "'");
 }
 
 void read_texts(const Texts& t, Options& o) {

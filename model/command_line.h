@@ -32,6 +32,8 @@ struct Options {
     int64_t gradient_accumulation = 1;
     std::string device = "auto";
     std::string dtype = "auto";
+    std::string qat_gemm = "auto";
+    std::string master = "on";
     int threads = 0;
     uint64_t seed = 1;
     OptimizerConfig optimizer;

@@ -4,10 +4,16 @@ namespace train_qat {
 
 namespace {
 
-Tensor weight_view(const Parameter& parameter, float* data) {
+Tensor weight_view(const Parameter& parameter, void* data, DType dtype = DType::float32) {
     const ParameterRows& rows = parameter.rows;
-    return parameter.is_vector ? Tensor(data, DType::float32, {rows.columns})
-                               : Tensor(data, DType::float32, {rows.rows, rows.columns});
+    return parameter.is_vector ? Tensor(data, dtype, {rows.columns})
+                               : Tensor(data, dtype, {rows.rows, rows.columns});
+}
+
+Tensor master_view(const Parameter& parameter) {
+    if (parameter.rows.narrow_master != nullptr)
+        return weight_view(parameter, parameter.rows.narrow_master, DType::bfloat16);
+    return weight_view(parameter, parameter.rows.master);
 }
 
 Tensor scale_view(const ParameterRows& rows, float* data) {
@@ -19,7 +25,7 @@ Tensor scale_view(const ParameterRows& rows, float* data) {
 std::vector<NamedTensor> model_tensors(const Parameters& parameters) {
     std::vector<NamedTensor> tensors;
     for (const Parameter& parameter : parameters.all()) {
-        tensors.push_back({parameter.name, weight_view(parameter, parameter.rows.master)});
+        tensors.push_back({parameter.name, master_view(parameter)});
         if (parameter.rows.grid != Grid::none)
             tensors.push_back({parameter.name + "_scale", scale_view(parameter.rows, parameter.rows.scale)});
     }

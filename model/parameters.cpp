@@ -9,6 +9,7 @@ namespace train_qat {
 namespace {
 
 constexpr const char* weights_purpose = "master weights (float32)";
+constexpr const char* narrow_weights_purpose = "weights (bfloat16, no float32 masters)";
 constexpr const char* gradients_purpose = "gradients (float32)";
 constexpr const char* moments_purpose = "AdamW moments (float32)";
 constexpr const char* compute_purpose = "matmul weights";
@@ -85,7 +86,8 @@ Parameters::Parameters(const ModelConfig& config, const QuantizationConfig& quan
 
 void Parameters::place_linear(LinearWeight& weight, int64_t rows, int64_t columns, bool is_embedding,
                               const Backend& backend) {
-    arena_.place(weights_purpose, weight.master, DType::float32, {rows, columns});
+    arena_.place(quantization_.master_type == DType::float32 ? weights_purpose : narrow_weights_purpose,
+                 weight.master, quantization_.master_type, {rows, columns});
     arena_.place(gradients_purpose, weight.gradient, DType::float32, {rows, columns});
     arena_.place(moments_purpose, weight.first_moment, DType::float32, {rows, columns});
     arena_.place(moments_purpose, weight.second_moment, DType::float32, {rows, columns});
@@ -153,7 +155,10 @@ void Parameters::bind() {
         }
         LinearWeight& weight = *source.linear;
         weight.compute.scale_storage = weight.row_scale_storage.as<float>();
-        rows.master = from_row(weight.master, rows.first_row, rows.columns);
+        if (weight.master.dtype == DType::float32)
+            rows.master = from_row(weight.master, rows.first_row, rows.columns);
+        else
+            rows.narrow_master = weight.master.as<bfloat16>() + rows.first_row * rows.columns;
         rows.gradient = from_row(weight.gradient, rows.first_row, rows.columns);
         rows.first_moment = from_row(weight.first_moment, rows.first_row, rows.columns);
         rows.second_moment = from_row(weight.second_moment, rows.first_row, rows.columns);
@@ -175,8 +180,14 @@ void Parameters::initialize(Backend& backend, uint64_t seed) {
         if (!parameter.is_vector)
             fill_normal(values, mix(seed * 0x10001 + i),
                         0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0));
-        backend.copy_to_device(parameter.rows.master, values.data(),
-                               static_cast<int64_t>(values.size() * sizeof(float)));
+        if (parameter.rows.narrow_master == nullptr) {
+            backend.copy_to_device(parameter.rows.master, values.data(),
+                                   static_cast<int64_t>(values.size() * sizeof(float)));
+            continue;
+        }
+        const std::vector<bfloat16> narrow(values.begin(), values.end());
+        backend.copy_to_device(parameter.rows.narrow_master, narrow.data(),
+                               static_cast<int64_t>(narrow.size() * sizeof(bfloat16)));
     }
     quantize(backend);
 }

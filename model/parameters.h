@@ -24,7 +24,7 @@ struct Parameter {
 
 // One matmul's weight: one parameter, or several that share their input and stand one below the other.
 struct LinearWeight {
-    Tensor master;    // (N, K) float32
+    Tensor master;    // (N, K) float32, or bfloat16 where there are no float32 masters
     Tensor gradient;  // (N, K) float32, with respect to the levels until ste_backward_and_norm
     Tensor first_moment, second_moment;
     ComputeWeight compute;

@@ -63,7 +63,8 @@ nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& c
             {"weight_decay", options.optimizer.weight_decay},
             {"clip", options.optimizer.clip_norm},
             {"seed", options.seed},
-            {"dtype", name_of(compute_type)}};
+            {"dtype", name_of(compute_type)},
+            {"master", options.master}};
 }
 
 nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& settings,

@@ -25,6 +25,7 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Quan
                          DType compute_type, int64_t batch)
     : backend_(backend),
       config_(config),
+      quantization_(quantization),
       compute_type_(compute_type),
       batch_(batch),
       chunk_rows_(std::min(maximum_chunk_rows, batch * config.sequence_length)),
@@ -97,12 +98,27 @@ void Transformer::allocate() {
     const int64_t available = backend_.available_memory();
     if (memory_bytes() > available)
         throw std::runtime_error("not enough memory: this run needs " + gibibytes(memory_bytes()) + ", " +
-                                 gibibytes(available) +
-                                 " are available; reduce -batch, -seq_len or -n (-plan prints the table)");
+                                 gibibytes(available) + " are available; " + what_would_fit(available));
     parameter_arena_.allocate(backend_);
     activation_arena_.allocate(backend_);
     parameters_.bind();
     fill_rope_tables();
+}
+
+std::string Transformer::what_would_fit(int64_t bytes) const {
+    const auto needed = [this](int64_t batch) {
+        return Transformer(backend_, config_, quantization_, compute_type_, batch).memory_bytes();
+    };
+    if (needed(1) > bytes)
+        return "with -batch 1 it needs " + gibibytes(needed(1)) +
+               ": reduce -n or -seq_len, or use another device";
+    int64_t fits = 1, too_large = batch_;
+    while (too_large - fits > 1) {
+        const int64_t middle = fits + (too_large - fits) / 2;
+        (needed(middle) <= bytes ? fits : too_large) = middle;
+    }
+    return "-batch " + std::to_string(fits) + " would fit (" + gibibytes(needed(fits)) +
+           "); -grad_accum keeps the tokens of a step";
 }
 
 void Transformer::fill_rope_tables() {
@@ -268,10 +284,13 @@ void Transformer::train_micro_batch(const int32_t* inputs, const int32_t* target
     upload_tokens(inputs, targets);
     const bool accumulate = micro_batch > 0;
     const double terms = static_cast<double>(shape_.rows() * micro_batches);
-    forward();
-    forward_and_backward_head(static_cast<float>(1.0 / terms), accumulate);
-    backward(accumulate);
-    backend_.sum(loss_total_, active(losses_), accumulate);
+    // What distinguishes one micro-batch's operations from another's.
+    backend_.replay({this, micro_batches, parameters_.quantized(), accumulate}, [&] {
+        forward();
+        forward_and_backward_head(static_cast<float>(1.0 / terms), accumulate);
+        backward(accumulate);
+        backend_.sum(loss_total_, active(losses_), accumulate);
+    });
     loss_terms_ = (accumulate ? loss_terms_ : 0) + shape_.rows();
 }
 

@@ -69,6 +69,8 @@ class Transformer {
 
   private:
     void place_activations();
+    // The advice in the error of a model that needs more than `bytes`.
+    std::string what_would_fit(int64_t bytes) const;
     void fill_rope_tables();
     void set_sequences(int64_t sequences, int64_t positions);
     void upload_tokens(const int32_t* inputs, const int32_t* targets);
@@ -90,6 +92,7 @@ class Transformer {
 
     Backend& backend_;
     const ModelConfig config_;
+    const QuantizationConfig quantization_;
     const DType compute_type_;
     const int64_t batch_;
     const int64_t chunk_rows_;  // rows of logits that exist at a time

@@ -1,20 +1,75 @@
 #include "test/device.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
+
+#include "dev/emulator/emulator.h"
+#include "kernels/cuda/cuda_options.h"
 
 namespace train_qat::test {
 
 // ---- backends
 // -------------------------------------------------------------------------------------------------------
 
+namespace {
+
+int number_from_environment(const char* name) {
+    const char* text = std::getenv(name);
+    return text != nullptr ? std::atoi(text) : 0;
+}
+
+// TRAIN_QAT_TEST_SCHEDULE: seed of the order in which the emulated device runs threads.
+// TRAIN_QAT_TEST_RACES=1: it looks for conflicting accesses, too.
+emulator::Settings emulator_settings() {
+    emulator::Settings settings;
+    settings.schedule_seed = static_cast<uint64_t>(number_from_environment("TRAIN_QAT_TEST_SCHEDULE"));
+    settings.check_races = number_from_environment("TRAIN_QAT_TEST_RACES") != 0;
+    return settings;
+}
+
+// Owns the backends, and makes only those that the environment asks for.
+struct Backends {
+    Backends() : emulated(emulator_settings()) {
+        const char* selection = std::getenv("TRAIN_QAT_TEST_DEVICES");
+        const std::string names = selection != nullptr ? selection : "cpu,emulated";
+        if (names.find("cpu") != std::string::npos) {
+            add("cpu with 1 thread", "cpu", make_cpu_backend(1));
+            add("cpu with 2 threads", "cpu", make_cpu_backend(2));
+        }
+        CudaOptions codes, levels;
+        codes.qat_gemm = QatGemm::fused;
+        levels.qat_gemm = QatGemm::cublaslt;
+        if (names.find("emulated") != std::string::npos) {
+            add("emulated CUDA, packed codes", "emulated CUDA with codes", make_emulated_cuda_backend(codes));
+            add("emulated CUDA, levels", "emulated CUDA with levels", make_emulated_cuda_backend(levels));
+        }
+        if (names.find("gpu") != std::string::npos) {
+            add("CUDA, packed codes", "CUDA with codes", make_cuda_backend(codes));
+            add("CUDA, levels", "CUDA with levels", make_cuda_backend(levels));
+        }
+        if (all.empty()) throw std::runtime_error("TRAIN_QAT_TEST_DEVICES: names none of cpu, emulated, gpu");
+    }
+    void add(const std::string& name, const std::string& device, std::unique_ptr<Backend> backend) {
+        all.push_back({name, device, backend.get()});
+        owned.push_back(std::move(backend));
+    }
+    emulator::SettingsScope emulated;
+    std::vector<std::unique_ptr<Backend>> owned;
+    std::vector<BackendUnderTest> all;
+};
+
+}  // namespace
+
 const std::vector<BackendUnderTest>& backends_under_test() {
-    static const std::unique_ptr<Backend> cpu_1 = make_cpu_backend(1), cpu_2 = make_cpu_backend(2);
-    static const std::vector<BackendUnderTest> backends = {{"cpu with 1 thread", "cpu", cpu_1.get()},
-                                                           {"cpu with 2 threads", "cpu", cpu_2.get()}};
-    return backends;
+    static const Backends backends;
+    return backends.all;
+}
+
+bool small_shapes_only() {
+    return number_from_environment("TRAIN_QAT_TEST_SMALL") != 0;
 }
 
 std::vector<BackendUnderTest> backends_under_test(DType compute_type) {

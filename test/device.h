@@ -31,12 +31,22 @@ struct BackendUnderTest {
     Backend* backend;    // lives until the end of the process
 };
 
-// Every operation test runs on all of these: the one place to add a device.
+// Every operation test runs on all of these: the one place to add a device. TRAIN_QAT_TEST_DEVICES names
+// them, out of cpu, emulated (the CUDA kernels, on the CPU) and gpu; without it they are cpu,emulated.
 const std::vector<BackendUnderTest>& backends_under_test();
 // Those that support matmuls in `compute_type`.
 std::vector<BackendUnderTest> backends_under_test(DType compute_type);
 // float32, and bfloat16 where any backend supports it.
 std::vector<DType> compute_types();
+
+// The shapes to run: all, or with TRAIN_QAT_TEST_SMALL=1, for slow ways of running, those with cost(shape) <=
+// limit.
+bool small_shapes_only();
+template <typename Shape, typename Cost>
+std::vector<Shape> affordable(std::vector<Shape> shapes, int64_t limit, Cost&& cost) {
+    if (small_shapes_only()) std::erase_if(shapes, [&](const Shape& shape) { return cost(shape) > limit; });
+    return shapes;
+}
 
 // ---- random inputs
 // --------------------------------------------------------------------------------------------------

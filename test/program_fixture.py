@@ -20,6 +20,9 @@ sys.dont_write_bytecode = True
 
 from shard_files import Outputs, ShardWriter  # noqa: E402
 
+# The numbers that these tests compare are the CPU's, unless someone names a GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 VOCABULARY, LAYERS, WIDTH, HEADS, FFN, SEQUENCE, BATCH = 61, 2, 32, 2, 64, 16, 4
 SHAPE = f"-layers {LAYERS} -width {WIDTH} -heads {HEADS} -ffn {FFN} -seq_len {SEQUENCE} -batch {BATCH}".split()
 LIMIT_SECONDS = 120  # of one process: far more than it takes, so that a hang is an error and not the end of the tests
@@ -176,11 +179,13 @@ class ProgramTest(unittest.TestCase):
             self.assertIn(word, result.stderr)
 
     def fails(self, *arguments, text=(), **options):
-        """A run that must fail with one line, and change nothing."""
+        """A run that must fail with one line, which is returned, and change nothing."""
         with self.subTest(arguments=arguments):
             before = snapshot(self.directory)
-            self.check_error(self.start(self.command(*arguments, **options)), *text)
+            result = self.start(self.command(*arguments, **options))
+            self.check_error(result, *text)
             self.assertEqual(snapshot(self.directory), before)
+            return result.stderr
 
     def same_run(self, first, second):
         """Equal metrics but for the speed, and the same last checkpoint to the byte."""

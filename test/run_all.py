@@ -21,15 +21,26 @@ ENVIRONMENT = {"GOMP_SPINCOUNT": "20000", "PYTHONUNBUFFERED": "1", "PYTHONDONTWR
 
 
 def suites(build):
-    """{name: (what it tests, command)}"""
+    """{name: (what it tests, command, environment)}"""
     python = sys.executable
+    kernels, sanitized = f"{build}/train_qat_kernel_test", f"{build}/{{}}/train_qat_kernel_test"
     return {
-        "cpp": ("C++: kernels, model, data", [f"{build}/train_qat_test"]),
-        "prepare": ("data preparation", [python, "test/test_prepare.py"]),
-        "torch": ("the PyTorch reference itself", [python, "test/torch/self_test.py"]),
+        "cpp": ("C++ on the CPU: kernels, model, data", [f"{build}/train_qat_test", "~[emulator]~[cuda]"],
+                {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
+        "emulated": ("CUDA kernels and models on the emulated device", [f"{build}/train_qat_test", "[device],[emulator],[cuda]"],
+                     {"TRAIN_QAT_TEST_DEVICES": "emulated"}),
+        "schedules": ("CUDA kernels under ten hostile schedules, looking for races",
+                      [python, "test/schedules.py", "--program", kernels], {}),
+        "address": ("CUDA kernels with AddressSanitizer and UndefinedBehaviorSanitizer",
+                    [sanitized.format("address"), "[device],[emulator],[cuda]"], {"TRAIN_QAT_TEST_DEVICES": "emulated"}),
+        "thread": ("CUDA kernels on small shapes with ThreadSanitizer",
+                   [sanitized.format("thread"), "[device],[emulator],[cuda]"],
+                   {"TRAIN_QAT_TEST_DEVICES": "emulated", "TRAIN_QAT_TEST_SMALL": "1"}),
+        "prepare": ("data preparation", [python, "test/test_prepare.py"], {}),
+        "torch": ("the PyTorch reference itself", [python, "test/torch/self_test.py"], {}),
         "parity": ("training, against PyTorch",
-                   [python, "test/torch/run_parity.py", "--tool", f"{build}/train_qat_parity"]),
-        "program": ("the program, end to end", [python, "test/test_program.py", "--program", "./train_qat"]),
+                   [python, "test/torch/run_parity.py", "--tool", f"{build}/train_qat_parity"], {}),
+        "program": ("the program, end to end", [python, "test/test_program.py", "--program", "./train_qat"], {}),
     }
 
 
@@ -73,9 +84,9 @@ def kill(process):
         pass
 
 
-def run(command, limit_seconds):
+def run(command, environment, limit_seconds):
     """Shows the output as it comes. Returns (exit status, output); a suite over the limit is killed."""
-    process = subprocess.Popen(command, cwd=ROOT, env={**ENVIRONMENT, **os.environ}, stdin=subprocess.DEVNULL,
+    process = subprocess.Popen(command, cwd=ROOT, env={**ENVIRONMENT, **os.environ, **environment}, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                                start_new_session=True)
     timer = threading.Timer(limit_seconds, kill, [process])
@@ -100,15 +111,16 @@ def status_text(status, seconds, limit_seconds):
     return f"killed by {signal.Signals(-status).name}"
 
 
-def run_suite(name, title, command, limit_seconds):
+def run_suite(name, title, command, environment, limit_seconds):
     """Returns (passed, failed, skipped, seconds, note)."""
-    print(f"\n==> {name}: {title}\n    {' '.join(command)}", flush=True)
+    settings = "".join(f"{key}={value} " for key, value in environment.items())
+    print(f"\n==> {name}: {title}\n    {settings}{' '.join(command)}", flush=True)
     started = time.monotonic()
     file = command[1] if command[0] == sys.executable else command[0]
     if not os.path.exists(os.path.join(ROOT, file)):
         return 0, 1, 0, 0.0, f"{file} is missing"
     try:
-        status, output = run(command, limit_seconds)
+        status, output = run(command, environment, limit_seconds)
     except OSError as error:
         return 0, 1, 0, 0.0, f"{file}: {error.strerror}"
     seconds = time.monotonic() - started

@@ -23,7 +23,7 @@ std::vector<AttentionShape> shapes(uint64_t seed) {
     const int64_t kv_heads = random.integer(1, 2);
     result.push_back({random.integer(1, 3), random.integer(3, 150), kv_heads * random.integer(1, 3), kv_heads,
                       2 * random.integer(1, 30)});
-    return result;
+    return affordable(result, 25000, [](const AttentionShape& s) { return s.rows() * s.qkv_columns(); });
 }
 
 reference::Shape plain(const AttentionShape& s) {
@@ -86,7 +86,7 @@ Array run_backward(Backend& backend, const Array& dy, const Array& qkv, const Ar
 
 }  // namespace
 
-TEST_CASE("attention_forward equals the double-precision formula", "[attention_forward]") {
+TEST_CASE("attention_forward equals the double-precision formula", "[attention_forward][device]") {
     for (uint64_t seed : {1, 2}) {
         SameBits same;
         for (DType type : compute_types()) {
@@ -111,7 +111,7 @@ TEST_CASE("attention_forward equals the double-precision formula", "[attention_f
     }
 }
 
-TEST_CASE("attention_backward equals the double-precision formula", "[attention_backward]") {
+TEST_CASE("attention_backward equals the double-precision formula", "[attention_backward][device]") {
     for (uint64_t seed : {3, 4}) {
         SameBits same;
         for (DType type : compute_types()) {
@@ -153,7 +153,7 @@ TEST_CASE("the oracle of attention has the right gradient", "[attention_backward
     }
 }
 
-TEST_CASE("attention over equal keys is the running mean of the values", "[attention_forward]") {
+TEST_CASE("attention over equal keys is the running mean of the values", "[attention_forward][device]") {
     for (DType type : compute_types()) {
         const AttentionShape s{1, 100, 1, 1, 8};
         Array qkv;
@@ -174,7 +174,7 @@ TEST_CASE("attention over equal keys is the running mean of the values", "[atten
 }
 
 TEST_CASE("attention is causal and keeps sequences and heads apart",
-          "[attention_forward][attention_backward]") {
+          "[attention_forward][attention_backward][device]") {
     const AttentionShape s{2, 70, 4, 2, 16};
     const int64_t M = s.rows(), columns = s.qkv_columns(), width = s.heads * s.head_dim;
     for (DType type : compute_types()) {
@@ -220,7 +220,7 @@ TEST_CASE("attention is causal and keeps sequences and heads apart",
 }
 
 TEST_CASE("attention with huge scores picks the largest without overflow",
-          "[attention_forward][attention_backward]") {
+          "[attention_forward][attention_backward][device]") {
     const AttentionShape s{1, 66, 1, 1, 4};
     const int64_t T = s.sequence;
     for (DType type : compute_types()) {
@@ -247,7 +247,7 @@ TEST_CASE("attention with huge scores picks the largest without overflow",
 }
 
 TEST_CASE("attention shows NaN and infinity from their position on",
-          "[attention_forward][attention_backward]") {
+          "[attention_forward][attention_backward][device]") {
     const AttentionShape s{2, 40, 2, 1, 8};
     const int64_t columns = s.qkv_columns(), width = s.heads * s.head_dim;
     for (DType type : compute_types()) {
@@ -284,7 +284,8 @@ TEST_CASE("attention shows NaN and infinity from their position on",
     }
 }
 
-TEST_CASE("attention operations check their arguments", "[attention_forward][attention_backward][contract]") {
+TEST_CASE("attention operations check their arguments",
+          "[attention_forward][attention_backward][contract][device]") {
     const AttentionShape s{2, 3, 4, 2, 4};
     const int64_t M = s.rows(), columns = s.qkv_columns(), width = s.heads * s.head_dim;
     for (DType type : compute_types()) {

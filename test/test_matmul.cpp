@@ -27,7 +27,7 @@ std::vector<Sizes> sizes(uint64_t seed) {
                                  {128, 96, 160}, {130, 7, 129}, {257, 3, 40}, {17, 200, 112}};
     for (int i = 0; i < 4; ++i)
         result.push_back({random.integer(1, 140), random.integer(1, 140), random.integer(1, 140)});
-    return result;
+    return affordable(result, 300000, [](const Sizes& s) { return s.M * s.N * s.K; });
 }
 
 // The weights of size `s` in different forms: full precision, one scale per row, groups where they divide K.
@@ -44,7 +44,7 @@ std::vector<HostParameter> weights(Random& random, const Sizes& s) {
 
 }  // namespace
 
-TEST_CASE("matmul_forward equals the double-precision product", "[matmul_forward]") {
+TEST_CASE("matmul_forward equals the double-precision product", "[matmul_forward][device]") {
     for (uint64_t seed : {1, 2}) {
         SameBits same;
         for (DType type : compute_types()) {
@@ -80,7 +80,7 @@ TEST_CASE("matmul_forward equals the double-precision product", "[matmul_forward
     }
 }
 
-TEST_CASE("matmul_input_gradient equals the double-precision product", "[matmul_input_gradient]") {
+TEST_CASE("matmul_input_gradient equals the double-precision product", "[matmul_input_gradient][device]") {
     for (uint64_t seed : {3, 4}) {
         SameBits same;
         for (DType type : compute_types()) {
@@ -114,7 +114,7 @@ TEST_CASE("matmul_input_gradient equals the double-precision product", "[matmul_
     }
 }
 
-TEST_CASE("matmul_weight_gradient equals the double-precision product", "[matmul_weight_gradient]") {
+TEST_CASE("matmul_weight_gradient equals the double-precision product", "[matmul_weight_gradient][device]") {
     for (uint64_t seed : {5, 6}) {
         SameBits same;
         for (DType type : compute_types()) {
@@ -148,7 +148,7 @@ TEST_CASE("matmul_weight_gradient equals the double-precision product", "[matmul
     }
 }
 
-TEST_CASE("weight gradients go into a range of rows of a larger matrix", "[matmul_weight_gradient]") {
+TEST_CASE("weight gradients go into a range of rows of a larger matrix", "[matmul_weight_gradient][device]") {
     for (DType type : compute_types()) {
         for (bool accumulate : {false, true}) {
             Random random(51);
@@ -175,7 +175,7 @@ TEST_CASE("weight gradients go into a range of rows of a larger matrix", "[matmu
     }
 }
 
-TEST_CASE("a compute weight serves any number of rows, chunk by chunk", "[matmul_forward]") {
+TEST_CASE("a compute weight serves any number of rows, chunk by chunk", "[matmul_forward][device]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));
@@ -201,7 +201,7 @@ TEST_CASE("a compute weight serves any number of rows, chunk by chunk", "[matmul
 // matrix ŵ = s * q, which need no such identity, are compared with what the operations deliver through it.
 TEST_CASE("gradients through the row scale are those of the whole weight",
           "[matmul_input_gradient]"
-          "[matmul_weight_gradient]") {
+          "[matmul_weight_gradient][device]") {
     const int64_t M = 29, N = 18, K = 23;
     for (Grid grid : reference::quantized_grids()) {
         Random random(60);
@@ -243,7 +243,7 @@ TEST_CASE("gradients through the row scale are those of the whole weight",
 }
 
 TEST_CASE("matmuls show NaN and infinity",
-          "[matmul_forward][matmul_input_gradient][matmul_weight_gradient]") {
+          "[matmul_forward][matmul_input_gradient][matmul_weight_gradient][device]") {
     const int64_t M = 5, N = 6, K = 7;
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
@@ -283,7 +283,7 @@ TEST_CASE("matmuls show NaN and infinity",
 }
 
 TEST_CASE("matmuls check their arguments",
-          "[matmul_forward][matmul_input_gradient][matmul_weight_gradient][contract]") {
+          "[matmul_forward][matmul_input_gradient][matmul_weight_gradient][contract][device]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));

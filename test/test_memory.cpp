@@ -18,7 +18,7 @@ extern "C" const char* __asan_default_options() {
     return "allocator_may_return_null=1";
 }
 
-TEST_CASE("a backend describes itself and supports float32", "[memory]") {
+TEST_CASE("a backend describes itself and supports float32", "[memory][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Backend& backend = *device.backend;
@@ -31,7 +31,7 @@ TEST_CASE("a backend describes itself and supports float32", "[memory]") {
     }
 }
 
-TEST_CASE("allocate gives aligned zeros, also from used memory", "[memory]") {
+TEST_CASE("allocate gives aligned zeros, also from used memory", "[memory][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         Backend& backend = *device.backend;
         for (int64_t bytes : {1, 2, 63, 64, 65, 4095, 4097, 100003, 5000011}) {
@@ -52,7 +52,7 @@ TEST_CASE("allocate gives aligned zeros, also from used memory", "[memory]") {
     }
 }
 
-TEST_CASE("copies and fill_zero touch exactly their range", "[memory]") {
+TEST_CASE("copies and fill_zero touch exactly their range", "[memory][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Backend& backend = *device.backend;
@@ -80,7 +80,7 @@ TEST_CASE("copies and fill_zero touch exactly their range", "[memory]") {
     }
 }
 
-TEST_CASE("an allocation that cannot succeed says so", "[memory]") {
+TEST_CASE("an allocation that cannot succeed says so", "[memory][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         std::string message;
@@ -97,7 +97,7 @@ TEST_CASE("an allocation that cannot succeed says so", "[memory]") {
     }
 }
 
-TEST_CASE("DeviceMemory moves, and is empty for zero bytes", "[memory]") {
+TEST_CASE("DeviceMemory moves, and is empty for zero bytes", "[memory][device]") {
     Backend& backend = *backends_under_test().front().backend;
     DeviceMemory first(backend, 100);
     void* data = first.data();
@@ -110,7 +110,7 @@ TEST_CASE("DeviceMemory moves, and is empty for zero bytes", "[memory]") {
     CHECK(first.data() == data);
 }
 
-TEST_CASE("compute weights need memory for every element", "[memory]") {
+TEST_CASE("compute weights need memory for every element", "[memory][device]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));
@@ -126,7 +126,7 @@ TEST_CASE("compute weights need memory for every element", "[memory]") {
 // ---- sum
 // -----------------------------------------------------------------------------------------------------------
 
-TEST_CASE("sum adds in double precision and accumulates", "[sum]") {
+TEST_CASE("sum adds in double precision and accumulates", "[sum][device]") {
     SameBits same;
     for (const BackendUnderTest& device : backends_under_test()) {
         for (int64_t n : {1, 2, 7, 64, 1000, 70001}) {
@@ -151,7 +151,7 @@ TEST_CASE("sum adds in double precision and accumulates", "[sum]") {
     }
 }
 
-TEST_CASE("sum does not lose small values between large ones", "[sum]") {
+TEST_CASE("sum does not lose small values between large ones", "[sum][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Bench bench(*device.backend);
@@ -162,7 +162,7 @@ TEST_CASE("sum does not lose small values between large ones", "[sum]") {
     }
 }
 
-TEST_CASE("sum shows NaN and infinity", "[sum]") {
+TEST_CASE("sum shows NaN and infinity", "[sum][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         for (double special :
              {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
@@ -175,7 +175,7 @@ TEST_CASE("sum shows NaN and infinity", "[sum]") {
     }
 }
 
-TEST_CASE("sum checks its arguments", "[sum][contract]") {
+TEST_CASE("sum checks its arguments", "[sum][contract][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Bench bench(*device.backend);
@@ -196,7 +196,7 @@ TEST_CASE("sum checks its arguments", "[sum][contract]") {
 // ---- the harness itself
 // ---------------------------------------------------------------------------------------------
 
-TEST_CASE("a bench notices writes outside of tensors and into inputs", "[harness]") {
+TEST_CASE("a bench notices writes outside of tensors and into inputs", "[harness][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         const unsigned char byte = 7;

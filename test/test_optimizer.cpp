@@ -64,7 +64,7 @@ bool all_zero(const Array& values) {
 
 }  // namespace
 
-TEST_CASE("each number of bits has its grid", "[quantizer]") {
+TEST_CASE("each number of bits has its grid", "[quantizer][device]") {
     CHECK(grid_of_bits(1) == Grid::binary);
     CHECK(grid_of_bits(1.58) == Grid::ternary);
     CHECK(grid_of_bits(2) == Grid::quaternary);
@@ -84,14 +84,14 @@ TEST_CASE("each number of bits has its grid", "[quantizer]") {
     CHECK_THAT(error_of([] { grid_of_bits(7); }), contains_text("7 bits"));
 }
 
-TEST_CASE("the embedding has at least four bits", "[quantizer]") {
+TEST_CASE("the embedding has at least four bits", "[quantizer][device]") {
     for (double bits : {1.0, 1.58, 2.0, 3.0, 4.0}) CHECK(embedding_bits(bits) == 4);
     for (double bits : {5.0, 6.0, 8.0}) CHECK(embedding_bits(bits) == bits);
     CHECK_FALSE(QuantizationConfig{16}.enabled());
     CHECK(QuantizationConfig{8}.enabled());
 }
 
-TEST_CASE("the scale's gradient factor is 1 / sqrt(n Qp)", "[quantizer]") {
+TEST_CASE("the scale's gradient factor is 1 / sqrt(n Qp)", "[quantizer][device]") {
     CHECK(scale_gradient_factor(Grid::binary, 100) == Approx(0.1));
     CHECK(scale_gradient_factor(Grid::ternary, 10000) == Approx(0.01));
     CHECK(scale_gradient_factor(Grid::quaternary, 25) == Approx(0.2));
@@ -101,7 +101,8 @@ TEST_CASE("the scale's gradient factor is 1 / sqrt(n Qp)", "[quantizer]") {
     CHECK(scale_gradient_factor(Grid::integer5, int64_t{15} << 40) == Approx(1.0 / 15 / (1 << 20)));
 }
 
-TEST_CASE("the switch sets scales from the weights and leaves weights and moments alone", "[optimizer]") {
+TEST_CASE("the switch sets scales from the weights and leaves weights and moments alone",
+          "[optimizer][device]") {
     for (DType dtype : compute_types())
         for (const BackendUnderTest& device : backends_under_test(dtype))
             for (const QuantizationConfig& quantization :
@@ -161,7 +162,7 @@ TEST_CASE("the switch sets scales from the weights and leaves weights and moment
             }
 }
 
-TEST_CASE("a gradient that is not finite is reported with its name", "[optimizer]") {
+TEST_CASE("a gradient that is not finite is reported with its name", "[optimizer][device]") {
     const float nan = std::numeric_limits<float>::quiet_NaN(),
                 infinity = std::numeric_limits<float>::infinity();
     for (const BackendUnderTest& device : backends_under_test(DType::float32))
@@ -190,7 +191,7 @@ TEST_CASE("a gradient that is not finite is reported with its name", "[optimizer
             }
 }
 
-TEST_CASE("the norm is that of all gradients, and clipping bounds it", "[optimizer]") {
+TEST_CASE("the norm is that of all gradients, and clipping bounds it", "[optimizer][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         TinyModel tiny(*device.backend, DType::float32, {3, 8}, 2);
         OptimizerConfig config;
@@ -233,7 +234,7 @@ TEST_CASE("the norm is that of all gradients, and clipping bounds it", "[optimiz
     }
 }
 
-TEST_CASE("quantization alone changes no weight", "[optimizer]") {
+TEST_CASE("quantization alone changes no weight", "[optimizer][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         INFO(device.name);
         FullPrecisionModel tiny(*device.backend, DType::float32, {4, 0});
@@ -252,7 +253,7 @@ TEST_CASE("quantization alone changes no weight", "[optimizer]") {
     }
 }
 
-TEST_CASE("steps are counted, scales from the switch on, and restored", "[optimizer]") {
+TEST_CASE("steps are counted, scales from the switch on, and restored", "[optimizer][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         INFO(device.name);
         FullPrecisionModel through(*device.backend, DType::float32, {4, 8});

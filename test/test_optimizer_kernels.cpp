@@ -71,7 +71,8 @@ std::string state_difference(Bench& bench, const reference::AdamWState& state, f
 
 }  // namespace
 
-TEST_CASE("adamw_and_quantize follows double-precision AdamW over several steps", "[adamw_and_quantize]") {
+TEST_CASE("adamw_and_quantize follows double-precision AdamW over several steps",
+          "[adamw_and_quantize][device]") {
     SameBits same;
     for (DType type : compute_types()) {
         for (const float clip : {0.0f, 0.7f, 1e6f}) {
@@ -170,7 +171,7 @@ TEST_CASE("adamw_and_quantize follows double-precision AdamW over several steps"
     }
 }
 
-TEST_CASE("one AdamW step by hand", "[adamw_and_quantize]") {
+TEST_CASE("one AdamW step by hand", "[adamw_and_quantize][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Bench bench(*device.backend);
@@ -203,7 +204,7 @@ TEST_CASE("one AdamW step by hand", "[adamw_and_quantize]") {
     }
 }
 
-TEST_CASE("clipping begins where the norm exceeds the limit", "[adamw_and_quantize]") {
+TEST_CASE("clipping begins where the norm exceeds the limit", "[adamw_and_quantize][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         // The norm of both tensors together is 5.
         for (double clip : {4.0, 4.875, 5.0, 5.125, 0.0}) {
@@ -223,7 +224,7 @@ TEST_CASE("clipping begins where the norm exceeds the limit", "[adamw_and_quanti
     }
 }
 
-TEST_CASE("scales stay at or above the smallest scale", "[adamw_and_quantize]") {
+TEST_CASE("scales stay at or above the smallest scale", "[adamw_and_quantize][device]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));
@@ -251,7 +252,7 @@ TEST_CASE("scales stay at or above the smallest scale", "[adamw_and_quantize]") 
     }
 }
 
-TEST_CASE("a NaN gradient is visible in weights and scales", "[adamw_and_quantize]") {
+TEST_CASE("a NaN gradient is visible in weights and scales", "[adamw_and_quantize][device]") {
     const double nan = std::numeric_limits<double>::quiet_NaN();
     for (const BackendUnderTest& device : backends_under_test()) {
         for (float clip : {0.0f, 1.0f}) {
@@ -272,7 +273,7 @@ TEST_CASE("a NaN gradient is visible in weights and scales", "[adamw_and_quantiz
     }
 }
 
-TEST_CASE("adamw_and_quantize counts steps from one", "[adamw_and_quantize][contract]") {
+TEST_CASE("adamw_and_quantize counts steps from one", "[adamw_and_quantize][contract][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Bench bench(*device.backend);

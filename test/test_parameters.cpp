@@ -60,7 +60,7 @@ std::vector<Array> initial_weights(Backend& backend, uint64_t seed, int64_t batc
 
 }  // namespace
 
-TEST_CASE("parameters have Hugging Face's names and shapes", "[parameters]") {
+TEST_CASE("parameters have Hugging Face's names and shapes", "[parameters][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         const ModelConfig config = tiny_config();
         TinyModel tiny(*device.backend, DType::float32, {2, 8}, 1);
@@ -111,7 +111,7 @@ TEST_CASE("parameters have Hugging Face's names and shapes", "[parameters]") {
     }
 }
 
-TEST_CASE("a new model's weights are normal, norms are one", "[parameters]") {
+TEST_CASE("a new model's weights are normal, norms are one", "[parameters][device]") {
     const BackendUnderTest device = backends_under_test(DType::float32)[0];
     Transformer model(*device.backend, wider_config(), {}, DType::float32, 1);
     const std::vector<Array> weights = initial_weights(*device.backend, 42);
@@ -144,7 +144,7 @@ TEST_CASE("a new model's weights are normal, norms are one", "[parameters]") {
     }
 }
 
-TEST_CASE("first weights depend on the seed and nothing else", "[parameters]") {
+TEST_CASE("first weights depend on the seed and nothing else", "[parameters][device]") {
     const std::vector<BackendUnderTest> devices = backends_under_test(DType::float32);
     const std::vector<Array> first = initial_weights(*devices[0].backend, 42);
     for (const BackendUnderTest& device : devices) {
@@ -158,7 +158,7 @@ TEST_CASE("first weights depend on the seed and nothing else", "[parameters]") {
             if (weights[0] != 1.0) CHECK(seen.insert(weights[0]).second);
 }
 
-TEST_CASE("a group that does not divide the rows is refused", "[parameters]") {
+TEST_CASE("a group that does not divide the rows is refused", "[parameters][device]") {
     Backend& backend = *backends_under_test(DType::float32)[0].backend;
     const auto construct = [&](const QuantizationConfig& quantization) {
         return error_of([&] { Transformer(backend, tiny_config(), quantization, DType::float32, 1); });
@@ -172,7 +172,7 @@ TEST_CASE("a group that does not divide the rows is refused", "[parameters]") {
     CHECK_THAT(construct({7, 0}), contains_text("-b") && contains_text("7 bits"));
 }
 
-TEST_CASE("memory is known before it is taken", "[parameters]") {
+TEST_CASE("memory is known before it is taken", "[parameters][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         Backend& backend = *device.backend;
         // Weights, gradients and two moments for each parameter and, quantized, for each scale.

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import unittest
+import unittest.mock
 
 from program_fixture import (LIMIT_SECONDS, SEQUENCE, SHAPE, VOCABULARY, ProgramTest, checkpoint, checkpoints,
                              expected_shapes, parameter_count, read_bytes, read_metrics, read_safetensors,
@@ -427,13 +428,20 @@ class ErrorTest(ProgramTest):
         self.assertLess(largest_kibibytes, 1 << 20)  # it did not try
 
     def test_devices(self):
-        self.fails("-steps 4 -qat_frac 0.5 -device cuda",
-                   text=["-device cuda", "without a CUDA backend", "-device cpu"])
+        hidden = unittest.mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="")
+        hidden.start()
+        self.addCleanup(hidden.stop)
+        reasons = "built without CUDA|no NVIDIA driver is installed|no CUDA device is visible"
+        text = self.fails("-steps 4 -qat_frac 0.5 -device cuda", text=["no CUDA device to use", "-device cpu"])
+        self.assertRegex(text, reasons)
         for device, fell_back in (("auto", True), ("cpu", False)):
             lines = self.run_program(f"-steps 2 -qat_frac 0.5 -device {device}", output=device).splitlines()
             line = next(line for line in lines if line.startswith("device: "))
             self.assertIn("1 thread", line)
-            self.assertEqual("(-device auto: built without a CUDA backend)" in line, fell_back)
+            self.assertEqual(bool(re.search(rf"\(-device auto: .*({reasons})", line)), fell_back)
+
+    def test_weights_without_masters_need_the_gpu(self):
+        self.fails("-steps 4 -qat_frac 0.5 -device cpu -master off", text=["-master off", "-device cuda"])
 
     def test_output_directory(self):
         with open(self.path("out"), "w") as file:
@@ -543,7 +551,7 @@ class PlanTest(ProgramTest):
         options = """n layers width heads kv_heads ffn vocab seq_len b group qat_frac tokens steps schedule cooldown
             cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_batches
             save_every keep resume print_every prompt sample temperature batch grad_accum weight_decay beta1 beta2 eps
-            clip scale_lr seed device dtype threads""".split()
+            clip scale_lr seed device dtype qat_gemm master threads""".split()
         for flag in ("-h", "--help", "-help"):
             result = self.start([self.program, flag])
             self.assertEqual((result.returncode, result.stderr), (0, ""))

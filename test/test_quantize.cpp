@@ -26,7 +26,7 @@ std::vector<Case> cases(uint64_t seed) {
     result.push_back({random.integer(2, 150), odd, odd});
     const int64_t group = random.pick<int64_t>({3, 32, 48});
     result.push_back({random.integer(2, 60), group * random.integer(2, 5), group});
-    return result;
+    return affordable(result, 9000, [](const Case& s) { return s.rows * s.columns; });
 }
 
 std::string text(Grid grid, const Case& c) {
@@ -49,7 +49,7 @@ Array expected_weights(const HostParameter& host, DType compute_type) {
 // ---- initialize_scales
 // ----------------------------------------------------------------------------------------------
 
-TEST_CASE("initialize_scales takes the grid's statistic of each group", "[initialize_scales]") {
+TEST_CASE("initialize_scales takes the grid's statistic of each group", "[initialize_scales][device]") {
     for (uint64_t seed : {1, 2}) {
         SameBits same;
         for (Grid grid : reference::quantized_grids()) {
@@ -79,7 +79,7 @@ TEST_CASE("initialize_scales takes the grid's statistic of each group", "[initia
     }
 }
 
-TEST_CASE("initial scales by hand", "[initialize_scales]") {
+TEST_CASE("initial scales by hand", "[initialize_scales][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         for (const auto& [grid, expected] :
              std::vector<std::pair<Grid, double>>{{Grid::binary, 0.875},
@@ -106,7 +106,7 @@ TEST_CASE("initial scales by hand", "[initialize_scales]") {
 // ---- quantize
 // -------------------------------------------------------------------------------------------------------
 
-TEST_CASE("quantized weights are exactly scale times level", "[quantize]") {
+TEST_CASE("quantized weights are exactly scale times level", "[quantize][device]") {
     for (uint64_t seed : {1, 2}) {
         for (DType type : compute_types()) {
             for (Grid grid : reference::quantized_grids()) {
@@ -132,7 +132,7 @@ TEST_CASE("quantized weights are exactly scale times level", "[quantize]") {
     }
 }
 
-TEST_CASE("without a grid the weights are rounded to the compute type", "[quantize]") {
+TEST_CASE("without a grid the weights are rounded to the compute type", "[quantize][device]") {
     for (DType type : compute_types()) {
         for (const Case& c : cases(3)) {
             Random random(8);
@@ -150,7 +150,7 @@ TEST_CASE("without a grid the weights are rounded to the compute type", "[quanti
     }
 }
 
-TEST_CASE("weights on ties, on the clip bounds, zero, and scales at the floor", "[quantize]") {
+TEST_CASE("weights on ties, on the clip bounds, zero, and scales at the floor", "[quantize][device]") {
     const auto floor = static_cast<double>(smallest_scale);
     for (DType type : compute_types()) {
         for (Grid grid : reference::quantized_grids()) {
@@ -184,7 +184,7 @@ TEST_CASE("weights on ties, on the clip bounds, zero, and scales at the floor", 
     }
 }
 
-TEST_CASE("query, key and value stand one below the other in one compute weight", "[quantize]") {
+TEST_CASE("query, key and value stand one below the other in one compute weight", "[quantize][device]") {
     for (DType type : compute_types()) {
         for (Grid grid : {Grid::none, Grid::binary, Grid::quaternary, Grid::integer4, Grid::integer8}) {
             for (int64_t group : {96, 32}) {
@@ -229,7 +229,8 @@ TEST_CASE("query, key and value stand one below the other in one compute weight"
     }
 }
 
-TEST_CASE("several matrices in one call, with tensors that no matmul reads between them", "[quantize]") {
+TEST_CASE("several matrices in one call, with tensors that no matmul reads between them",
+          "[quantize][device]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));
@@ -256,7 +257,7 @@ TEST_CASE("several matrices in one call, with tensors that no matmul reads betwe
     }
 }
 
-TEST_CASE("quantize overwrites what a compute weight held", "[quantize]") {
+TEST_CASE("quantize overwrites what a compute weight held", "[quantize][device]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));
@@ -277,7 +278,7 @@ TEST_CASE("quantize overwrites what a compute weight held", "[quantize]") {
     }
 }
 
-TEST_CASE("a NaN or infinite weight is visible behind quantize", "[quantize]") {
+TEST_CASE("a NaN or infinite weight is visible behind quantize", "[quantize][device]") {
     for (DType type : compute_types()) {
         for (Grid grid : reference::quantized_grids()) {
             for (const BackendUnderTest& device : backends_under_test(type)) {
@@ -301,7 +302,7 @@ TEST_CASE("a NaN or infinite weight is visible behind quantize", "[quantize]") {
 // ---- ste_backward_and_norm
 // ------------------------------------------------------------------------------------------
 
-TEST_CASE("ste_backward_and_norm equals the definition", "[ste_backward_and_norm]") {
+TEST_CASE("ste_backward_and_norm equals the definition", "[ste_backward_and_norm][device]") {
     for (uint64_t seed : {1, 2}) {
         SameBits same;
         std::vector<Grid> grids = reference::quantized_grids();
@@ -355,7 +356,7 @@ TEST_CASE("ste_backward_and_norm equals the definition", "[ste_backward_and_norm
     }
 }
 
-TEST_CASE("straight-through gradients by hand", "[ste_backward_and_norm]") {
+TEST_CASE("straight-through gradients by hand", "[ste_backward_and_norm][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Bench bench(*device.backend);
@@ -382,7 +383,7 @@ TEST_CASE("straight-through gradients by hand", "[ste_backward_and_norm]") {
     }
 }
 
-TEST_CASE("squares keep their precision over many weights and show NaN", "[ste_backward_and_norm]") {
+TEST_CASE("squares keep their precision over many weights and show NaN", "[ste_backward_and_norm][device]") {
     SameBits same;
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
@@ -414,7 +415,7 @@ TEST_CASE("squares keep their precision over many weights and show NaN", "[ste_b
 // ---- contract
 // -------------------------------------------------------------------------------------------------------
 
-TEST_CASE("operations on parameters check their arguments", "[quantize][contract]") {
+TEST_CASE("operations on parameters check their arguments", "[quantize][contract][device]") {
     for (DType type : compute_types()) {
         for (const BackendUnderTest& device : backends_under_test(type)) {
             INFO(device.name << " " << name_of(type));

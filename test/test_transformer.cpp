@@ -47,7 +47,7 @@ double cross_entropy(const float* logits, int64_t vocabulary, int32_t target) {
 
 }  // namespace
 
-TEST_CASE("gradients predict how the loss changes along a direction", "[transformer]") {
+TEST_CASE("gradients predict how the loss changes along a direction", "[transformer][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         TinyModel tiny(*device.backend, DType::float32, {}, 3);
         const Tokens tokens = tiny.tokens(3, 11);
@@ -89,7 +89,7 @@ TEST_CASE("gradients predict how the loss changes along a direction", "[transfor
     }
 }
 
-TEST_CASE("two micro-batches accumulate to the gradients of one batch", "[transformer]") {
+TEST_CASE("two micro-batches accumulate to the gradients of one batch", "[transformer][device]") {
     for (DType dtype : compute_types())
         for (const BackendUnderTest& device : backends_under_test(dtype))
             for (const QuantizationConfig& quantization :
@@ -111,7 +111,7 @@ TEST_CASE("two micro-batches accumulate to the gradients of one batch", "[transf
             }
 }
 
-TEST_CASE("a step has the same bits on any number of threads, and again", "[transformer]") {
+TEST_CASE("a step has the same bits on any number of threads, and again", "[transformer][device]") {
     SameBits same;
     for (DType dtype : compute_types())
         for (const BackendUnderTest& device : backends_under_test(dtype))
@@ -140,7 +140,7 @@ TEST_CASE("a step has the same bits on any number of threads, and again", "[tran
                 }
 }
 
-TEST_CASE("evaluate gives the loss of training, and the mean over sequences", "[transformer]") {
+TEST_CASE("evaluate gives the loss of training, and the mean over sequences", "[transformer][device]") {
     for (DType dtype : compute_types())
         for (const BackendUnderTest& device : backends_under_test(dtype)) {
             INFO(device.name << ", " << name_of(dtype));
@@ -157,7 +157,7 @@ TEST_CASE("evaluate gives the loss of training, and the mean over sequences", "[
         }
 }
 
-TEST_CASE("logits agree with each other and with the loss", "[transformer]") {
+TEST_CASE("logits agree with each other and with the loss", "[transformer][device]") {
     ModelConfig config = tiny_config();
     config.sequence_length = 70;  // longer than the steps in which next_token_logits pads
     for (DType dtype : compute_types())
@@ -187,7 +187,7 @@ TEST_CASE("logits agree with each other and with the loss", "[transformer]") {
         }
 }
 
-TEST_CASE("a token changes no logits before it, and all behind it", "[transformer]") {
+TEST_CASE("a token changes no logits before it, and all behind it", "[transformer][device]") {
     for (DType dtype : compute_types())
         for (const BackendUnderTest& device : backends_under_test(dtype)) {
             TinyModel tiny(*device.backend, dtype, {}, 1);
@@ -207,7 +207,7 @@ TEST_CASE("a token changes no logits before it, and all behind it", "[transforme
         }
 }
 
-TEST_CASE("the model refuses more than it has room for", "[transformer]") {
+TEST_CASE("the model refuses more than it has room for", "[transformer][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         TinyModel tiny(*device.backend, DType::float32, {}, 2);
         const Tokens tokens = tiny.tokens(3, 1);
@@ -245,7 +245,7 @@ std::vector<int32_t> greedy(TinyModel& tiny, std::vector<int32_t> text, int64_t 
 
 }  // namespace
 
-TEST_CASE("generate without temperature takes the likeliest token, also beyond T", "[generate]") {
+TEST_CASE("generate without temperature takes the likeliest token, also beyond T", "[generate][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         INFO(device.name);
         TinyModel tiny(*device.backend, DType::float32, {4, 0}, 1);
@@ -270,7 +270,7 @@ TEST_CASE("generate without temperature takes the likeliest token, also beyond T
     }
 }
 
-TEST_CASE("generate draws from softmax(logits / temperature), reproducibly", "[generate]") {
+TEST_CASE("generate draws from softmax(logits / temperature), reproducibly", "[generate][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         ModelConfig config = tiny_config();
         config.vocabulary = 11;

@@ -65,7 +65,10 @@ void CpuBackend::adamw_and_quantize(std::span<const ParameterRows> parameters, c
     check_tensor("adamw_and_quantize", "squares", squares, DType::float32, {squares.shape[0]});
     if (step.step < 1 || step.scale_step < 1)
         throw std::logic_error("adamw_and_quantize: steps are counted from 1");
-    for (const ParameterRows& parameter : parameters) check_moments("adamw_and_quantize", parameter);
+    for (const ParameterRows& parameter : parameters) {
+        check_moments("adamw_and_quantize", parameter);
+        check_has_master("adamw_and_quantize", parameter);
+    }
     const float factor = clip_factor(squares, step.clip_norm);
     const float unbounded = -__builtin_inff();
     const Update decayed =

@@ -142,29 +142,4 @@ void CpuBackend::fill_zero(void* device, int64_t bytes) {
     });
 }
 
-void check_tensor(const char* operation, const char* argument, const Tensor& tensor, DType dtype,
-                  std::initializer_list<int64_t> shape) {
-    const auto text = [](auto begin, auto end) {
-        std::string result = "(";
-        for (auto it = begin; it != end; ++it)
-            result += (it == begin ? "" : ", ") + (*it < 0 ? "any" : std::to_string(*it));
-        return result + ")";
-    };
-    bool same = !tensor.empty() && tensor.dtype == dtype && tensor.rank == static_cast<int>(shape.size());
-    int i = 0;
-    for (int64_t extent : shape) same = same && tensor.shape[i++] == extent;
-    if (same) return;
-    throw std::logic_error(
-        std::string(operation) + ": " + argument + " must be " + name_of(dtype) +
-        text(shape.begin(), shape.end()) + ", is " +
-        (tensor.empty() ? "empty" : name_of(tensor.dtype) + text(tensor.shape, tensor.shape + tensor.rank)));
-}
-
-void check_attention(const char* operation, const AttentionShape& shape) {
-    if (shape.batch < 1 || shape.sequence < 1 || shape.heads < 1 || shape.kv_heads < 1 ||
-        shape.head_dim < 2 || shape.head_dim % 2 != 0 || shape.heads % shape.kv_heads != 0)
-        throw std::logic_error(std::string(operation) +
-                               ": needs B, T, H, G >= 1, an even head dimension and H a multiple of G");
-}
-
 }  // namespace train_qat

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/checks.h"
 
 namespace train_qat {
 
@@ -111,22 +112,5 @@ class CpuBackend final : public Backend {
 inline int64_t rows_per_block(int64_t columns) {
     return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
 }
-
-// Calls function.template operator()<T>() with the C++ type of a compute type.
-template <typename Function>
-decltype(auto) with_compute_type(const char* operation, DType dtype, Function&& function) {
-    if (dtype == DType::bfloat16) return function.template operator()<bfloat16>();
-    if (dtype == DType::float32) return function.template operator()<float>();
-    throw std::logic_error(std::string(operation) + ": " + name_of(dtype) + " is not a compute type");
-}
-
-// Entry checks: they name the operation and the argument.
-void check_tensor(const char* operation, const char* argument, const Tensor& tensor, DType dtype,
-                  std::initializer_list<int64_t> shape);
-inline void check_optional(const char* operation, const char* argument, const Tensor& tensor, DType dtype,
-                           std::initializer_list<int64_t> shape) {
-    if (!tensor.empty()) check_tensor(operation, argument, tensor, dtype, shape);
-}
-void check_attention(const char* operation, const AttentionShape& shape);
 
 }  // namespace train_qat

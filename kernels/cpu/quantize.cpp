@@ -32,6 +32,7 @@ void CpuBackend::initialize_scales(std::span<const ParameterRows> parameters) {
     for (const ParameterRows& parameter : parameters) {
         if (parameter.grid == Grid::none) continue;
         check_parameter("initialize_scales", parameter);
+        check_has_master("initialize_scales", parameter);
         with_grid(parameter.grid, [&]<Grid grid>() {
             if constexpr (grid != Grid::none) {
                 const int64_t group = parameter.group;
@@ -45,40 +46,11 @@ void CpuBackend::initialize_scales(std::span<const ParameterRows> parameters) {
 }
 
 void CpuBackend::quantize(std::span<const ParameterRows> parameters) {
-    for (const ParameterRows& parameter : parameters) check_parameter("quantize", parameter);
-    update_and_quantize(parameters, [](const ParameterRows&, int64_t, int64_t) {});
-}
-
-void check_parameter(const char* operation, const ParameterRows& p) {
-    const auto require = [operation](bool condition, const char* what) {
-        if (!condition) throw std::logic_error(std::string(operation) + ": " + what);
-    };
-    require(p.rows > 0 && p.columns > 0 && p.master != nullptr,
-            "a parameter needs rows, columns and weights");
-    if (p.grid != Grid::none) {
-        require(p.group > 0 && p.columns % p.group == 0, "the group must divide the columns of a parameter");
-        require(p.scale != nullptr, "a quantized parameter needs scales");
+    for (const ParameterRows& parameter : parameters) {
+        check_parameter("quantize", parameter);
+        check_has_master("quantize", parameter);
     }
-    if (p.compute == nullptr) return;
-    require(p.compute->columns == p.columns && p.first_row >= 0 && p.first_row + p.rows <= p.compute->rows,
-            "a parameter must lie within its compute weight");
-    require(p.compute->storage != nullptr && p.compute->scale_storage != nullptr,
-            "a compute weight needs storage for levels and scales");
-}
-
-void check_gradients(const char* operation, const ParameterRows& p) {
-    check_parameter(operation, p);
-    if (p.gradient == nullptr || (p.grid != Grid::none && p.scale_gradient == nullptr))
-        throw std::logic_error(std::string(operation) +
-                               ": a parameter needs gradients of its weights and scales");
-}
-
-void check_moments(const char* operation, const ParameterRows& p) {
-    check_gradients(operation, p);
-    if (p.first_moment == nullptr || p.second_moment == nullptr ||
-        (p.grid != Grid::none && (p.scale_first_moment == nullptr || p.scale_second_moment == nullptr)))
-        throw std::logic_error(std::string(operation) +
-                               ": a parameter needs moments of its weights and scales");
+    update_and_quantize(parameters, [](const ParameterRows&, int64_t, int64_t) {});
 }
 
 }  // namespace train_qat

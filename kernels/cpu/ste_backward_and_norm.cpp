@@ -44,7 +44,10 @@ double backward_group(const float* __restrict weights, float* __restrict gradien
 void CpuBackend::ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) {
     check_tensor("ste_backward_and_norm", "squares", squares, DType::float32,
                  {static_cast<int64_t>(parameters.size())});
-    for (const ParameterRows& parameter : parameters) check_gradients("ste_backward_and_norm", parameter);
+    for (const ParameterRows& parameter : parameters) {
+        check_gradients("ste_backward_and_norm", parameter);
+        check_has_master("ste_backward_and_norm", parameter);
+    }
     const std::vector<RowBlock> blocks = row_blocks(parameters);
     std::vector<double> block_sums(blocks.size());
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <iterator>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -11,10 +13,11 @@
 
 namespace train_qat {
 
-// Entry checks, each including the one before: shape and weights; gradients; moments.
-void check_parameter(const char* operation, const ParameterRows& parameter);
-void check_gradients(const char* operation, const ParameterRows& parameter);
-void check_moments(const char* operation, const ParameterRows& parameter);
+inline void check_has_master(const char* operation, const ParameterRows& parameter) {
+    if (parameter.narrow_master != nullptr)
+        throw std::logic_error(std::string(operation) +
+                               ": the CPU keeps weights in float32, not in bfloat16");
+}
 
 // Rows of one parameter that one thread works on.
 struct RowBlock {

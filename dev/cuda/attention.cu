@@ -1,0 +1,324 @@
+// Causal attention with grouped key/value heads (kernels/backend.h, attention_forward, attention_backward):
+//     a[t] = sum_{u <= t} softmax_u(q[t]·k[u] / sqrt(D)) v[u]
+//
+//   forward
+//     1 scores in memory       (B, H, T, T) float32: written, normalized, read; three kernels
+//     2 a warp per query       online softmax over 32 keys at a time: no scores in memory
+//     3 attention_forward.cu   queries share each key and value in tiles, products on tensor cores
+//   backward
+//     4 attention_backward.cu
+//
+// Of matmuls the forward pass has two, the backward pass five, over the T²/2 pairs of each head; the limit
+// is the tensor cores'.
+#include <cmath>
+
+#include "dev/cuda/bench.h"
+
+namespace train_qat::CU_BACKEND {
+
+namespace {
+
+// One query head, as a kernel finds it in qkv (B*T, (H + 2G) D).
+struct Layout {
+    int sequence, heads, kv_heads, head_dim;
+    float scale;  // 1 / sqrt(D)
+
+    CU_DEVICE int pitch() const { return (heads + 2 * kv_heads) * head_dim; }
+    CU_DEVICE int64_t row(int64_t sequence_index, int t) const { return sequence_index * sequence + t; }
+    CU_DEVICE int query_column(int h) const { return h * head_dim; }
+    CU_DEVICE int key_column(int h) const { return (heads + h / (heads / kv_heads)) * head_dim; }
+    CU_DEVICE int value_column(int h) const { return key_column(h) + kv_heads * head_dim; }
+};
+
+// ---- 1: scores in memory
+// ------------------------------------------------------------------------------------------
+
+// scores[b,h,t,u] = q[t]·k[u] / sqrt(D) for u <= t. A thread a score; blockIdx.y: t, blockIdx.z: (b, h).
+__global__ void score_kernel(float* scores, const bfloat16* qkv, Layout l) {
+    const int u = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), t = static_cast<int>(blockIdx.y);
+    if (u > t) return;
+    const int64_t sequence = blockIdx.z / static_cast<unsigned>(l.heads);
+    const int h = static_cast<int>(blockIdx.z % static_cast<unsigned>(l.heads));
+    const bfloat16* q = qkv + l.row(sequence, t) * l.pitch() + l.query_column(h);
+    const bfloat16* k = qkv + l.row(sequence, u) * l.pitch() + l.key_column(h);
+    float dot = 0;
+    for (int d = 0; d < l.head_dim; ++d)
+        dot += static_cast<float>(load(q + d)) * static_cast<float>(load(k + d));
+    store(scores + (int64_t{blockIdx.z} * l.sequence + t) * l.sequence + u, dot * l.scale);
+}
+
+// A warp a row of scores, in place. blockIdx.y: (b, h).
+__global__ void softmax_kernel(float* scores, float* log_sum_exp, Layout l) {
+    const int t = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32);
+    if (t >= l.sequence) return;
+    const int64_t index = int64_t{blockIdx.y} * l.sequence + t;
+    float* row = scores + index * l.sequence;
+    float largest = -HUGE_VALF, sum = 0;
+    for (int u = lane_index(); u <= t; u += 32) largest = fmaxf(largest, load(row + u));
+    largest = warp_max(largest);
+    for (int u = lane_index(); u <= t; u += 32) sum += expf(load(row + u) - largest);
+    sum = warp_sum(sum);
+    for (int u = lane_index(); u <= t; u += 32) store(row + u, expf(load(row + u) - largest) / sum);
+    if (lane_index() == 0) store(log_sum_exp + index, largest + logf(sum));
+}
+
+// y[t,h,:] = sum_u weights[u] v[u,:]. A thread a number of y, (B*T, H*D).
+__global__ void weighted_value_kernel(bfloat16* y, const float* weights, const bfloat16* qkv, int64_t count,
+                                      Layout l) {
+    const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (index >= count) return;
+    const int width = l.heads * l.head_dim;
+    const int64_t row = index / width, sequence = row / l.sequence;
+    const int column = static_cast<int>(index % width), t = static_cast<int>(row % l.sequence);
+    const int h = column / l.head_dim, d = column % l.head_dim;
+    const float* weight = weights + ((sequence * l.heads + h) * l.sequence + t) * l.sequence;
+    const bfloat16* v = qkv + l.row(sequence, 0) * l.pitch() + l.value_column(h) + d;
+    float sum = 0;
+    for (int u = 0; u <= t; ++u)
+        sum += load(weight + u) * static_cast<float>(load(v + int64_t{u} * l.pitch()));
+    store(y + index, static_cast<bfloat16>(sum));
+}
+
+// ---- 2: a warp per query
+// ------------------------------------------------------------------------------------------
+
+constexpr int query_warps = 4;  // of a block
+constexpr int most_head_dim = 256, most_per_lane = most_head_dim / 32;
+
+// The score of this lane's key, of which the warp has 32 at a time; the query lies in shared memory.
+CU_DEVICE float score_of(const float* query, const bfloat16* k, int head_dim, float scale) {
+    float dot = 0;
+    for (int d = 0; d < head_dim; ++d) dot += load_shared(query + d) * static_cast<float>(load(k + d));
+    return dot * scale;
+}
+
+// blockIdx.y: h, blockIdx.z: b. Lanes are keys while scores are formed and columns d of the head while values
+// are summed.
+__global__ void __launch_bounds__(query_warps * 32)
+    warp_per_query(bfloat16* y, float* log_sum_exp, const bfloat16* qkv, Layout l) {
+    CU_SHARED(queries, float[query_warps][most_head_dim]);
+    const int t = static_cast<int>(blockIdx.x) * query_warps + warp_index(), h = static_cast<int>(blockIdx.y);
+    if (t >= l.sequence) return;
+    const int64_t sequence = blockIdx.z;
+    const int lane = lane_index();
+    float* query = &queries[warp_index()][0];
+    for (int d = lane; d < l.head_dim; d += 32)
+        store_shared(query + d,
+                     static_cast<float>(load(qkv + l.row(sequence, t) * l.pitch() + l.query_column(h) + d)));
+    warp_sync();
+    float sums[most_per_lane] = {}, largest = -HUGE_VALF, sum = 0;
+    for (int first = 0; first <= t; first += 32) {
+        const int keys = t + 1 - first < 32 ? t + 1 - first : 32;
+        const bfloat16* rows = qkv + l.row(sequence, first) * l.pitch();
+        float score = -HUGE_VALF;
+        if (lane < keys)
+            score = score_of(query, rows + int64_t{lane} * l.pitch() + l.key_column(h), l.head_dim, l.scale);
+        const float highest = fmaxf(largest, warp_max(score));
+        const float shrink = expf(largest - highest), weight = expf(score - highest);
+        largest = highest;
+        sum = sum * shrink + warp_sum(weight);
+        CU_UNROLL
+        for (int i = 0; i < most_per_lane; ++i) sums[i] *= shrink;
+        for (int u = 0; u < keys; ++u) {
+            const float of_key = shuffle(weight, u);
+            const bfloat16* v = rows + int64_t{u} * l.pitch() + l.value_column(h);
+            CU_UNROLL
+            for (int i = 0; i < most_per_lane; ++i)
+                if (32 * i + lane < l.head_dim)
+                    sums[i] += of_key * static_cast<float>(load(v + 32 * i + lane));
+        }
+    }
+    CU_UNROLL
+    for (int i = 0; i < most_per_lane; ++i)
+        if (32 * i + lane < l.head_dim)
+            store(y + l.row(sequence, t) * (l.heads * l.head_dim) + l.query_column(h) + 32 * i + lane,
+                  static_cast<bfloat16>(sums[i] / sum));
+    if (lane == 0) store(log_sum_exp + (sequence * l.heads + h) * l.sequence + t, largest + logf(sum));
+}
+
+// ---- the program
+// --------------------------------------------------------------------------------------------------
+
+class Attention final : public Problem {
+  public:
+    Attention(CudaBackend& backend, const Sizes& sizes)
+        : Problem(backend),
+          shape_{sizes.at("batch"), sizes.at("sequence"), sizes.at("heads"), sizes.at("kv_heads"),
+                 sizes.at("head_dim")},
+          width_(shape_.heads * shape_.head_dim),
+          qkv_(normals(DType::bfloat16, {shape_.rows(), shape_.qkv_columns()})),
+          dy_(normals(DType::bfloat16, {shape_.rows(), width_}, 1e-2)),
+          y_(output(DType::bfloat16, {shape_.rows(), width_})),
+          log_sum_exp_(output(DType::float32, {shape_.batch, shape_.heads, shape_.sequence})),
+          y_in_(output(DType::bfloat16, {shape_.rows(), width_})),
+          log_sum_exp_in_(output(DType::float32, {shape_.batch, shape_.heads, shape_.sequence})),
+          dqkv_(output(DType::bfloat16, {shape_.rows(), shape_.qkv_columns()})),
+          scores_(output(DType::float32, {shape_.batch * shape_.heads, shape_.sequence, shape_.sequence})),
+          workspace_(memory(backend.attention_backward_workspace(shape_))) {
+        if (shape_.head_dim > most_head_dim || shape_.heads % shape_.kv_heads != 0)
+            throw std::runtime_error("attention: --head_dim at most 256, --heads a multiple of --kv_heads");
+        backend.attention_forward(y_in_, log_sum_exp_in_, qkv_.tensor(), shape_);
+    }
+
+    std::vector<Operation> operations() override {
+        const auto [B, T, H, G, D] = shape_;
+        const double pairs = 0.5 * static_cast<double>(B * H * T) * static_cast<double>(T);
+        const double matmul = 2 * pairs * static_cast<double>(D);
+        const auto qkv = static_cast<double>(qkv_.tensor().bytes()), y = static_cast<double>(y_.bytes());
+        Operation forward{
+            .name = "forward",
+            .bytes = qkv + y,
+            .flops = 2 * matmul,
+            .reset =
+                [this] {
+                    poison(y_);
+                    poison(log_sum_exp_);
+                },
+            .compare = [this] { return compare_forward(); },
+            .variants = forward_variants(),
+        };
+        Operation backward{
+            .name = "backward",
+            .bytes = 2 * qkv + 2 * y,
+            .flops = 5 * matmul,
+            .reset = [this] { poison(dqkv_); },
+            .compare = [this] { return compare_backward(); },
+            .variants = {{"attention_backward.cu", [this] { backward_of_backend(); }}},
+        };
+        return {forward, backward};
+    }
+
+  private:
+    std::vector<Variant> forward_variants() {
+        bfloat16* y = y_.as<bfloat16>();
+        float *log_sum_exp = log_sum_exp_.as<float>(), *scores = scores_.as<float>();
+        const bfloat16* qkv = qkv_.tensor().as<bfloat16>();
+        const Layout l{static_cast<int>(shape_.sequence), static_cast<int>(shape_.heads),
+                       static_cast<int>(shape_.kv_heads), static_cast<int>(shape_.head_dim),
+                       1.0f / std::sqrt(static_cast<float>(shape_.head_dim))};
+        return {{"scores in memory",
+                 [=, this] {
+                     constexpr int threads = 256;
+                     const auto T = static_cast<unsigned>(shape_.sequence);
+                     const auto heads = static_cast<unsigned>(shape_.batch * shape_.heads);
+                     CU_LAUNCH(score_kernel, dim3(blocks_for(T, threads), T, heads), threads, 0, stream(),
+                               scores, qkv, l);
+                     CU_LAUNCH(softmax_kernel, dim3(blocks_for(T, threads / 32), heads), threads, 0, stream(),
+                               scores, log_sum_exp, l);
+                     CU_LAUNCH(weighted_value_kernel, blocks_for(y_.elements(), threads), threads, 0,
+                               stream(), y, scores, qkv, y_.elements(), l);
+                 }},
+                {"a warp per query",
+                 [=, this] {
+                     const dim3 grid(blocks_for(shape_.sequence, query_warps),
+                                     static_cast<unsigned>(shape_.heads),
+                                     static_cast<unsigned>(shape_.batch));
+                     CU_LAUNCH(warp_per_query, grid, query_warps * 32, 0, stream(), y, log_sum_exp, qkv, l);
+                 }},
+                {"attention_forward.cu",
+                 [this] { backend().attention_forward(y_, log_sum_exp_, qkv_.tensor(), shape_); }}};
+    }
+
+    void backward_of_backend() {
+        backend().attention_backward(dqkv_, dy_.tensor(), qkv_.tensor(), y_in_, log_sum_exp_in_, shape_,
+                                     workspace_);
+    }
+
+    // The heads that share key/value head g of sequence b, as a problem of its own for the oracle.
+    reference::Shape group_shape() const {
+        return {1, shape_.sequence, shape_.heads / shape_.kv_heads, 1, shape_.head_dim};
+    }
+    template <typename Source>
+    Array group_of(const Source& rows, int64_t b, int64_t g, bool with_keys) const {
+        const auto [B, T, H, G, D] = shape_;
+        const int64_t queries = H / G * D, columns = with_keys ? shape_.qkv_columns() : H * D;
+        Array result;
+        for (int64_t t = 0; t < T; ++t) {
+            const int64_t row = (b * T + t) * columns;
+            const auto append = [&](int64_t first, int64_t count) {
+                for (int64_t i = 0; i < count; ++i) result.push_back(rows[row + first + i]);
+            };
+            append(g * queries, queries);
+            if (!with_keys) continue;
+            append((H + g) * D, D);
+            append((H + G + g) * D, D);
+        }
+        return result;
+    }
+    // Of the device's numbers: one sequence is read, and shifted to where group_of looks for it.
+    struct Read {
+        Array values;
+        int64_t first;
+        double operator[](int64_t i) const { return values[i - first]; }
+    };
+    Read sequence_of(const Tensor& tensor, int64_t b) {
+        const int64_t T = shape_.sequence, columns = tensor.shape[1];
+        return {read(tensor.rows(b * T, T)), b * T * columns};
+    }
+    Array statistics_of(const Tensor& tensor, int64_t b, int64_t g) {
+        const Array all = read(tensor.rows(b, 1));
+        const int64_t count = shape_.heads / shape_.kv_heads * shape_.sequence;
+        return Array(all.begin() + g * count, all.begin() + (g + 1) * count);
+    }
+
+    // The first and the last key/value head: of different sequences where there are several.
+    template <typename Body>
+    void for_sampled_groups(Body&& body) {
+        body(int64_t{0}, int64_t{0});
+        if (shape_.batch * shape_.kv_heads > 1) body(shape_.batch - 1, shape_.kv_heads - 1);
+    }
+
+    // Softmax weights are rounded to bfloat16 before they are multiplied with: half a unit of each term.
+    static constexpr double slack = 0x1p-8;
+
+    Comparison compare_forward() {
+        Comparison result;
+        for_sampled_groups([&](int64_t b, int64_t g) {
+            const reference::AttentionForward expected =
+                reference::attention_forward(group_of(qkv_, b, g, true), group_shape());
+            result.add(group_of(sequence_of(y_, b), b, g, false), expected.y, DType::bfloat16, slack);
+            const Array log_sum_exp = statistics_of(log_sum_exp_, b, g);
+            for (size_t i = 0; i < log_sum_exp.size(); ++i)
+                result.add(log_sum_exp[i], expected.log_sum_exp[i], expected.log_sum_exp_magnitude[i],
+                           DType::float32, 0x1p-20);
+        });
+        return result;
+    }
+
+    Comparison compare_backward() {
+        Comparison result;
+        for_sampled_groups([&](int64_t b, int64_t g) {
+            const reference::Result expected =
+                reference::attention_backward(group_of(dy_, b, g, false), group_of(qkv_, b, g, true),
+                                              group_of(sequence_of(y_in_, b), b, g, false),
+                                              statistics_of(log_sum_exp_in_, b, g), group_shape());
+            result.add(group_of(sequence_of(dqkv_, b), b, g, true), expected, DType::bfloat16, slack);
+        });
+        return result;
+    }
+
+    AttentionShape shape_;
+    int64_t width_;
+    Numbers qkv_, dy_;
+    Tensor y_, log_sum_exp_, y_in_, log_sum_exp_in_, dqkv_, scores_;
+    void* workspace_;
+};
+
+}  // namespace
+
+}  // namespace train_qat::CU_BACKEND
+
+int main(int argc, char** argv) {
+    using namespace train_qat::CU_BACKEND;
+    return run_benchmark({"attention",
+                          "Causal attention with grouped key/value heads in bfloat16, forward and backward.",
+                          {{"batch", 16, {2, 1, 1}},
+                           {"sequence", 1024, {67, 1, 130}},
+                           {"heads", 12, {4, 2, 1}},
+                           {"kv_heads", 12, {2, 2, 1}},
+                           {"head_dim", 64, {18, 64, 128}}},
+                          [](CudaBackend& backend, const Sizes& sizes) {
+                              return std::make_unique<Attention>(backend, sizes);
+                          }},
+                         argc, argv);
+}

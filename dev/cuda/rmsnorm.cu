@@ -1,0 +1,241 @@
+// RMSNorm of the residual stream with the addition before it (kernels/backend.h, residual_rmsnorm_forward):
+//     r = residual_in + column_scale ∘ branch;   rstd = 1 / sqrt(mean(r²) + epsilon);   y = r * rstd * weight
+//
+//   forward
+//     1 one thread per row           neighbouring threads are a row apart: a load takes 32 cache lines
+//     2 one warp per row             neighbouring threads read neighbouring numbers
+//     3 one block per row, vectors   16 bytes per access, and enough threads for a long row
+//     4 rmsnorm.cu                   a row is read once and kept in shared memory between the passes
+//   backward
+//     5 rmsnorm.cu
+//
+// A few operations per number: the limit is the memory's. The second pass of 1 to 3 reads again what was
+// just written.
+#include "dev/cuda/bench.h"
+#include "kernels/cuda/row_tile.cuh"
+
+namespace train_qat::CU_BACKEND {
+
+namespace {
+
+constexpr float epsilon = 1e-5f;
+
+struct Forward {
+    float* residual_out;        // (M, C)
+    bfloat16* y;                // (M, C)
+    float* rstd;                // (M)
+    const float* residual_in;   // (M, C)
+    const bfloat16* branch;     // (M, C)
+    const float* column_scale;  // (C)
+    const float* weight;        // (C)
+    int rows, columns;
+};
+
+CU_DEVICE float rstd_of(float squares, int columns) {
+    return 1.0f / sqrtf(squares / static_cast<float>(columns) + epsilon);
+}
+
+// The two passes over one row by threads that begin at column `first` and go on by `step`; they have met in
+// `sum_over` between the passes.
+template <int width, typename Sum>
+CU_DEVICE void normalize_row(const Forward& p, int64_t row, int first, int step, Sum&& sum_over) {
+    const int64_t offset = row * p.columns;
+    float squares = 0;
+    for (int c = first; c < p.columns; c += step) {
+        Vector<float, width> r = load_vector<width>(p.residual_in + offset + c);
+        const Vector<bfloat16, width> branch = load_vector<width>(p.branch + offset + c);
+        const Vector<float, width> scale = load_vector<width>(p.column_scale + c);
+        CU_UNROLL
+        for (int j = 0; j < width; ++j) {
+            r[j] += scale[j] * static_cast<float>(branch[j]);
+            squares += r[j] * r[j];
+        }
+        store_vector<width>(p.residual_out + offset + c, r);
+    }
+    const float rstd = rstd_of(sum_over(squares), p.columns);
+    if (first == 0) store(p.rstd + row, rstd);
+    for (int c = first; c < p.columns; c += step) {
+        const Vector<float, width> r = load_vector<width>(p.residual_out + offset + c);
+        const Vector<float, width> weight = load_vector<width>(p.weight + c);
+        Vector<bfloat16, width> y;
+        CU_UNROLL
+        for (int j = 0; j < width; ++j) y[j] = static_cast<bfloat16>(r[j] * rstd * weight[j]);
+        store_vector<width>(p.y + offset + c, y);
+    }
+}
+
+__global__ void thread_per_row(Forward p) {
+    const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (row < p.rows) normalize_row<1>(p, row, 0, 1, [](float squares) { return squares; });
+}
+
+__global__ void warp_per_row(Forward p) {
+    const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
+    if (row < p.rows)
+        normalize_row<1>(p, row, lane_index(), 32, [](float squares) { return warp_sum(squares); });
+}
+
+constexpr int block_threads = 256;
+
+template <int width>
+__global__ void __launch_bounds__(block_threads) block_per_row(Forward p) {
+    CU_SHARED(scratch, float[block_threads / 32]);
+    normalize_row<width>(p, blockIdx.x, static_cast<int>(threadIdx.x) * width, block_threads * width,
+                         [&](float squares) { return block_sum<block_threads>(squares, &scratch[0]); });
+}
+
+// ---- the program
+// --------------------------------------------------------------------------------------------------
+
+class RMSNorm final : public Problem {
+  public:
+    RMSNorm(CudaBackend& backend, const Sizes& sizes)
+        : Problem(backend),
+          M_(sizes.at("rows")),
+          C_(sizes.at("columns")),
+          residual_in_(normals(DType::float32, {M_, C_})),
+          branch_(normals(DType::bfloat16, {M_, C_})),
+          column_scale_(positives(DType::float32, {C_})),
+          weight_(normals(DType::float32, {C_})),
+          rstd_in_(positives(DType::float32, {M_})),
+          dy_(normals(DType::bfloat16, {M_, C_})),
+          residual_out_(output(DType::float32, {M_, C_})),
+          y_(output(DType::bfloat16, {M_, C_})),
+          rstd_(output(DType::float32, {M_})),
+          d_residual_(normals(DType::float32, {M_, C_})),
+          dz_(output(DType::bfloat16, {M_, C_})),
+          dweight_(output(DType::float32, {C_})),
+          workspace_(memory(backend.rmsnorm_backward_workspace(M_, C_))) {}
+
+    std::vector<Operation> operations() override {
+        const auto bytes = [](std::initializer_list<Tensor> tensors) {
+            int64_t sum = 0;
+            for (const Tensor& tensor : tensors) sum += tensor.bytes();
+            return static_cast<double>(sum);
+        };
+        const Tensor residual_in = residual_in_.tensor(), d_residual = d_residual_.tensor();
+        Operation forward{
+            .name = "forward",
+            .bytes = bytes({residual_in, branch_.tensor(), residual_out_, y_}),
+            .reset =
+                [this] {
+                    for (const Tensor& out : {residual_out_, y_, rstd_}) poison(out);
+                },
+            .compare = [this] { return compare_forward(); },
+            .variants = forward_variants(),
+        };
+        Operation backward{
+            .name = "backward",
+            .bytes = bytes({dy_.tensor(), residual_in, dz_, d_residual, d_residual}),  // read and written
+            .reset =
+                [this] {
+                    for (const Tensor& out : {dz_, dweight_}) poison(out);
+                    upload(d_residual_);
+                },
+            .compare = [this] { return compare_backward(); },
+            .variants = {{"rmsnorm.cu", [this] { backward_of_backend(); }}},
+        };
+        return {forward, backward};
+    }
+
+  private:
+    std::vector<Variant> forward_variants() {
+        const Forward p{residual_out_.as<float>(),
+                        y_.as<bfloat16>(),
+                        rstd_.as<float>(),
+                        residual_in_.tensor().as<float>(),
+                        branch_.tensor().as<bfloat16>(),
+                        column_scale_.tensor().as<float>(),
+                        weight_.tensor().as<float>(),
+                        static_cast<int>(M_),
+                        static_cast<int>(C_)};
+        const auto rows = static_cast<unsigned>(M_);
+        return {{"one thread per row",
+                 [=, this] {
+                     constexpr int threads = 32;  // few rows shall still reach many multiprocessors
+                     CU_LAUNCH(thread_per_row, blocks_for(M_, threads), threads, 0, stream(), p);
+                 }},
+                {"one warp per row",
+                 [=, this] {
+                     constexpr int threads = 256;
+                     CU_LAUNCH(warp_per_row, blocks_for(M_, threads / 32), threads, 0, stream(), p);
+                 }},
+                {"one block per row, vectors",
+                 [=, this] {
+                     if (rows_aligned<4>(C_, p.residual_in, p.branch, p.residual_out, p.y))
+                         CU_LAUNCH(block_per_row<4>, rows, block_threads, 0, stream(), p);
+                     else
+                         CU_LAUNCH(block_per_row<1>, rows, block_threads, 0, stream(), p);
+                 }},
+                {"rmsnorm.cu", [this] {
+                     backend().residual_rmsnorm_forward(residual_out_, y_, rstd_, residual_in_.tensor(),
+                                                        branch_.tensor(), column_scale_.tensor(),
+                                                        weight_.tensor(), epsilon);
+                 }}};
+    }
+
+    void backward_of_backend() {
+        backend().rmsnorm_backward(d_residual_.tensor(), dweight_, dz_, dy_.tensor(), residual_in_.tensor(),
+                                   rstd_in_.tensor(), weight_.tensor(), column_scale_.tensor(), true, false,
+                                   workspace_);
+    }
+
+    Comparison compare_forward() {
+        Comparison result;
+        const double slack = float32_sum(C_);
+        for (int64_t m : sample(M_)) {
+            const Array branch = reference::scale_columns(branch_.rows(m, 1), column_scale_.all());
+            const reference::RMSNormForward expected =
+                reference::rmsnorm_forward(residual_in_.rows(m, 1), branch, weight_.all(), epsilon, 1, C_);
+            result.add(read(y_.rows(m, 1)), expected.y, DType::bfloat16, slack);
+            result.add(read(rstd_.rows(m, 1))[0], expected.rstd[0], expected.rstd[0], DType::float32, slack);
+            const Array residual = read(residual_out_.rows(m, 1));
+            for (int64_t c = 0; c < C_; ++c)
+                result.add(residual[c], expected.residual[c],
+                           std::abs(residual_in_[m * C_ + c]) + std::abs(branch[c]), DType::float32, 0x1p-23);
+        }
+        return result;
+    }
+
+    // Rows one by one; dweight, which sums over all of them, where there are few.
+    Comparison compare_backward() {
+        Comparison result;
+        const double slack = float32_sum(C_);
+        const std::vector<int64_t> rows = sample(M_);
+        for (int64_t m : rows) {
+            const reference::RMSNormBackward expected = oracle(m, 1, d_residual_.rows(m, 1));
+            result.add(read(d_residual_.tensor().rows(m, 1)), expected.d_residual, DType::float32, slack);
+            result.add(read(dz_.rows(m, 1)), expected.dz, DType::bfloat16, slack);
+        }
+        if (std::ssize(rows) == M_)
+            result.add(read(dweight_), oracle(0, M_, d_residual_.all()).dweight, DType::float32,
+                       float32_sum(M_));
+        return result;
+    }
+    reference::RMSNormBackward oracle(int64_t first, int64_t count, const Array& d_residual) const {
+        return reference::rmsnorm_backward(d_residual, {}, dy_.rows(first, count),
+                                           residual_in_.rows(first, count), rstd_in_.rows(first, count),
+                                           weight_.all(), column_scale_.all(), count, C_);
+    }
+
+    int64_t M_, C_;
+    Numbers residual_in_, branch_, column_scale_, weight_, rstd_in_, dy_;
+    Tensor residual_out_, y_, rstd_;
+    Numbers d_residual_;
+    Tensor dz_, dweight_;
+    void* workspace_;
+};
+
+}  // namespace
+
+}  // namespace train_qat::CU_BACKEND
+
+int main(int argc, char** argv) {
+    using namespace train_qat::CU_BACKEND;
+    return run_benchmark(
+        {"rmsnorm",
+         "RMSNorm of the residual stream, bfloat16 in and out.",
+         {{"rows", 16384, {67, 1, 40}}, {"columns", 2048, {77, 5, 1160}}},
+         [](CudaBackend& backend, const Sizes& sizes) { return std::make_unique<RMSNorm>(backend, sizes); }},
+        argc, argv);
+}

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""What ptxas says about every kernel: registers, spills, shared memory, and the occupancy that these allow.
+
+    dev/ptxas_table.py                                  all kernels for sm_80, written to dev/ptxas.md
+    dev/ptxas_table.py --architectures 80 90 100 120    for all targets
+    dev/ptxas_table.py kernels/cuda/rmsnorm.cu          of one file, printed
+
+Needs nvcc, no GPU. Occupancy counts registers, threads and static shared memory; dynamic shared memory is an argument
+of the launch (dev/lint.md shows it) and can lower it. Exit status 1 when a kernel spills registers.
+"""
+import argparse
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}"]
+HOST_ONLY = {"runtime.cu", "cublaslt_matmul.cu"}  # no kernels
+REGISTERS = 65536  # of a multiprocessor, on all targets
+# compute capability: (warps, blocks, KiB of shared memory) that a multiprocessor holds
+MULTIPROCESSOR = {"80": (64, 32, 164), "86": (48, 16, 100), "89": (48, 24, 100), "90": (64, 32, 228),
+                  "100": (64, 32, 228), "120": (48, 24, 100)}
+
+
+def find_nvcc():
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not os.path.exists(nvcc):
+        sys.exit("dev/ptxas_table.py: error: no nvcc found; install the CUDA toolkit or put it into PATH")
+    return nvcc
+
+
+def compile_to(nvcc, source, architecture, kind):
+    """(messages, output text) of one compilation; kind: ptx or cubin."""
+    with tempfile.TemporaryDirectory() as directory:
+        output = os.path.join(directory, "out")
+        command = [nvcc, *FLAGS, f"-arch=sm_{architecture}", f"-{kind}", "-o", output, source]
+        if kind == "cubin":
+            command += ["-Xptxas", "-v"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            sys.exit(f"dev/ptxas_table.py: error: {source} does not compile:\n{result.stderr}")
+        with open(output, errors="replace") as file:
+            return result.stderr, file.read()
+
+
+def threads_of(ptx):
+    """{mangled name: threads of a block, as __launch_bounds__ says}"""
+    return {match[1]: int(match[2])
+            for match in re.finditer(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", ptx, re.DOTALL)}
+
+
+def shorten(name):
+    """Without namespaces and parameters: what a reader of the file calls it."""
+    name = re.sub(r"\(anonymous namespace\)::|train_qat::(cuda_device::)?|^void ", "", name)
+    name = name.replace("(int)", "").replace("(bool)1", "true").replace("(bool)0", "false").replace("(bool)", "")
+    name = re.sub(r"\((Grid|WeightSource)\)(\d+)", r"\1 \2", name)
+    depth = 0
+    for position, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return name[:position]
+    return name
+
+
+def demangle(names):
+    result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+def occupancy(registers, threads, shared, architecture):
+    warps, blocks, kibibytes = MULTIPROCESSOR[architecture]
+    per_block = (threads + 31) // 32
+    per_warp = max(256, (registers * 32 + 255) // 256 * 256)
+    fitting = min(warps // per_block, REGISTERS // per_warp // per_block, blocks)
+    if shared > 0:
+        fitting = min(fitting, kibibytes * 1024 // (shared + 1024))
+    return fitting * per_block / warps
+
+
+def kernels_of(nvcc, source, architecture):
+    """[(kernel, threads, registers, spilled bytes, static shared bytes, occupancy)]"""
+    messages, _ = compile_to(nvcc, source, architecture, "cubin")
+    _, ptx = compile_to(nvcc, source, architecture, "ptx")
+    threads = threads_of(ptx)
+    rows, mangled = [], []
+    pattern = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+                         r"(\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n", re.DOTALL)
+    for name, _, stores, loads, registers, rest in pattern.findall(messages):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        shared = int(shared[1]) if shared else 0
+        count = threads.get(name, 1024)
+        rows.append([count, int(registers), int(stores) + int(loads), shared,
+                     occupancy(int(registers), count, shared, architecture)])
+        mangled.append(name)
+    return sorted([shorten(name), *row] for name, row in zip(demangle(mangled), rows)) if rows else []
+
+
+def table(results, architectures, version):
+    lines = ["# Registers, shared memory, spills and occupancy of every kernel", "",
+             f"`dev/ptxas_table.py --architectures {' '.join(architectures)}`, {version}. Occupancy: of registers, threads "
+             "and static shared", "memory; dynamic shared memory is shown by [lint.md](lint.md).", ""]
+    spilling = []
+    for architecture in architectures:
+        lines += [f"## sm_{architecture}", "",
+                  "| file | kernel | threads | registers | spilled bytes | static shared bytes | occupancy |",
+                  "|---|---|---:|---:|---:|---:|---:|"]
+        for source in sorted(name for name, target in results if target == architecture):
+            for kernel, threads, registers, spills, shared, occupied in results[source, architecture]:
+                lines.append(f"| {source} | `{kernel}` | {threads} | {registers} | {spills} | {shared} | {occupied:.0%} |")
+                if spills:
+                    spilling.append(f"{source}: {kernel} spills {spills} bytes for sm_{architecture}")
+        lines.append("")
+    return "\n".join(lines), spilling
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="default: all of kernels/cuda, and the table goes to dev/ptxas.md")
+    parser.add_argument("--architectures", nargs="+", default=["80"], metavar="N", choices=MULTIPROCESSOR)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    nvcc = find_nvcc()
+    directory = os.path.join(ROOT, "kernels", "cuda")
+    files = arguments.files or sorted(os.path.join(directory, name) for name in os.listdir(directory)
+                                      if name.endswith(".cu") and name not in HOST_ONLY)
+    tasks = [(os.path.basename(file), architecture, file) for architecture in arguments.architectures for file in files]
+    results = {}
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = {pool.submit(kernels_of, nvcc, file, architecture): (name, architecture)
+                   for name, architecture, file in tasks}
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            results[futures[future]] = future.result()
+            print(f"[{done}/{len(tasks)}] {futures[future][0]} sm_{futures[future][1]}", file=sys.stderr, flush=True)
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    text, spilling = table(results, arguments.architectures, "CUDA " + re.search(r"release ([\d.]+)", version)[1])
+    if arguments.files:
+        print(text)
+    else:
+        with open(os.path.join(ROOT, "dev", "ptxas.md"), "w") as file:
+            file.write(text)
+    print("\n".join(spilling) if spilling else "no kernel spills", file=sys.stderr)
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
