@@ -51,7 +51,7 @@ class LintTable {
         double all_flops = 0, all_bytes = 0;
         for (const emulator::LaunchReport& launch : recorder.launches()) {
             all_flops += static_cast<double>(launch.tensor_core_flops);
-            all_bytes += static_cast<double>(launch.bytes_loaded + launch.bytes_stored);
+            all_bytes += 32.0 * static_cast<double>(launch.load_sectors + launch.store_sectors);
         }
         bool first = true;
         for (const emulator::LaunchReport& launch : recorder.launches()) {
@@ -81,7 +81,7 @@ class LintTable {
     }
     static std::string short_name(std::string name) {
         if (name.front() == '(' && name.back() == ')') name = name.substr(1, name.size() - 2);
-        return name;
+        return name.substr(0, name.find('<'));
     }
 
     Backend& backend_;

@@ -34,7 +34,7 @@ inline constexpr float smallest_scale = 1e-5f;
 // `value` rounded to IEEE float16 (nearest, ties to even) and widened again: the scale that training uses is
 // the scale that an export can store. Expects 0 <= value; saturates at 65504.
 TRAIN_QAT_HOST_DEVICE inline float round_to_float16(float value) {
-    if (value > 65504.0f) return 65504.0f;
+    if (!(value <= 65504.0f)) return value > 65504.0f ? 65504.0f : value;  // a NaN stays one
     uint32_t word;
     std::memcpy(&word, &value, sizeof word);
     if (value < 6.103515625e-05f) {

@@ -24,18 +24,21 @@ def suites(build):
     """{name: (what it tests, command, environment)}"""
     python = sys.executable
     kernels, sanitized = f"{build}/train_qat_kernel_test", f"{build}/{{}}/train_qat_kernel_test"
+    on_device = "[device],[emulator],[cuda]"
+    # Launches are many and short: threads that wait for the next one must not take the core from others.
+    emulated = {"TRAIN_QAT_TEST_DEVICES": "emulated", "GOMP_SPINCOUNT": "1000"}
     return {
         "cpp": ("C++ on the CPU: kernels, model, data", [f"{build}/train_qat_test", "~[emulator]~[cuda]"],
                 {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
-        "emulated": ("CUDA kernels and models on the emulated device", [f"{build}/train_qat_test", "[device],[emulator],[cuda]"],
-                     {"TRAIN_QAT_TEST_DEVICES": "emulated"}),
-        "schedules": ("CUDA kernels under ten hostile schedules, looking for races",
-                      [python, "test/schedules.py", "--program", kernels], {}),
+        "emulated": ("CUDA kernels, and models, on the emulated device", [f"{build}/train_qat_test", on_device],
+                     emulated),
+        "variants": ("CUDA kernels of dev/cuda", [python, "test/kernel_variants.py", "--build", build], emulated),
+        "schedules": ("CUDA kernels in ten random orders of their threads, looking for races",
+                      [python, "test/schedules.py", "--program", kernels], emulated),
         "address": ("CUDA kernels with AddressSanitizer and UndefinedBehaviorSanitizer",
-                    [sanitized.format("address"), "[device],[emulator],[cuda]"], {"TRAIN_QAT_TEST_DEVICES": "emulated"}),
-        "thread": ("CUDA kernels on small shapes with ThreadSanitizer",
-                   [sanitized.format("thread"), "[device],[emulator],[cuda]"],
-                   {"TRAIN_QAT_TEST_DEVICES": "emulated", "TRAIN_QAT_TEST_SMALL": "1"}),
+                    [sanitized.format("address"), on_device], emulated),
+        "thread": ("CUDA kernels on small shapes with ThreadSanitizer", [sanitized.format("thread"), on_device],
+                   {**emulated, "TRAIN_QAT_TEST_SMALL": "1"}),
         "prepare": ("data preparation", [python, "test/test_prepare.py"], {}),
         "torch": ("the PyTorch reference itself", [python, "test/torch/self_test.py"], {}),
         "parity": ("training, against PyTorch",

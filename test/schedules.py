@@ -7,11 +7,20 @@ A kernel whose result depends on the order of its threads fails here, or is stop
 The last line reads `N passed, N failed`: test cases, summed over the orders.
 """
 import argparse
+import concurrent.futures
 import os
 import subprocess
 import sys
 
 from run_all import read_counts
+
+
+def run(program, seed):
+    # The search for races runs the blocks of a launch one by one, so a process needs one core.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAIN_QAT_TEST_DEVICES": "emulated", "TRAIN_QAT_TEST_SMALL": "1",
+                   "TRAIN_QAT_TEST_RACES": "1", "TRAIN_QAT_TEST_SCHEDULE": str(seed)}
+    return subprocess.run([program, "[device]"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, errors="replace")
 
 
 def main():
@@ -20,17 +29,15 @@ def main():
     parser.add_argument("--seeds", type=int, default=10, help="number of orders (10)")
     arguments = parser.parse_args()
     passed = failed = 0
-    for seed in range(1, arguments.seeds + 1):
-        environment = {**os.environ, "TRAIN_QAT_TEST_DEVICES": "emulated", "TRAIN_QAT_TEST_SMALL": "1",
-                       "TRAIN_QAT_TEST_RACES": "1", "TRAIN_QAT_TEST_SCHEDULE": str(seed)}
-        result = subprocess.run([arguments.program, "[device]"], env=environment, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, errors="replace")
-        counts = read_counts(result.stdout) or (0, 0, 0)
-        if result.returncode != 0 or counts[0] == 0:
-            print(result.stdout)
-        print(f"order {seed}: {counts[0]} passed, {max(counts[1], int(result.returncode != 0))} failed", flush=True)
-        passed += counts[0]
-        failed += max(counts[1], int(result.returncode != 0 or counts[0] == 0))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for seed, result in enumerate(pool.map(lambda seed: run(arguments.program, seed), range(1, arguments.seeds + 1)), 1):
+            right, wrong = (read_counts(result.stdout) or (0, 0, 0))[:2]
+            if result.returncode != 0 or right == 0:
+                print(result.stdout)
+                wrong = max(wrong, 1)
+            print(f"order {seed}: {right} passed, {wrong} failed", flush=True)
+            passed += right
+            failed += wrong
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 

@@ -52,7 +52,7 @@ struct Lint {
 }  // namespace
 
 TEST_CASE("embedding kernels move little more than their floor",
-          "[lint][embedding_forward][embedding_backward]") {
+          "[cuda][lint][embedding_forward][embedding_backward]") {
     Lint lint;
     const HostParameter host = random_parameter(lint.random, V, C, Grid::integer4, C);
     const ComputeWeight& weight = place_weight(lint.bench, host, type, true);
@@ -71,7 +71,7 @@ TEST_CASE("embedding kernels move little more than their floor",
 }
 
 TEST_CASE("rmsnorm kernels move little more than their floor",
-          "[lint][residual_rmsnorm_forward][rmsnorm_backward]") {
+          "[cuda][lint][residual_rmsnorm_forward][rmsnorm_backward]") {
     Lint lint;
     const Tensor residual = lint.activations(M, C, DType::float32),
                  out = lint.activations(M, C, DType::float32);
@@ -92,7 +92,7 @@ TEST_CASE("rmsnorm kernels move little more than their floor",
     });
 }
 
-TEST_CASE("rope kernels move little more than their floor", "[lint][rope_forward][rope_backward]") {
+TEST_CASE("rope kernels move little more than their floor", "[cuda][lint][rope_forward][rope_backward]") {
     Lint lint;
     const AttentionShape shape{2, 64, 8, 4, 64};
     const int64_t columns = shape.qkv_columns(), half = shape.head_dim / 2;
@@ -110,7 +110,8 @@ TEST_CASE("rope kernels move little more than their floor", "[lint][rope_forward
                 [&] { lint.backend->rope_forward(qkv, cosines, sines, Tensor(), shape); });
 }
 
-TEST_CASE("swiglu kernels move little more than their floor", "[lint][swiglu_forward][swiglu_backward]") {
+TEST_CASE("swiglu kernels move little more than their floor",
+          "[cuda][lint][swiglu_forward][swiglu_backward]") {
     Lint lint;
     const Tensor gate_up = lint.activations(M, 2 * F), y = lint.activations(M, F), scale = lint.vector(2 * F);
     // A thread has eight columns: 16 bytes of activations, but two accesses of scales that share sectors.
@@ -124,7 +125,7 @@ TEST_CASE("swiglu kernels move little more than their floor", "[lint][swiglu_for
         scales_waste);
 }
 
-TEST_CASE("cross_entropy reads the logits once", "[lint][cross_entropy]") {
+TEST_CASE("cross_entropy reads the logits once", "[cuda][lint][cross_entropy]") {
     Lint lint;
     const Tensor logits = lint.activations(M, V, DType::float32), d_logits = lint.activations(M, V);
     const Tensor losses = lint.vector(M), scale = lint.vector(V), targets = lint.tokens(V);
@@ -137,7 +138,7 @@ TEST_CASE("cross_entropy reads the logits once", "[lint][cross_entropy]") {
                 [&] { lint.backend->cross_entropy(losses, d_logits, logits, targets, scale, 1); });
 }
 
-TEST_CASE("sum reads its values once", "[lint][sum]") {
+TEST_CASE("sum reads its values once", "[cuda][lint][sum]") {
     Lint lint;
     const Tensor values = lint.vector(4096), total = lint.vector(1);
     lint.expect(4096 * 4, [&] { lint.backend->sum(total, values, true); });

@@ -126,7 +126,7 @@ TEST_CASE("our own matmuls have no races, in any order of threads", "[own_matmul
     });
 }
 
-TEST_CASE("dense matmuls load each tile once, in whole sectors", "[own_matmul][lint]") {
+TEST_CASE("dense matmuls load each tile once, in whole sectors", "[cuda][own_matmul][lint]") {
     const Extents e{256, 192, 96};
     for (MatmulForm form : forms)
         for (const Tile& tile : matmul_tiles)

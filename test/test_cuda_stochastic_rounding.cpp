@@ -14,7 +14,7 @@
 using namespace train_qat;
 using namespace train_qat::test;
 
-TEST_CASE("Philox4x32-10 by its authors' known answers", "[stochastic_rounding]") {
+TEST_CASE("Philox4x32-10 by its authors' known answers", "[cuda][stochastic_rounding]") {
     const auto is = [](const CU_BACKEND::Philox4& actual, std::vector<uint32_t> expected) {
         return std::equal(expected.begin(), expected.end(), actual.word);
     };
@@ -27,7 +27,7 @@ TEST_CASE("Philox4x32-10 by its authors' known answers", "[stochastic_rounding]"
            {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
-TEST_CASE("rounding by chance takes one of the two neighbours", "[stochastic_rounding]") {
+TEST_CASE("rounding by chance takes one of the two neighbours", "[cuda][stochastic_rounding]") {
     Random random(15);
     for (int i = 0; i < 20000; ++i) {
         const auto value = static_cast<float>(random.normal() * std::exp2(40 * random.uniform() - 20));
@@ -82,7 +82,7 @@ int64_t differing(const std::vector<bfloat16>& a, const std::vector<bfloat16>& b
 
 }  // namespace
 
-TEST_CASE("weights in bfloat16 are rounded without bias", "[stochastic_rounding][cuda][device]") {
+TEST_CASE("weights in bfloat16 are rounded without bias", "[cuda][stochastic_rounding][cuda][device]") {
     for (const BackendUnderTest& device : cuda_backends()) {
         INFO(device.name);
         const int64_t n = 1 << 16;
@@ -117,7 +117,7 @@ TEST_CASE("weights in bfloat16 are rounded without bias", "[stochastic_rounding]
     }
 }
 
-TEST_CASE("a step's chance is its own and comes again", "[stochastic_rounding][cuda][device]") {
+TEST_CASE("a step's chance is its own and comes again", "[cuda][stochastic_rounding][cuda][device]") {
     std::vector<bfloat16> first;
     for (const BackendUnderTest& device : cuda_backends()) {
         INFO(device.name);
@@ -140,7 +140,7 @@ TEST_CASE("a step's chance is its own and comes again", "[stochastic_rounding][c
     }
 }
 
-TEST_CASE("small steps add up in bfloat16", "[stochastic_rounding][cuda][device]") {
+TEST_CASE("small steps add up in bfloat16", "[cuda][stochastic_rounding][cuda][device]") {
     for (const BackendUnderTest& device : cuda_backends()) {
         INFO(device.name);
         const int64_t n = 4096;
@@ -161,7 +161,7 @@ TEST_CASE("small steps add up in bfloat16", "[stochastic_rounding][cuda][device]
 }
 
 TEST_CASE("weights in bfloat16 quantize and pass gradients like their float32 twins",
-          "[stochastic_rounding][cuda][device]") {
+          "[cuda][stochastic_rounding][cuda][device]") {
     std::vector<Grid> grids = reference::quantized_grids();
     grids.push_back(Grid::none);
     for (const BackendUnderTest& device : cuda_backends())
@@ -200,7 +200,8 @@ TEST_CASE("weights in bfloat16 quantize and pass gradients like their float32 tw
             }
 }
 
-TEST_CASE("the levels of a step are those of the rounded weights", "[stochastic_rounding][cuda][device]") {
+TEST_CASE("the levels of a step are those of the rounded weights",
+          "[cuda][stochastic_rounding][cuda][device]") {
     for (const BackendUnderTest& device : cuda_backends())
         for (Grid grid : {Grid::none, Grid::ternary, Grid::integer4})
             for (const MatrixCase& c : matrix_cases) {
@@ -226,7 +227,7 @@ TEST_CASE("the levels of a step are those of the rounded weights", "[stochastic_
 }
 
 TEST_CASE("weights are in float32 or in bfloat16, and the CPU keeps float32",
-          "[stochastic_rounding][contract]") {
+          "[cuda][stochastic_rounding][contract]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
         Random random(19);

@@ -336,7 +336,7 @@ TEST_CASE("fused matmuls have no races, in any order of threads", "[fakequant_ma
 
 // Each block reads its codes once. Where a step of the main loop takes less than a sector of a row - 32 codes
 // of 4 bits - the next step finds the rest in the cache next to the multiprocessor.
-TEST_CASE("fused matmuls load each code once, without bank conflicts", "[fakequant_matmul][lint]") {
+TEST_CASE("fused matmuls load each code once, without bank conflicts", "[cuda][fakequant_matmul][lint]") {
     const int64_t M = 256, N = 128, K = 128;
     for (Grid grid : {Grid::binary, Grid::quaternary, Grid::integer4, Grid::integer8})
         for (int64_t group : {K, int64_t{32}})

@@ -189,6 +189,12 @@ TEST_CASE("the effective scale is a float16 of at least the smallest scale", "[e
 TEST_CASE("a NaN in a weight or a scale stays visible", "[effective_scale][grids]") {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     CHECK(std::isnan(effective_scale(nan)));
+    // Arithmetic on GPUs makes 0x7fffffff.
+    for (uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7fc00000u, 0x7f800001u}) {
+        float other;
+        std::memcpy(&other, &bits, sizeof other);
+        CHECK(std::isnan(effective_scale(other)));
+    }
     for (Grid grid : reference::quantized_grids()) {
         INFO("grid " << reference::name_of(grid));
         with_traits(grid, [&](auto traits) {

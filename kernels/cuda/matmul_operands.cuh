@@ -1,13 +1,12 @@
 // How tiles of operands come from global into shared memory, step by step of the main loop.
 //
 // A source says what the eight elements of a matrix from some place on are. Two ways:
-//   * AlignedBfloat16: cp.async copies them straight into a ring of `copy_stages` tiles, all but one of which
-//   are
-//     on their way while that one is multiplied;
-//   * any other source - bfloat16 at odd addresses (below), quantized weights (weight_sources.cuh): a thread
+//   * AlignedBfloat16: cp.async copies them straight into a ring of `copy_stages` tiles. While one of them
+//     is multiplied, the others are on their way.
+//   * Any other source - bfloat16 at odd addresses (below), quantized weights (weight_sources.cuh): a thread
 //     fetches its part of a tile into registers, as it is in memory, one step before it turns it into
 //     bfloat16 and puts it into one of two tiles. The block does this once for each element of the tile, not
-//     once per warp that multiplies with it, and a step lasts long enough for the fetched to arrive.
+//     once per warp that multiplies with it, and a step is long enough for what was fetched to arrive.
 //
 // Outside of the matrix bfloat16 sources are zero. Weights may be any number there that their nearest
 // neighbour inside is, too: it meets zeros of the other operand, or belongs to sums that are not stored, or
