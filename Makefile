@@ -21,7 +21,7 @@ BUILD_TARGETS = MAKEFLAGS=--no-print-directory cmake --build $(BUILD) --parallel
 comma = ,
 # The kernel tests once more, with sanitizers: $(call SANITIZED,directory,sanitizers)
 SANITIZED = cmake -S . -B $(BUILD)/$(1) -DTRAIN_QAT_CUDA=OFF -DTRAIN_QAT_SANITIZE=$(2) \
-	-DCMAKE_BUILD_TYPE=RelWithDebInfo $(CMAKE_FLAGS) >/dev/null && \
+	-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" $(CMAKE_FLAGS) >/dev/null && \
 	MAKEFLAGS=--no-print-directory cmake --build $(BUILD)/$(1) --parallel $(JOBS) --target train_qat_kernel_test
 INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 

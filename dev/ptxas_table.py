@@ -47,10 +47,11 @@ def compile_to(nvcc, source, architecture, kind):
             return result.stderr, file.read()
 
 
-def threads_of(ptx):
-    """{mangled name: threads of a block, as __launch_bounds__ says}"""
-    return {match[1]: int(match[2])
-            for match in re.finditer(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", ptx, re.DOTALL)}
+def threads_of(nvcc, source):
+    """{name: threads of a block, as __launch_bounds__ says: the same for all targets}"""
+    _, ptx = compile_to(nvcc, source, "80", "ptx")
+    matches = re.findall(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", ptx, re.DOTALL)
+    return {name: int(count) for name, (_, count) in zip(demangle([name for name, _ in matches]), matches)}
 
 
 def shorten(name):
@@ -81,38 +82,58 @@ def occupancy(registers, threads, shared, architecture):
     return fitting * per_block / warps
 
 
-def kernels_of(nvcc, source, architecture):
+def kernels_of(nvcc, source, architecture, threads):
     """[(kernel, threads, registers, spilled bytes, static shared bytes, occupancy)]"""
     messages, _ = compile_to(nvcc, source, architecture, "cubin")
-    _, ptx = compile_to(nvcc, source, architecture, "ptx")
-    threads = threads_of(ptx)
-    rows, mangled = [], []
     pattern = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
                          r"(\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n", re.DOTALL)
-    for name, _, stores, loads, registers, rest in pattern.findall(messages):
+    found = pattern.findall(messages)
+    rows = []
+    for name, (_, _, stores, loads, registers, rest) in zip(demangle([match[0] for match in found]), found):
         shared = re.search(r"(\d+) bytes smem", rest)
         shared = int(shared[1]) if shared else 0
         count = threads.get(name, 1024)
-        rows.append([count, int(registers), int(stores) + int(loads), shared,
-                     occupancy(int(registers), count, shared, architecture)])
-        mangled.append(name)
-    return sorted([shorten(name), *row] for name, row in zip(demangle(mangled), rows)) if rows else []
+        rows.append((shorten(name), count, int(registers), int(stores) + int(loads), shared,
+                     occupancy(int(registers), count, shared, architecture)))
+    return sorted(rows)
+
+
+def family(kernel):
+    """The kernel without the template arguments that do not change what it does with the machine."""
+    return re.sub(r"<.*", "", kernel)
+
+
+def collapse(rows):
+    """[(family, instances, threads, least and most registers, spilled, most shared bytes, least occupancy)]"""
+    families = {}
+    for kernel, *numbers in rows:
+        families.setdefault((family(kernel), numbers[0]), []).append(numbers)
+    result = []
+    for (name, threads), instances in sorted(families.items()):
+        registers = [numbers[1] for numbers in instances]
+        result.append((name, len(instances), threads, min(registers), max(registers),
+                       sum(numbers[2] for numbers in instances), max(numbers[3] for numbers in instances),
+                       min(numbers[4] for numbers in instances)))
+    return result
 
 
 def table(results, architectures, version):
     lines = ["# Registers, shared memory, spills and occupancy of every kernel", "",
-             f"`dev/ptxas_table.py --architectures {' '.join(architectures)}`, {version}. Occupancy: of registers, threads "
-             "and static shared", "memory; dynamic shared memory is shown by [lint.md](lint.md).", ""]
+             f"`dev/ptxas_table.py --architectures {' '.join(architectures)}`, {version}. Instances of one "
+             "template stand in one line.", "Occupancy: the least of them, of registers, threads and static shared memory; "
+             "dynamic shared memory is in", "[lint.md](lint.md).", ""]
     spilling = []
     for architecture in architectures:
         lines += [f"## sm_{architecture}", "",
-                  "| file | kernel | threads | registers | spilled bytes | static shared bytes | occupancy |",
-                  "|---|---|---:|---:|---:|---:|---:|"]
+                  "| file | kernel | instances | threads | registers | spilled bytes | static shared bytes | occupancy |",
+                  "|---|---|---:|---:|---:|---:|---:|---:|"]
         for source in sorted(name for name, target in results if target == architecture):
-            for kernel, threads, registers, spills, shared, occupied in results[source, architecture]:
-                lines.append(f"| {source} | `{kernel}` | {threads} | {registers} | {spills} | {shared} | {occupied:.0%} |")
-                if spills:
-                    spilling.append(f"{source}: {kernel} spills {spills} bytes for sm_{architecture}")
+            rows = results[source, architecture]
+            spilling += [f"{source}: {row[0]} spills {row[3]} bytes for sm_{architecture}" for row in rows if row[3]]
+            for kernel, instances, threads, least, most, spills, shared, occupied in collapse(rows):
+                registers = str(most) if least == most else f"{least} to {most}"
+                lines.append(f"| {source} | `{kernel}` | {instances} | {threads} | {registers} | {spills} | {shared} | "
+                             f"{occupied:.0%} |")
         lines.append("")
     return "\n".join(lines), spilling
 
@@ -130,7 +151,8 @@ def main():
     tasks = [(os.path.basename(file), architecture, file) for architecture in arguments.architectures for file in files]
     results = {}
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = {pool.submit(kernels_of, nvcc, file, architecture): (name, architecture)
+        threads = dict(zip(files, pool.map(lambda file: threads_of(nvcc, file), files)))
+        futures = {pool.submit(kernels_of, nvcc, file, architecture, threads[file]): (name, architecture)
                    for name, architecture, file in tasks}
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             results[futures[future]] = future.result()

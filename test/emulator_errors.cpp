@@ -182,6 +182,14 @@ __global__ void waits_for_too_few(float* out, const float* in) {
     store(out + threadIdx.x, load_shared(row + threadIdx.x));
     WRONG, store(out + threadIdx.x, load_shared(row + 128 + threadIdx.x));
 }
+// What the copy brings may come after what is written here.
+__global__ void overwrites_a_copy(const float* in) {
+    CU_DYN_SHARED(float, row);
+    cp_async_16(row + threadIdx.x * 4, in + threadIdx.x * 4);
+    cp_async_commit();
+    block_sync();
+    WRONG, store_shared(row + threadIdx.x, 1.0f);
+}
 __global__ void copy_without_barrier(float* out, const float* in) {
     CU_DYN_SHARED(float, row);
     WRONG, cp_async_16(row + threadIdx.x * 4, in + threadIdx.x * 4);
@@ -434,6 +442,10 @@ TEST_CASE("The emulator finds reads of what has not been written", "[emulator]")
     CHECK(shortcoming(
               device, LAUNCH(waits_for_too_few, 1, 32, 1024, out, in),
               {"thread (0,0,0): reads shared memory whose cp_async_16 has not been waited for: byte 512"}) ==
+          "");
+    CHECK(shortcoming(
+              device, LAUNCH(overwrites_a_copy, 1, 32, 512, in),
+              {"thread (0,0,0): writes shared memory whose cp_async_16 has not been waited for: byte 0"}) ==
           "");
 
     // Unchecked, the same reads give NaN.

@@ -68,7 +68,7 @@ __global__ void copies_and_products(float* out, const float* in) {
     float sum[2][1][4] = {};
     const uint32_t a[2][4] = {}, b[1][2] = {};
     mma_tile<32, 8>(sum, a, b);
-    store(out + threadIdx.x, sum[0][0][0]);
+    store(out + blockIdx.x * 32 + threadIdx.x, sum[0][0][0]);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ def suites(build):
                       [python, "test/schedules.py", "--program", kernels], emulated),
         "address": ("CUDA kernels with AddressSanitizer and UndefinedBehaviorSanitizer",
                     [sanitized.format("address"), on_device], emulated),
-        "thread": ("CUDA kernels on small shapes with ThreadSanitizer", [sanitized.format("thread"), on_device],
+        "thread": ("CUDA kernels on small shapes with ThreadSanitizer", [sanitized.format("thread"), "[device]~*large heads*~*very long rows*"],
                    {**emulated, "TRAIN_QAT_TEST_SMALL": "1"}),
         "prepare": ("data preparation", [python, "test/test_prepare.py"], {}),
         "torch": ("the PyTorch reference itself", [python, "test/torch/self_test.py"], {}),

@@ -215,6 +215,36 @@ TEST_CASE("attention's running maximum may rise at every key, fall, or start at 
     }
 }
 
+TEST_CASE("nearly even attention keeps the gradients of queries and keys",
+          "[cuda][attention_backward][device]") {
+    // All values are near 64, and so is y: its rounding is as large as what makes one value differ from
+    // another.
+    for (int64_t D : {64, 128, 32}) {
+        const AttentionShape s{1, 150, 2, 1, D};
+        const int64_t columns = s.qkv_columns(), turned = 3 * D;
+        Random random(79);
+        Array qkv = random.normals(s.rows() * columns, type, 0.02);
+        for (int64_t i = 0; i < std::ssize(qkv); ++i)
+            if (i % columns >= turned) qkv[i] = reference::round_to(type, 64 + random.normal());
+        const Array dy = random.normals(s.rows() * s.heads * D, type);
+        const Expected expected(s, qkv, dy);
+        for (const BackendUnderTest& device : cuda_backends()) {
+            INFO(device.name << ", " << text(s));
+            Run run(*device.backend, s, qkv);
+            run.forward();
+            run.backward(dy);
+            const Array actual = run.bench.read(run.dqkv);
+            Array of_scores, expected_of_scores;
+            for (int64_t i = 0; i < std::ssize(actual); ++i)
+                if (i % columns < turned) {
+                    of_scores.push_back(actual[i]);
+                    expected_of_scores.push_back(expected.dqkv.value[i]);
+                }
+            CHECK(reference::relative_distance(of_scores, expected_of_scores) < 0.01);
+        }
+    }
+}
+
 TEST_CASE("tensor-core attention is causal to the bit",
           "[cuda][attention_forward][attention_backward][device]") {
     for (int64_t D : {64, 128}) {

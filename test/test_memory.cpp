@@ -13,8 +13,11 @@
 using namespace train_qat;
 using namespace train_qat::test;
 
-// With AddressSanitizer an allocation that cannot succeed must fail as it does without.
+// With sanitizers an allocation that cannot succeed must fail as it does without.
 extern "C" const char* __asan_default_options() {
+    return "allocator_may_return_null=1";
+}
+extern "C" const char* __tsan_default_options() {
     return "allocator_may_return_null=1";
 }
 

@@ -20,19 +20,20 @@ std::vector<Sizes> sizes(uint64_t seed) {
     Random random(seed);
     const Sizes first{random.integer(1, 300), random.integer(1, 200)},
         second{random.integer(1, 300), random.integer(1, 90)};
-    if (seed > 1) return {first, second};
-    return affordable(std::vector<Sizes>{{1, 1},
-                                         {1, 64},
-                                         {3, 1},
-                                         {2, 7},
-                                         {31, 33},
-                                         {64, 256},
-                                         {65, 130},
-                                         {257, 48},
-                                         {700, 96},
-                                         {5, 1031},
-                                         first,
-                                         second},
+    const std::vector<Sizes> others = {first, second};
+    return affordable(seed > 1 ? others
+                               : std::vector<Sizes>{{1, 1},
+                                                    {1, 64},
+                                                    {3, 1},
+                                                    {2, 7},
+                                                    {31, 33},
+                                                    {64, 256},
+                                                    {65, 130},
+                                                    {257, 48},
+                                                    {700, 96},
+                                                    {5, 1031},
+                                                    first,
+                                                    second},
                       10000, [](const Sizes& s) { return s.M * s.C; });
 }
 

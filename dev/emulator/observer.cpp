@@ -149,7 +149,7 @@ inline void Observer::check_shared(const void* address, int64_t bytes, Access ac
     const int64_t offset = shared_memory_.offset_of(address);
     if (!shared_memory_.contains(address) ||
         !(access == Access::load ? shared_memory_.all_written(offset, bytes)
-                                 : shared_memory_.all_inside(offset, bytes)))
+                                 : shared_memory_.all_free(offset, bytes)))
         explain_shared(address, bytes, access, location);
 }
 
@@ -163,7 +163,8 @@ void Observer::explain_shared(const void* address, int64_t bytes, Access access,
                  shared_memory_.name_of(address),
              location);
     if (shared_memory_.any_pending(offset, bytes))
-        fail("reads shared memory whose cp_async_16 has not been waited for: " +
+        fail(std::string(access == Access::load ? "reads" : "writes") +
+                 " shared memory whose cp_async_16 has not been waited for: " +
                  shared_memory_.name_of(address),
              location);
     fail("reads unwritten shared memory: " + shared_memory_.name_of(address), location);

@@ -41,6 +41,11 @@ class SharedMemory {
             return ((states ^ each * written) & mask) == 0;
         });
     }
+    bool all_free(int64_t offset, int64_t bytes) const {  // to be written
+        return every_state(offset, bytes, [](uint64_t states, uint64_t mask) {
+            return (states & each * (gap | pending) & mask) == 0;
+        });
+    }
     bool all_inside(int64_t offset, int64_t bytes) const {
         return every_state(offset, bytes,
                            [](uint64_t states, uint64_t mask) { return (states & each * gap & mask) == 0; });

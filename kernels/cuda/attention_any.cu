@@ -307,8 +307,8 @@ __global__ void __launch_bounds__(32 * most_warps, 2)
 // ---- launchers
 // --------------------------------------------------------------------------------------------------------
 
-// As many warps as the shared memory of every device has room for. Head dimensions of several thousand have
-// none.
+// As many warps as the shared memory of every device has room for. One warp with heads of more than 1,400
+// numbers may be too much: then the launch says so.
 template <int matrices>
 struct RowsLaunch {
     unsigned blocks, threads, shared_bytes;

@@ -55,7 +55,7 @@ struct Unchanged {
     }
 };
 
-__global__ void __launch_bounds__(update_threads) quantize_kernel(const UpdateTables tables) {
+__global__ void __launch_bounds__(update_threads, 4) quantize_kernel(const UpdateTables tables) {
     update_row_block(tables, [](const UpdateParameter&, const RowBlock&) { return Unchanged(); });
 }
 
