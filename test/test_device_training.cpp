@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/optimizer.h"
+#include "model/parameter_tensors.h"
 #include "test/catch.h"
 #include "test/device.h"
 #include "test/tiny_model.h"
@@ -132,4 +133,39 @@ TEST_CASE("CUDA kernels train as the CPU does, through the switch", "[training][
                     actual.update();
                 }
             }
+}
+
+TEST_CASE("a model without float32 masters trains, reproducibly, in the numbers of bfloat16",
+          "[training][device]") {
+    for (const BackendUnderTest& device : backends_under_test(DType::bfloat16)) {
+        if (device.device == "cpu") continue;  // refuses, tested with the optimizer's kernels
+        INFO(device.name);
+        QuantizationConfig quantization{4, 0};
+        quantization.master_type = DType::bfloat16;
+        const auto train = [&](std::vector<double>* losses) {
+            Transformer model(*device.backend, tiny_config(), quantization, DType::bfloat16, 2);
+            model.allocate();
+            model.parameters().initialize(*device.backend, 7);
+            Optimizer optimizer(*device.backend, model.parameters(), {});
+            Random random(3);
+            std::vector<int32_t> tokens(2 * tiny_config().sequence_length);
+            for (int32_t& token : tokens)
+                token = static_cast<int32_t>(random.integer(0, tiny_config().vocabulary - 1));
+            for (int step = 0; step < 16; ++step) {
+                if (step == 8) optimizer.begin_quantization();
+                model.train_micro_batch(tokens.data(), tokens.data(), 0, 1);
+                losses->push_back(model.loss());
+                optimizer.finish_gradients();
+                optimizer.step(1e-2);
+            }
+            for (const NamedTensor& tensor : model_tensors(model.parameters()))
+                if (tensor.name.ends_with("proj.weight")) CHECK(tensor.tensor.dtype == DType::bfloat16);
+        };
+        std::vector<double> first, second;
+        train(&first);
+        train(&second);
+        CHECK(first == second);
+        CHECK(first[7] < 0.8 * first[0]);
+        CHECK(first[15] < first[7]);
+    }
 }
