@@ -98,7 +98,8 @@ void Transformer::allocate() {
     const int64_t available = backend_.available_memory();
     if (memory_bytes() > available)
         throw std::runtime_error("not enough memory: this run needs " + gibibytes(memory_bytes()) + ", " +
-                                 gibibytes(available) + " are available; " + what_would_fit(available));
+                                 gibibytes(available) + " are available; " + what_would_fit(available) +
+                                 " (-plan prints the table)");
     parameter_arena_.allocate(backend_);
     activation_arena_.allocate(backend_);
     parameters_.bind();

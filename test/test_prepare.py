@@ -341,8 +341,10 @@ class PrepareTest(unittest.TestCase):
         model = self.tokenizer()
         before = sorted(os.listdir(self.directory))
         for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
+            # Whoever is started in the background of a script inherits that Ctrl-C is ignored.
             process = subprocess.Popen([sys.executable, PREPARE, "in", "-o", "out", "--tokenizer", model],
-                                       cwd=self.directory, stderr=subprocess.PIPE, text=True)
+                                       cwd=self.directory, stderr=subprocess.PIPE, text=True,
+                                       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
             while process.poll() is None and "out_train_000000.bin.partial" not in os.listdir(self.directory):
                 time.sleep(0.01)
             process.send_signal(number)

@@ -15,8 +15,10 @@
 //   * Barriers: block_sync() by all threads of the block that have not returned; warp_sync() by all 32 lanes.
 //     Warp functions (shuffle..., warp_sum, ldmatrix, mma_tile) are called by all 32 lanes together, so
 //     blocks have a multiple of 32 threads wherever one of these is used.
-//     Shuffles, ballot and mma_tile exchange values and order no memory; block_sync, warp_sync and ldmatrix do.
-//   * A CU_SHARED variable is aligned as its type asks for; vectors in shared memory need arrays of Vector, or the
+//     Shuffles, ballot and mma_tile exchange values and order no memory; block_sync, warp_sync and ldmatrix
+//     do.
+//   * A CU_SHARED variable is aligned as its type asks for; vectors in shared memory need arrays of Vector,
+//   or the
 //     dynamic area.
 //   * No inline assembly, no atomics, no cooperative groups; `#pragma unroll` is written CU_UNROLL.
 //   * threadIdx, blockIdx, blockDim, gridDim, dim3, __global__, __device__, __launch_bounds__ as in CUDA.
