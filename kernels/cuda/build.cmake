@@ -27,7 +27,7 @@ endfunction()
 macro(enable_cuda)
   find_nvcc(nvcc)
   if(TRAIN_QAT_CUDA STREQUAL "ON" AND NOT nvcc)
-    message(FATAL_ERROR "TRAIN_QAT_CUDA=ON (make CUDA=1): no nvcc found; install the CUDA toolkit (12.4 or later) or "
+    message(FATAL_ERROR "TRAIN_QAT_CUDA=ON (make CUDA=1): no nvcc found; install the CUDA toolkit or "
                         "set CUDA_HOME to where it is")
   endif()
   if(nvcc AND NOT TRAIN_QAT_CUDA STREQUAL "OFF")
