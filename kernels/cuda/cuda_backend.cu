@@ -17,7 +17,8 @@ namespace CU_BACKEND {
 namespace {
 
 std::string tuning_device(const DeviceProperties& card) {
-    return card.name + ", " + std::to_string(card.major) + "." + std::to_string(card.minor) + ", " + card.libraries;
+    return card.name + ", " + std::to_string(card.major) + "." + std::to_string(card.minor) + ", " +
+           card.libraries;
 }
 
 }  // namespace
@@ -80,9 +81,7 @@ void CudaBackend::synchronize() {
 void* CudaBackend::scratch(int64_t bytes) {
     if (bytes > scratch_.bytes()) {
         if (recording_) throw std::logic_error("CudaBackend: recorded work asks for more scratch memory");
-        // Recorded work holds the old address.
-        recorded_.clear();
-        scratch_ = DeviceMemory();
+        scratch_ = DeviceMemory();  // release() also drops the records that hold the old address
         scratch_ = DeviceMemory(*this, bytes);
     }
     return scratch_.data();

@@ -15,10 +15,6 @@ Tensor dense_weight(const ComputeWeight& weight) {
     return Tensor(weight.storage, weight.dtype, {weight.rows, weight.columns});
 }
 
-int64_t code_bytes(int64_t rows, int64_t columns, Grid grid) {
-    return rows * code_row_bytes(columns, code_bits(grid));
-}
-
 // Where quantize() has put codes and, with several groups a row, their scales.
 FakeQuantWeight packed_weight(const ComputeWeight& weight) {
     FakeQuantWeight packed;
@@ -29,8 +25,9 @@ FakeQuantWeight packed_weight(const ComputeWeight& weight) {
     packed.grid = weight.codes;
     packed.group = weight.code_group;
     if (weight.code_group < weight.columns)
-        packed.scales = reinterpret_cast<const float*>(static_cast<const char*>(weight.storage) +
-                                                       code_bytes(weight.rows, weight.columns, weight.codes));
+        packed.scales =
+            reinterpret_cast<const float*>(static_cast<const char*>(weight.storage) +
+                                           code_scales_offset(weight.rows, weight.columns, weight.codes));
     return packed;
 }
 
@@ -42,7 +39,7 @@ int64_t CudaBackend::compute_weight_bytes(int64_t rows, int64_t columns, DType c
     if (compute_type != DType::bfloat16) return plain;
     constexpr int64_t smallest_group = 32;
     const int64_t scales = rows * (columns / smallest_group) * static_cast<int64_t>(sizeof(float));
-    return std::max(plain, code_bytes(rows, columns, Grid::integer8) + scales);
+    return std::max(plain, code_scales_offset(rows, columns, Grid::integer8) + scales);
 }
 
 void CudaBackend::matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) {
