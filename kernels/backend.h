@@ -36,6 +36,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/grid.h"
 #include "kernels/tensor.h"
@@ -84,8 +85,26 @@ struct ParameterRows {
     ComputeWeight* compute = nullptr;  // null for tensors that no matmul reads (norm weights)
     int64_t first_row = 0;
 
+    // The place of these weights in their model, for chances that must not depend on how the model is
+    // divided: the parameter's number, and how many of its elements come before these rows.
+    uint32_t number = 0;
+    int64_t first_element = 0;
+
     int64_t elements() const { return rows * columns; }
     int64_t scales() const { return grid == Grid::none ? 0 : rows * (columns / group); }
+};
+
+// Rows [first, first + count) of a parameter, as a parameter of their own.
+ParameterRows rows_of(const ParameterRows& whole, int64_t first, int64_t count);
+
+// What other processes need of a parameter to multiply with it: for every row its levels as packed codes
+// (kernels/codes.h) and its effective scales or, without a grid, its weights in the compute type. Both arrays
+// are whole rows one after another, so that ranks exchange rows (kernels/ranks/communicator.h).
+struct WeightMessage {
+    void* numbers = nullptr;  // (rows, row_bytes)
+    int64_t row_bytes = 0;
+    float* scales = nullptr;  // (rows, scales_per_row), or null
+    int64_t scales_per_row = 0;
 };
 
 // One step of AdamW with decoupled weight decay (arXiv 1711.05101). The moments' bias corrections are 1 -
@@ -117,6 +136,7 @@ struct ReplayKey {
     const void* owner;  // whose operations and memory they are
     int64_t micro_batches;
     bool quantized, accumulate;
+    bool communicates = false;  // with other ranks
     auto operator<=>(const ReplayKey&) const = default;
 };
 
@@ -179,6 +199,26 @@ class Backend {
     // parameters that the norm spans, also where `parameters` is a part of them.
     virtual void adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
                                     const Tensor& squares) = 0;
+
+    // ---- weights among ranks
+    // --------------------------------------------------------------------------------------------
+
+    // Bytes of `buffer` that weight_messages may use for a parameter of this form, a multiple of 256.
+    virtual int64_t weight_message_bytes(const ParameterRows& parameter) const = 0;
+
+    // Where the messages of whole parameters are: in their ComputeWeights where these have a message's form
+    // anyway, else in `buffer`. Masters and scales of `parameters` are not read and may be null.
+    virtual std::vector<WeightMessage> weight_messages(std::span<const ParameterRows> parameters,
+                                                       void* buffer) = 0;
+
+    // After quantize() or adamw_and_quantize() of `rows`: writes them into the messages of their parameters.
+    // rows[i] is a part of the parameter of messages[i]. A NaN weight makes its group's scale NaN.
+    virtual void write_weight_messages(std::span<const ParameterRows> rows,
+                                       std::span<const WeightMessage> messages) = 0;
+
+    // Makes the ComputeWeights of whole parameters what quantize() would have made of all their rows.
+    virtual void read_weight_messages(std::span<const ParameterRows> parameters,
+                                      std::span<const WeightMessage> messages) = 0;
 
     // ---- matmuls
     // ------------------------------------------------------------------------------------------------

@@ -27,23 +27,42 @@ void check_attention(const char* operation, const AttentionShape& shape) {
                                ": needs B, T, H, G >= 1, an even head dimension and H a multiple of G");
 }
 
-void check_parameter(const char* operation, const ParameterRows& p) {
-    const auto require = [operation](bool condition, const char* what) {
-        if (!condition) throw std::logic_error(std::string(operation) + ": " + what);
-    };
-    require(p.rows > 0 && p.columns > 0 && (p.master != nullptr || p.narrow_master != nullptr),
-            "a parameter needs rows, columns and weights");
-    require(p.master == nullptr || p.narrow_master == nullptr,
-            "a parameter has weights in float32 or in bfloat16, not in both");
-    if (p.grid != Grid::none) {
-        require(p.group > 0 && p.columns % p.group == 0, "the group must divide the columns of a parameter");
-        require(p.scale != nullptr, "a quantized parameter needs scales");
-    }
-    if (p.compute == nullptr) return;
+namespace {
+
+void require(bool condition, const char* operation, const char* what) {
+    if (!condition) throw std::logic_error(std::string(operation) + ": " + what);
+}
+
+void check_group(const char* operation, const ParameterRows& p) {
+    if (p.grid == Grid::none) return;
+    require(p.group > 0 && p.columns % p.group == 0, operation,
+            "the group must divide the columns of a parameter");
+}
+
+void check_place(const char* operation, const ParameterRows& p) {
     require(p.compute->columns == p.columns && p.first_row >= 0 && p.first_row + p.rows <= p.compute->rows,
-            "a parameter must lie within its compute weight");
-    require(p.compute->storage != nullptr && p.compute->scale_storage != nullptr,
+            operation, "a parameter must lie within its compute weight");
+    require(p.compute->storage != nullptr && p.compute->scale_storage != nullptr, operation,
             "a compute weight needs storage for levels and scales");
+}
+
+}  // namespace
+
+void check_compute_rows(const char* operation, const ParameterRows& p) {
+    require(p.rows > 0 && p.columns > 0 && p.compute != nullptr, operation,
+            "a parameter needs rows, columns and a compute weight");
+    check_group(operation, p);
+    check_place(operation, p);
+}
+
+void check_parameter(const char* operation, const ParameterRows& p) {
+    require(p.rows > 0 && p.columns > 0 && (p.master != nullptr || p.narrow_master != nullptr), operation,
+            "a parameter needs rows, columns and weights");
+    require(p.master == nullptr || p.narrow_master == nullptr, operation,
+            "a parameter has weights in float32 or in bfloat16, not in both");
+    check_group(operation, p);
+    require(p.grid == Grid::none || p.scale != nullptr, operation, "a quantized parameter needs scales");
+    if (p.compute != nullptr) check_place(operation, p);
 }
 
 void check_gradients(const char* operation, const ParameterRows& p) {

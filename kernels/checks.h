@@ -17,6 +17,9 @@ inline void check_optional(const char* operation, const char* argument, const Te
 }
 void check_attention(const char* operation, const AttentionShape& shape);
 
+// A parameter that need not have weights here: shape and place in its compute weight, which it must have.
+void check_compute_rows(const char* operation, const ParameterRows& parameter);
+
 // Of one parameter, each including the one before: shape and weights; gradients; moments.
 void check_parameter(const char* operation, const ParameterRows& parameter);
 void check_gradients(const char* operation, const ParameterRows& parameter);

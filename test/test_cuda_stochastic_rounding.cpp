@@ -59,19 +59,22 @@ namespace {
 // Weights after one step that takes each of `host` times keep = 1 - learning_rate * weight_decay, and no
 // gradient.
 std::vector<bfloat16> decayed(Backend& backend, const HostParameter& host, float keep, int64_t t,
-                              int64_t others_before = 0) {
+                              uint32_t number = 0, int64_t parts = 1) {
     Bench bench(backend);
-    const HostParameter other{1, 1, Grid::none, 0, {1}, {}, {0}};
+    ParameterRows whole = place_narrow(bench, host, nullptr);
+    whole.number = number;
     std::vector<ParameterRows> parameters;
-    for (int64_t i = 0; i < others_before; ++i) parameters.push_back(place(bench, other, nullptr));
-    parameters.push_back(place_narrow(bench, host, nullptr));
+    for (int64_t i = 0; i < parts; ++i) {
+        const int64_t first = host.rows * i / parts;
+        parameters.push_back(rows_of(whole, first, host.rows * (i + 1) / parts - first));
+    }
     AdamWStep step;
     step.learning_rate = 1;
     step.weight_decay = 1 - keep;
     step.step = t;
     backend.adamw_and_quantize(parameters, step, bench.input("squares", {0}, DType::float32, {1}));
     CHECK(bench.damage() == "");
-    return numbers_of<bfloat16>(backend, parameters.back().narrow_master, host.rows * host.columns);
+    return numbers_of<bfloat16>(backend, whole.narrow_master, host.rows * host.columns);
 }
 
 int64_t differing(const std::vector<bfloat16>& a, const std::vector<bfloat16>& b) {
@@ -128,6 +131,8 @@ TEST_CASE("a step's chance is its own and comes again", "[cuda][stochastic_round
         CHECK(differing(weights, decayed(*device.backend, ones, keep, 3)) == 0);
         if (first.empty()) first = weights;
         CHECK(differing(weights, first) == 0);
+        // In parts, as ranks have it.
+        CHECK(differing(weights, decayed(*device.backend, ones, keep, 3, 0, 3)) == 0);
         // Another shape of the same elements, other alignment.
         HostParameter reshaped = ones;
         std::swap(reshaped.rows, reshaped.columns);

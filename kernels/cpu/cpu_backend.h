@@ -41,6 +41,14 @@ class CpuBackend final : public Backend {
     void adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
                             const Tensor& squares) override;
 
+    int64_t weight_message_bytes(const ParameterRows& parameter) const override;
+    std::vector<WeightMessage> weight_messages(std::span<const ParameterRows> parameters,
+                                               void* buffer) override;
+    void write_weight_messages(std::span<const ParameterRows> rows,
+                               std::span<const WeightMessage> messages) override;
+    void read_weight_messages(std::span<const ParameterRows> parameters,
+                              std::span<const WeightMessage> messages) override;
+
     void matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) override;
     void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) override;
     void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
@@ -96,6 +104,8 @@ class CpuBackend final : public Backend {
     // rows' levels and scales to where matmuls and look-ups read them; one parallel loop for everything.
     template <typename Update>
     void update_and_quantize(std::span<const ParameterRows> parameters, Update&& update);
+    template <typename MakeRow>
+    void write_levels(std::span<const ParameterRows> parameters, MakeRow&& make_row);
 
     // At least `count` floats that belong to the calling thread of a parallel_for; kept between calls.
     float* thread_scratch(int64_t count);

@@ -1,5 +1,5 @@
-// What quantize() and adamw_and_quantize() share: one walk over all parameters in blocks of rows, which ends
-// with writing each row's levels to where matmuls and look-ups read them.
+// What quantize(), adamw_and_quantize() and read_weight_messages() share: one walk over all parameters in
+// blocks of rows, which ends with writing each row's levels to where matmuls and look-ups read them.
 #pragma once
 
 #include <iterator>
@@ -140,8 +140,11 @@ struct PackedDestination {
     bool pairs;
 };
 
-template <typename Update>
-void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, Update&& update) {
+// Fills the ComputeWeights of `parameters`. make_row.operator()<grid, T>(index of the parameter, row, out)
+// writes a row of levels in the compute type T and returns the factor that leaves the matmul;
+// make_row.begin(index, first, last) comes before the rows of a block.
+template <typename MakeRow>
+void CpuBackend::write_levels(std::span<const ParameterRows> parameters, MakeRow&& make_row) {
     std::vector<std::unique_ptr<PackedDestination>> destinations;
     for (const ParameterRows& p : parameters) {
         destinations.push_back(
@@ -153,7 +156,7 @@ void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, 
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
         const RowBlock& block = blocks[index];
         const ParameterRows& p = parameters[block.parameter];
-        update(p, block.first, block.last);
+        make_row.begin(block.parameter, block.first, block.last);
         if (p.compute == nullptr) return;
         with_compute_type("quantize", p.compute->dtype, [&]<typename T>() {
             constexpr int64_t rows_at_a_time = 16;
@@ -163,12 +166,33 @@ void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, 
                     const int64_t count = std::min(rows_at_a_time, block.last - row);
                     for (int64_t r = 0; r < count; ++r)
                         p.compute->scale_storage[p.first_row + row + r] =
-                            quantize_row<grid>(p, row + r, levels + r * p.columns);
+                            make_row.template operator()<grid, T>(block.parameter, row + r,
+                                                                  levels + r * p.columns);
                     destinations[block.parameter]->write(p.first_row + row, count, levels, p.columns);
                 }
             });
         });
     });
+}
+
+// Levels of the masters, once update(parameter, first row, last row) has changed them.
+template <typename Update>
+struct UpdatedMasters {
+    std::span<const ParameterRows> parameters;
+    Update& update;
+
+    void begin(size_t parameter, int64_t first, int64_t last) const {
+        update(parameters[parameter], first, last);
+    }
+    template <Grid grid, typename T>
+    float operator()(size_t parameter, int64_t row, T* out) const {
+        return quantize_row<grid>(parameters[parameter], row, out);
+    }
+};
+
+template <typename Update>
+void CpuBackend::update_and_quantize(std::span<const ParameterRows> parameters, Update&& update) {
+    write_levels(parameters, UpdatedMasters<std::remove_reference_t<Update>>{parameters, update});
 }
 
 }  // namespace train_qat

@@ -55,7 +55,6 @@ struct AdamW {
     const Update& scale_update;
     float keep;             // 1 - learning rate * weight decay
     float gradient_factor;  // clipping
-    uint32_t parameter;     // its place in the call
     uint64_t step;
 
     CU_DEVICE float scale(const UpdateParameter& p, int64_t i) const {
@@ -82,7 +81,8 @@ struct AdamW {
         if constexpr (std::is_same_v<Master, float>) {
             store_vector(p.master + element, w);
         } else {
-            const Vector<bfloat16, width> narrow = round_by_chance(w, element, parameter, step);
+            const Vector<bfloat16, width> narrow =
+                round_by_chance(w, p.first_element + element, p.number, step);
             store_vector(p.narrow_master + element, narrow);
             CU_UNROLL
             for (int j = 0; j < width; ++j) w[j] = static_cast<float>(narrow[j]);
@@ -96,12 +96,8 @@ __global__ void __launch_bounds__(update_threads)
     adamw_and_quantize_kernel(const UpdateTables tables, const Update weight_update,
                               const Update scale_update, float keep_decayed, const float* clip_factor,
                               int64_t step) {
-    update_row_block(tables, [&](const UpdateParameter& p, const RowBlock& block) {
-        return AdamW{weight_update,
-                     scale_update,
-                     p.decay ? keep_decayed : 1.0f,
-                     load(clip_factor),
-                     static_cast<uint32_t>(block.parameter),
+    update_row_block(tables, [&](const UpdateParameter& p, const RowBlock&) {
+        return AdamW{weight_update, scale_update, p.decay ? keep_decayed : 1.0f, load(clip_factor),
                      static_cast<uint64_t>(step)};
     });
 }

@@ -17,8 +17,9 @@
 
 namespace train_qat::CU_BACKEND {
 
-class DenseMatmul;   // dense_matmul.h
-class WeightUpdate;  // weight_update.cuh
+class DenseMatmul;    // dense_matmul.h
+class WeightUpdate;   // weight_update.cuh
+struct UpdateTables;  // weight_update.cuh
 
 class CudaBackend final : public Backend {
   public:
@@ -44,6 +45,14 @@ class CudaBackend final : public Backend {
     void ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) override;
     void adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
                             const Tensor& squares) override;
+
+    int64_t weight_message_bytes(const ParameterRows& parameter) const override;
+    std::vector<WeightMessage> weight_messages(std::span<const ParameterRows> parameters,
+                                               void* buffer) override;
+    void write_weight_messages(std::span<const ParameterRows> rows,
+                               std::span<const WeightMessage> messages) override;
+    void read_weight_messages(std::span<const ParameterRows> parameters,
+                              std::span<const WeightMessage> messages) override;
 
     void matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) override;
     void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) override;
@@ -94,6 +103,7 @@ class CudaBackend final : public Backend {
     bool stores_codes(const ComputeWeight& weight, Grid grid, int64_t group);
 
   private:
+    void quantize(const UpdateTables& tables);
     bool codes_are_faster(const ComputeWeight& weight, Grid grid, int64_t group);
 
     CudaOptions options_;

@@ -4,7 +4,7 @@
 //
 // The chance of a weight is a function of its place and of the step alone, by the counter-based generator
 // Philox4x32-10 ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al., 2011):
-//     counter   (element / 4, low and high word;  the parameter's place in the call;  0)
+//     counter   (element / 4, low and high word;  the parameter's number in its model;  0)
 //     key       the step, low and high word
 //     element   takes word element % 4 of the four that come out
 #pragma once
@@ -49,7 +49,7 @@ TRAIN_QAT_HOST_DEVICE inline bfloat16 round_by_chance(float value, uint32_t rand
     return result;
 }
 
-// `width` neighbouring weights from `element` on, a multiple of width; width divides 4.
+// `width` neighbouring weights from `element` of the parameter on, a multiple of width; width divides 4.
 template <int width>
 CU_DEVICE Vector<bfloat16, width> round_by_chance(const Vector<float, width>& values, int64_t element,
                                                   uint32_t parameter, uint64_t step) {

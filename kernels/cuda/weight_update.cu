@@ -31,6 +31,8 @@ UpdateParameter described(const ParameterRows& p) {
     result.columns = static_cast<int32_t>(p.columns);
     result.grid = p.grid;
     result.decay = p.decay;
+    result.number = p.number;
+    result.first_element = p.first_element;
     if (p.grid != Grid::none) {
         result.scale = p.scale;
         result.scale_gradient = p.scale_gradient;
@@ -60,6 +62,15 @@ void add_destination(UpdateParameter& result, const ParameterRows& p) {
         result.group_scale = reinterpret_cast<float*>(
                                  storage + code_scales_offset(weight.rows, weight.columns, weight.codes)) +
                              p.first_row * result.groups;
+}
+
+void add_message(UpdateParameter& result, const ParameterRows& p, const WeightMessage& message) {
+    const int64_t first = p.first_element / p.columns;
+    result.form = WeightForm::codes;
+    result.code_row_bytes = static_cast<int32_t>(message.row_bytes);
+    result.levels = static_cast<unsigned char*>(message.numbers) + first * message.row_bytes;
+    float* const scales = message.scales + first * message.scales_per_row;
+    (result.groups == 1 ? result.row_scale : result.group_scale) = scales;
 }
 
 bool allows_vectors(const UpdateParameter& p) {
@@ -141,6 +152,16 @@ UpdateTables WeightUpdate::by_steps(std::span<const ParameterRows> parameters) {
         if (p.compute != nullptr) add_destination(table.back(), p);
     }
     return uploaded(by_steps_, std::move(table), 1);
+}
+
+UpdateTables WeightUpdate::to_messages(std::span<const ParameterRows> rows,
+                                       std::span<const WeightMessage> messages) {
+    std::vector<UpdateParameter> table;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        table.push_back(described(rows[i]));
+        add_message(table.back(), rows[i], messages[i]);
+    }
+    return uploaded(to_messages_, std::move(table), 1);
 }
 
 void WeightUpdate::choose_forms(std::span<const ParameterRows> parameters) {

@@ -55,6 +55,8 @@ struct alignas(16) UpdateParameter {
     int32_t lanes_per_group = 32;
     int32_t first_block = 0, blocks = 0;  // in the table of row blocks
     float scale_gradient_factor = 1.0f;
+    uint32_t number = 0;        // ParameterRows::number,
+    int64_t first_element = 0;  // first_element
     Grid grid = Grid::none;
     WeightForm form = WeightForm::absent;
     bool vectors = false;  // four neighbouring numbers are one access, and belong to one group
@@ -89,6 +91,11 @@ class WeightUpdate {
     // grid and group.
     UpdateTables by_steps(std::span<const ParameterRows> parameters);
 
+    // For quantize(), with messages (kernels/backend.h) of whole parameters as destinations of these rows.
+    UpdateTables to_messages(std::span<const ParameterRows> rows, std::span<const WeightMessage> messages);
+    // The decision of by_steps alone.
+    void choose_forms(std::span<const ParameterRows> parameters);
+
   private:
     struct Kept {
         std::vector<UpdateParameter> parameters;
@@ -96,10 +103,9 @@ class WeightUpdate {
         DeviceMemory memory;
     };
     UpdateTables uploaded(Kept& kept, std::vector<UpdateParameter>&& parameters, int64_t fewest_rows);
-    void choose_forms(std::span<const ParameterRows> parameters);
 
     CudaBackend& backend_;
-    Kept by_groups_, by_steps_;
+    Kept by_groups_, by_steps_, to_messages_;
 };
 
 // ---- dispatch

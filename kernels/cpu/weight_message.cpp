@@ -1,0 +1,146 @@
+// Weights as ranks exchange them: rows of packed codes and scales, or of plain numbers. A packed weight
+// (packed_weight.h) mixes rows, so messages are made from the masters and are a buffer of their own; only the
+// scales of rows stand in the ComputeWeight.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/codes.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/weight_update.h"
+
+namespace train_qat {
+
+namespace {
+
+int64_t message_row_bytes(const ParameterRows& p) {
+    return p.grid == Grid::none ? p.columns * size_of(p.compute->dtype)
+                                : code_row_bytes(p.columns, code_bits(p.grid));
+}
+
+int64_t rounded_up(int64_t bytes) {
+    constexpr int64_t alignment = 256;
+    return (bytes + alignment - 1) / alignment * alignment;
+}
+
+// Codes of one group. Returns the scale as readers need it.
+template <Grid grid>
+float pack_group(const float* weights, float scale, int64_t first, int64_t count, uint8_t* row) {
+    constexpr int bits = code_bits(grid);
+    bool has_nan = false;
+    for (int64_t k = 0; k < count; ++k) {
+        const float level = GridTraits<grid>::level(weights[k] / scale);
+        has_nan |= std::isnan(weights[k]);
+        const int64_t bit = (first + k) * bits;
+        row[bit / 8] |= static_cast<uint8_t>(code_of_level<grid>(level) << (bit % 8));
+    }
+    return has_nan ? std::numeric_limits<float>::quiet_NaN() : scale;
+}
+
+template <Grid grid, typename T>
+void write_row(const ParameterRows& p, int64_t row, uint8_t* numbers, int64_t row_bytes, float* scales) {
+    const float* const weights = p.master + row * p.columns;
+    if constexpr (grid == Grid::none) {
+        T* const out = reinterpret_cast<T*>(numbers);
+        for (int64_t k = 0; k < p.columns; ++k) out[k] = weights[k];
+    } else {
+        std::memset(numbers, 0, static_cast<size_t>(row_bytes));
+        const int64_t groups = p.columns / p.group;
+        for (int64_t i = 0; i < groups; ++i)
+            scales[i] = pack_group<grid>(weights + i * p.group, effective_scale(p.scale[row * groups + i]),
+                                         i * p.group, p.group, numbers);
+    }
+}
+
+// A row of levels from a message: as quantize_row makes it from masters.
+struct FromMessages {
+    std::span<const ParameterRows> parameters;
+    std::span<const WeightMessage> messages;
+
+    void begin(size_t, int64_t, int64_t) const {}
+
+    template <Grid grid, typename T>
+    float operator()(size_t parameter, int64_t row, T* out) const {
+        const ParameterRows& p = parameters[parameter];
+        const WeightMessage& message = messages[parameter];
+        const auto* const numbers = static_cast<const uint8_t*>(message.numbers) + row * message.row_bytes;
+        if constexpr (grid == Grid::none) {
+            std::memcpy(out, numbers, static_cast<size_t>(message.row_bytes));
+            return 1.0f;
+        } else {
+            constexpr int bits = code_bits(grid);
+            const float* const scales = message.scales + row * message.scales_per_row;
+            const bool one_scale = message.scales_per_row == 1;
+            for (int64_t k = 0; k < p.columns; ++k) {
+                const uint32_t code = numbers[k * bits / 8] >> (k * bits % 8) & code_mask(grid);
+                const float level = level_of_code<grid>(code);
+                out[k] = one_scale ? level : level * scales[k / p.group];
+            }
+            return one_scale ? scales[0] : 1.0f;
+        }
+    }
+};
+
+}  // namespace
+
+int64_t CpuBackend::weight_message_bytes(const ParameterRows& p) const {
+    const int64_t scales = p.grid == Grid::none || p.group == p.columns ? 0 : p.scales();
+    return rounded_up(p.rows * message_row_bytes(p)) + rounded_up(scales * sizeof(float));
+}
+
+std::vector<WeightMessage> CpuBackend::weight_messages(std::span<const ParameterRows> parameters,
+                                                       void* buffer) {
+    std::vector<WeightMessage> messages;
+    auto* place = static_cast<char*>(buffer);
+    for (const ParameterRows& p : parameters) {
+        check_compute_rows("weight_messages", p);
+        WeightMessage message;
+        message.numbers = place;
+        message.row_bytes = message_row_bytes(p);
+        if (p.grid != Grid::none) {
+            message.scales_per_row = p.columns / p.group;
+            message.scales = message.scales_per_row == 1
+                                 ? p.compute->scale_storage + p.first_row
+                                 : reinterpret_cast<float*>(place + rounded_up(p.rows * message.row_bytes));
+        }
+        messages.push_back(message);
+        place += weight_message_bytes(p);
+    }
+    return messages;
+}
+
+void CpuBackend::write_weight_messages(std::span<const ParameterRows> rows,
+                                       std::span<const WeightMessage> messages) {
+    if (rows.size() != messages.size())
+        throw std::logic_error("write_weight_messages: needs a message for each parameter");
+    for (const ParameterRows& p : rows) {
+        check_parameter("write_weight_messages", p);
+        check_compute_rows("write_weight_messages", p);
+        check_has_master("write_weight_messages", p);
+    }
+    const std::vector<RowBlock> blocks = row_blocks(rows);
+    parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
+        const RowBlock& block = blocks[index];
+        const ParameterRows& p = rows[block.parameter];
+        const WeightMessage& message = messages[block.parameter];
+        const int64_t first = p.first_element / p.columns;
+        with_compute_type("write_weight_messages", p.compute->dtype, [&]<typename T>() {
+            with_grid(p.grid, [&]<Grid grid>() {
+                for (int64_t row = block.first; row < block.last; ++row)
+                    write_row<grid, T>(
+                        p, row, static_cast<uint8_t*>(message.numbers) + (first + row) * message.row_bytes,
+                        message.row_bytes, message.scales + (first + row) * message.scales_per_row);
+            });
+        });
+    });
+}
+
+void CpuBackend::read_weight_messages(std::span<const ParameterRows> parameters,
+                                      std::span<const WeightMessage> messages) {
+    if (parameters.size() != messages.size())
+        throw std::logic_error("read_weight_messages: needs a message for each parameter");
+    for (const ParameterRows& p : parameters) check_compute_rows("read_weight_messages", p);
+    write_levels(parameters, FromMessages{parameters, messages});
+}
+
+}  // namespace train_qat
