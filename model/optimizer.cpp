@@ -5,22 +5,48 @@
 
 namespace train_qat {
 
-Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerConfig& config)
+Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerConfig& config,
+                     Communicator& communicator)
     : backend_(backend),
       parameters_(parameters),
       config_(config),
-      squares_memory_(backend, static_cast<int64_t>(parameters.all().size() * sizeof(float))),
-      squares_(squares_memory_.data(), DType::float32, {static_cast<int64_t>(parameters.all().size())}) {}
+      data_parallel_(backend, parameters, communicator) {
+    const auto count = static_cast<int64_t>(parameters.all().size());
+    squares_memory_ =
+        DeviceMemory(backend, communicator.size() * count * static_cast<int64_t>(sizeof(float)));
+    squares_ = Tensor(squares_memory_.data(), DType::float32, {communicator.size(), count});
+}
+
+Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerConfig& config)
+    : Optimizer(backend, parameters, config, make_single_communicator()) {}
+
+Optimizer::Optimizer(Backend& backend, Parameters& parameters, const OptimizerConfig& config,
+                     std::unique_ptr<Communicator> alone)
+    : Optimizer(backend, parameters, config, *alone) {
+    alone_ = std::move(alone);
+}
 
 double Optimizer::finish_gradients() {
-    backend_.ste_backward_and_norm(parameters_.rows(), squares_);
-    std::vector<float> squares(parameters_.all().size());
+    Communicator& communicator = data_parallel_.communicator();
+    const int64_t count = squares_.shape[1];
+    const std::vector<ParameterRows> own = data_parallel_.own_rows();
+    backend_.ste_backward_and_norm(own, Tensor(squares_.rows(communicator.rank(), 1).data, DType::float32,
+                                               {static_cast<int64_t>(own.size())}));
+    const RankRows rows{squares_.data, communicator.size(), count * static_cast<int64_t>(sizeof(float))};
+    communicator.all_gather({&rows, 1});
+    communicator.wait();
+    std::vector<float> squares(static_cast<size_t>(squares_.elements()));
     backend_.copy_to_host(squares.data(), squares_.data, squares_.bytes());
+
     offender_.clear();
     double total = 0;
-    for (size_t i = 0; i < squares.size(); ++i) {
-        total += squares[i];
-        if (offender_.empty() && !std::isfinite(squares[i])) offender_ = parameters_.all()[i].name;
+    for (int rank = 0; rank < communicator.size(); ++rank) {
+        const std::vector<size_t> owned = data_parallel_.owned_parameters(rank);
+        for (size_t i = 0; i < owned.size(); ++i) {
+            const float sum = squares[static_cast<size_t>(rank * count) + i];
+            total += sum;
+            if (offender_.empty() && !std::isfinite(sum)) offender_ = parameters_.all()[owned[i]].name;
+        }
     }
     return std::sqrt(total);
 }
@@ -37,13 +63,21 @@ void Optimizer::step(double learning_rate) {
     update.step = ++steps_;
     if (parameters_.quantized()) ++scale_steps_;
     update.scale_step = std::max<int64_t>(1, scale_steps_);
-    backend_.adamw_and_quantize(parameters_.rows(), update, squares_);
+    data_parallel_.gather_gradients();
+    backend_.adamw_and_quantize(parameters_.rows(), update,
+                                Tensor(squares_.data, DType::float32, {squares_.elements()}));
+    data_parallel_.gather_weights();
+}
+
+void Optimizer::quantize() {
+    parameters_.quantize(backend_);
+    data_parallel_.gather_weights();
 }
 
 void Optimizer::begin_quantization() {
     parameters_.use_quantization(true);
     parameters_.initialize_scales(backend_);
-    parameters_.quantize(backend_);
+    quantize();
     scale_steps_ = 0;
 }
 

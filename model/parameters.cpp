@@ -1,8 +1,11 @@
 #include "model/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <stdexcept>
+
+#include "kernels/ranks/communicator.h"
 
 namespace train_qat {
 
@@ -42,11 +45,12 @@ bool writes_to_residual(const std::string& name) {
 }  // namespace
 
 Parameters::Parameters(const ModelConfig& config, const QuantizationConfig& quantization, DType compute_type,
-                       const Backend& backend, Arena& arena)
+                       const Backend& backend, Arena& arena, const StateShard& shard)
     : layers(config.layers),
       config_(config),
       quantization_(quantization),
       compute_type_(compute_type),
+      shard_(shard),
       arena_(arena) {
     const int64_t width = config.width, head_dim = config.head_dim;
     const int64_t query_rows = config.heads * head_dim, kv_rows = config.kv_heads * head_dim;
@@ -63,6 +67,7 @@ Parameters::Parameters(const ModelConfig& config, const QuantizationConfig& quan
              quantization.enabled() ? embedding_bits(bits) : 16.0);
     for (int64_t l = 0; l < config.layers; ++l) {
         LayerWeights& layer = layers[l];
+        layer_ = l;
         const std::string prefix = "model.layers." + std::to_string(l) + ".";
         place_norm(layer.attention_norm);
         add_norm(prefix + "input_layernorm.weight", layer.attention_norm);
@@ -80,17 +85,29 @@ Parameters::Parameters(const ModelConfig& config, const QuantizationConfig& quan
         place_linear(layer.down, width, config.ffn, false, backend);
         add_rows(prefix + "mlp.down_proj.weight", layer.down, 0, width, bits);
     }
+    layer_ = -1;
     place_norm(final_norm);
     add_norm("model.norm.weight", final_norm);
+    if (shard.parts > 1) place_messages(backend);
+}
+
+// Enough for both step ranges.
+void Parameters::place_messages(const Backend& backend) {
+    int64_t full_precision = 0, quantized = 0;
+    for (const Parameter& parameter : parameters_) {
+        if (parameter.is_vector) continue;
+        ParameterRows rows = parameter.whole;
+        full_precision += backend.weight_message_bytes(rows);
+        rows.grid = grid_of_bits(parameter.bits);
+        quantized += backend.weight_message_bytes(rows);
+    }
+    arena_.place_bytes("weights on their way between ranks", message_buffer_,
+                       std::max(full_precision, quantized));
 }
 
 void Parameters::place_linear(LinearWeight& weight, int64_t rows, int64_t columns, bool is_embedding,
                               const Backend& backend) {
-    arena_.place(quantization_.master_type == DType::float32 ? weights_purpose : narrow_weights_purpose,
-                 weight.master, quantization_.master_type, {rows, columns});
     arena_.place(gradients_purpose, weight.gradient, DType::float32, {rows, columns});
-    arena_.place(moments_purpose, weight.first_moment, DType::float32, {rows, columns});
-    arena_.place(moments_purpose, weight.second_moment, DType::float32, {rows, columns});
     weight.compute.rows = rows;
     weight.compute.columns = columns;
     weight.compute.dtype = compute_type_;
@@ -103,72 +120,88 @@ void Parameters::place_linear(LinearWeight& weight, int64_t rows, int64_t column
 void Parameters::place_norm(NormWeight& weight) {
     arena_.place(weights_purpose, weight.master, DType::float32, {config_.width});
     arena_.place(gradients_purpose, weight.gradient, DType::float32, {config_.width});
-    arena_.place(moments_purpose, weight.first_moment, DType::float32, {config_.width});
-    arena_.place(moments_purpose, weight.second_moment, DType::float32, {config_.width});
 }
 
 void Parameters::add_rows(const std::string& name, LinearWeight& weight, int64_t first_row, int64_t row_count,
                           double bits) {
-    Parameter parameter{name, false, bits, {}};
-    parameter.rows.rows = row_count;
-    parameter.rows.columns = weight.master.shape[1];
-    parameter.rows.compute = &weight.compute;
-    parameter.rows.first_row = first_row;
-    Source source{&weight, nullptr, nullptr};
+    Parameter parameter{name, false, bits, layer_, {}, {}};
+    ParameterRows& whole = parameter.whole;
+    whole.rows = row_count;
+    whole.columns = weight.gradient.shape[1];
+    whole.compute = &weight.compute;
+    whole.first_row = first_row;
     if (bits < 16) {
-        const int64_t group = quantization_.group > 0 ? quantization_.group : parameter.rows.columns;
-        parameter.rows.group = group;
-        parameter.rows.scale_gradient_factor =
-            scale_gradient_factor(grid_of_bits(bits), parameter.rows.elements());
-        source.scales = std::make_unique<ScaleStorage>();
-        const int64_t groups = parameter.rows.columns / group;
-        for (Tensor* tensor : {&source.scales->scale, &source.scales->gradient, &source.scales->first_moment,
-                               &source.scales->second_moment})
-            arena_.place(scales_purpose, *tensor, DType::float32, {row_count, groups});
+        whole.group = quantization_.group > 0 ? quantization_.group : whole.columns;
+        whole.scale_gradient_factor = scale_gradient_factor(grid_of_bits(bits), whole.elements());
     }
-    parameters_.push_back(std::move(parameter));
-    sources_.push_back(std::move(source));
+    add_parameter(std::move(parameter), &weight, nullptr);
 }
 
 void Parameters::add_norm(const std::string& name, NormWeight& weight) {
-    Parameter parameter{name, true, 16.0, {}};
-    parameter.rows.rows = 1;
-    parameter.rows.columns = config_.width;
-    parameter.rows.decay = false;
+    Parameter parameter{name, true, 16.0, layer_, {}, {}};
+    parameter.whole.rows = 1;
+    parameter.whole.columns = config_.width;
+    parameter.whole.decay = false;
+    add_parameter(std::move(parameter), nullptr, &weight);
+}
+
+void Parameters::add_parameter(Parameter parameter, LinearWeight* linear, NormWeight* norm) {
+    parameter.whole.number = static_cast<uint32_t>(parameters_.size());
+    const int64_t first = first_row(parameter.whole.rows, shard_.part, shard_.parts);
+    const int64_t end = first_row(parameter.whole.rows, shard_.part + 1, shard_.parts);
+    parameter.rows = rows_of(parameter.whole, first, end - first);
+    const int64_t rows = parameter.rows.rows, columns = parameter.rows.columns;
+
+    auto state = std::make_unique<State>();
+    state->linear = linear;
+    state->norm = norm;
+    if (linear != nullptr) {
+        const bool full = quantization_.master_type == DType::float32;
+        arena_.place(full ? weights_purpose : narrow_weights_purpose, state->master,
+                     quantization_.master_type, {rows, columns});
+    }
+    for (Tensor* moment : {&state->first_moment, &state->second_moment})
+        arena_.place(moments_purpose, *moment, DType::float32, {rows, columns});
+    if (parameter.bits < 16)
+        for (Tensor* tensor :
+             {&state->scale, &state->scale_gradient, &state->scale_first_moment, &state->scale_second_moment})
+            arena_.place(scales_purpose, *tensor, DType::float32, {rows, columns / parameter.rows.group});
     parameters_.push_back(std::move(parameter));
-    sources_.push_back({nullptr, &weight, nullptr});
+    states_.push_back(std::move(state));
 }
 
 void Parameters::bind() {
-    const auto from_row = [](const Tensor& tensor, int64_t first_row, int64_t columns) {
-        return tensor.as<float>() + first_row * columns;
-    };
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-        ParameterRows& rows = parameters_[i].rows;
-        const Source& source = sources_[i];
-        if (source.norm != nullptr) {
-            rows.master = source.norm->master.as<float>();
-            rows.gradient = source.norm->gradient.as<float>();
-            rows.first_moment = source.norm->first_moment.as<float>();
-            rows.second_moment = source.norm->second_moment.as<float>();
-            continue;
-        }
-        LinearWeight& weight = *source.linear;
-        weight.compute.scale_storage = weight.row_scale_storage.as<float>();
-        if (weight.master.dtype == DType::float32)
-            rows.master = from_row(weight.master, rows.first_row, rows.columns);
-        else
-            rows.narrow_master = weight.master.as<bfloat16>() + rows.first_row * rows.columns;
-        rows.gradient = from_row(weight.gradient, rows.first_row, rows.columns);
-        rows.first_moment = from_row(weight.first_moment, rows.first_row, rows.columns);
-        rows.second_moment = from_row(weight.second_moment, rows.first_row, rows.columns);
-        if (source.scales == nullptr) continue;
-        rows.scale = source.scales->scale.as<float>();
-        rows.scale_gradient = source.scales->gradient.as<float>();
-        rows.scale_first_moment = source.scales->first_moment.as<float>();
-        rows.scale_second_moment = source.scales->second_moment.as<float>();
-    }
+    for (size_t i = 0; i < parameters_.size(); ++i) bind(parameters_[i], *states_[i]);
     use_quantization(false);
+}
+
+void Parameters::bind(Parameter& parameter, const State& state) {
+    ParameterRows& whole = parameter.whole;
+    if (state.norm != nullptr) {
+        whole.master = state.norm->master.as<float>();
+        whole.gradient = state.norm->gradient.as<float>();
+    } else {
+        LinearWeight& weight = *state.linear;
+        weight.compute.scale_storage = weight.row_scale_storage.as<float>();
+        whole.gradient = weight.gradient.as<float>() + whole.first_row * whole.columns;
+    }
+    const int64_t rows = parameter.rows.rows;
+    const int64_t first = parameter.rows.first_element / whole.columns;
+    parameter.rows = rows_of(whole, first, rows);
+    const auto set_state = [&state](ParameterRows& kept) {
+        if (state.linear != nullptr && state.master.dtype == DType::float32)
+            kept.master = state.master.as<float>();
+        else if (state.linear != nullptr)
+            kept.narrow_master = state.master.as<bfloat16>();
+        kept.first_moment = state.first_moment.as<float>();
+        kept.second_moment = state.second_moment.as<float>();
+        kept.scale = state.scale.as<float>();
+        kept.scale_gradient = state.scale_gradient.as<float>();
+        kept.scale_first_moment = state.scale_first_moment.as<float>();
+        kept.scale_second_moment = state.scale_second_moment.as<float>();
+    };
+    set_state(parameter.rows);
+    if (rows == whole.rows) set_state(whole);
 }
 
 void Parameters::initialize(Backend& backend, uint64_t seed) {
@@ -176,17 +209,23 @@ void Parameters::initialize(Backend& backend, uint64_t seed) {
     std::vector<float> values;
     for (size_t i = 0; i < parameters_.size(); ++i) {
         const Parameter& parameter = parameters_[i];
-        values.assign(parameter.rows.elements(), 1.0f);
-        if (!parameter.is_vector)
-            fill_normal(values, mix(seed * 0x10001 + i),
-                        0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0));
-        if (parameter.rows.narrow_master == nullptr) {
-            backend.copy_to_device(parameter.rows.master, values.data(),
+        const ParameterRows& kept = parameter.rows;
+        values.assign(parameter.whole.elements(), 1.0f);
+        if (parameter.is_vector) {
+            // Every process reads it, whoever keeps it.
+            backend.copy_to_device(parameter.whole.master, values.data(),
                                    static_cast<int64_t>(values.size() * sizeof(float)));
             continue;
         }
-        const std::vector<bfloat16> narrow(values.begin(), values.end());
-        backend.copy_to_device(parameter.rows.narrow_master, narrow.data(),
+        fill_normal(values, mix(seed * 0x10001 + i),
+                    0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0));
+        const float* const first = values.data() + kept.first_element;
+        if (kept.narrow_master == nullptr) {
+            backend.copy_to_device(kept.master, first, kept.elements() * static_cast<int64_t>(sizeof(float)));
+            continue;
+        }
+        const std::vector<bfloat16> narrow(first, first + kept.elements());
+        backend.copy_to_device(kept.narrow_master, narrow.data(),
                                static_cast<int64_t>(narrow.size() * sizeof(bfloat16)));
     }
     quantize(backend);
@@ -196,8 +235,8 @@ void Parameters::use_quantization(bool on) {
     quantized_ = on;
     rows_.clear();
     for (Parameter& parameter : parameters_) {
-        parameter.rows.grid = on ? grid_of_bits(parameter.bits) : Grid::none;
-        rows_.push_back(parameter.rows);
+        parameter.rows.grid = parameter.whole.grid = on ? grid_of_bits(parameter.bits) : Grid::none;
+        if (parameter.rows.rows > 0) rows_.push_back(parameter.rows);
     }
 }
 

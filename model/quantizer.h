@@ -10,7 +10,8 @@ namespace train_qat {
 struct QuantizationConfig {
     double bits = 16;   // 1, 1.58, 2, 3, 4, 5, 6, 8; 16: no quantization
     int64_t group = 0;  // weights of a row that share a scale: 32, 64, 128; 0: the whole row
-    // Of the weight matrices that the optimizer keeps. bfloat16: it rounds each step's weights stochastically.
+    // Of the weight matrices that the optimizer keeps. bfloat16: it rounds each step's weights
+    // stochastically.
     DType master_type = DType::float32;
 
     bool enabled() const { return bits < 16; }

@@ -22,14 +22,14 @@ std::string gibibytes(int64_t bytes) {
 }  // namespace
 
 Transformer::Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
-                         DType compute_type, int64_t batch)
+                         DType compute_type, int64_t batch, const StateShard& shard)
     : backend_(backend),
       config_(config),
       quantization_(quantization),
       compute_type_(compute_type),
       batch_(batch),
       chunk_rows_(std::min(maximum_chunk_rows, batch * config.sequence_length)),
-      parameters_(config_, quantization, compute_type, backend, parameter_arena_),
+      parameters_(config_, quantization, compute_type, backend, parameter_arena_, shard),
       layers_(config.layers) {
     place_activations();
 }
@@ -228,7 +228,7 @@ void Transformer::forward_and_backward_head(float gradient_factor, bool accumula
     }
 }
 
-void Transformer::backward(bool accumulate) {
+void Transformer::backward(bool accumulate, DataParallel* ranks) {
     backend_.rmsnorm_backward(
         active(d_residual_), parameters_.final_norm.gradient, active(dz_), active(d_norm_),
         active(final_residual_), active(final_rstd_), parameters_.final_norm.master,
@@ -239,9 +239,11 @@ void Transformer::backward(bool accumulate) {
         const Tensor next_scale = l > 0 ? parameters_.layers[l - 1].down.compute.row_scale() : Tensor();
         backward_ffn(parameters_.layers[l], layers_[l], accumulate);
         backward_attention(parameters_.layers[l], layers_[l], next_scale, accumulate);
+        if (ranks != nullptr) ranks->sum_gradients(static_cast<int64_t>(l));
     }
     backend_.embedding_backward(parameters_.embedding.gradient, active(d_residual_), active(tokens_),
                                 parameters_.embedding.compute.row_scale());
+    if (ranks != nullptr) ranks->sum_gradients(-1);
 }
 
 void Transformer::backward_ffn(LayerWeights& weights, LayerActivations& layer, bool accumulate) {
@@ -280,18 +282,25 @@ void Transformer::backward_attention(LayerWeights& weights, LayerActivations& la
 // -----------------------------------------------------------------------------------------------
 
 void Transformer::train_micro_batch(const int32_t* inputs, const int32_t* targets, int64_t micro_batch,
-                                    int64_t micro_batches) {
+                                    int64_t micro_batches, DataParallel* ranks) {
     set_sequences(batch_, config_.sequence_length);
     upload_tokens(inputs, targets);
     const bool accumulate = micro_batch > 0;
     const double terms = static_cast<double>(shape_.rows() * micro_batches);
-    // What distinguishes one micro-batch's operations from another's.
-    backend_.replay({this, micro_batches, parameters_.quantized(), accumulate}, [&] {
+    if (ranks != nullptr && ranks->alone()) ranks = nullptr;
+    const auto passes = [&] {
         forward();
         forward_and_backward_head(static_cast<float>(1.0 / terms), accumulate);
-        backward(accumulate);
+        backward(accumulate, ranks);
         backend_.sum(loss_total_, active(losses_), accumulate);
-    });
+        // A record must not end while others still use its memory.
+        if (ranks != nullptr) ranks->communicator().wait();
+    };
+    if (ranks != nullptr && !ranks->communicator().recordable())
+        passes();
+    else
+        // What distinguishes one micro-batch's operations from another's.
+        backend_.replay({this, micro_batches, parameters_.quantized(), accumulate, ranks != nullptr}, passes);
     loss_terms_ = (accumulate ? loss_terms_ : 0) + shape_.rows();
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "model/arena.h"
 #include "model/config.h"
+#include "model/data_parallel.h"
 #include "model/parameters.h"
 #include "model/quantizer.h"
 
@@ -33,8 +34,9 @@ struct LayerActivations {
 class Transformer {
   public:
     // Lays out all memory for micro-batches of up to `batch` sequences, allocates nothing.
+    // shard: of the optimizer's state, where ranks divide it.
     Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
-                DType compute_type, int64_t batch);
+                DType compute_type, int64_t batch, const StateShard& shard = {});
     Transformer(const Transformer&) = delete;
     Transformer& operator=(const Transformer&) = delete;
 
@@ -44,12 +46,14 @@ class Transformer {
     // Takes the memory. std::runtime_error with needed and available bytes when it does not suffice.
     void allocate();
 
-    // Forward and backward pass of one micro-batch of `batch` sequences: adds to the gradients (the first of
-    // the step's micro-batches overwrites them) and to the loss. The loss is the mean over all tokens of the
-    // step. inputs, targets: (batch, T) token ids in host memory, each in [0, V).
+    // Forward and backward pass of one micro-batch of `batch` sequences: adds to the gradients (number 0 of
+    // the step's micro-batches here overwrites them) and to the loss. Gradients are those of the mean over
+    // all tokens of the step, of which this is one of `micro_batches`, those of other ranks included. inputs,
+    // targets: (batch, T) token ids in host memory, each in [0, V). ranks: given with the last micro-batch of
+    // a step; told of each layer's finished gradients.
     void train_micro_batch(const int32_t* inputs, const int32_t* targets, int64_t micro_batch,
-                           int64_t micro_batches);
-    // Mean loss over the micro-batches since the last that was the first of its step. Waits.
+                           int64_t micro_batches, DataParallel* ranks = nullptr);
+    // Mean loss over this rank's micro-batches since the last that was the first of its step. Waits.
     double loss();
 
     // Mean loss of `sequences` <= batch sequences, with the weights as they are quantized now. Waits.
@@ -82,7 +86,7 @@ class Transformer {
     void forward_and_backward_head(float gradient_factor, bool accumulate);
     // Logits of rows [first, first + count) of final_norm_ to the host.
     void read_logits(int64_t first, int64_t count, float* logits);
-    void backward(bool accumulate);
+    void backward(bool accumulate, DataParallel* ranks);
     void backward_ffn(LayerWeights& weights, LayerActivations& layer, bool accumulate);
     void backward_attention(LayerWeights& weights, LayerActivations& layer, const Tensor& next_scale,
                             bool accumulate);

@@ -104,7 +104,8 @@ TEST_CASE("parameters have Hugging Face's names and shapes", "[parameters][devic
         CHECK(layer.gate_up.compute.rows == 40 + 40);
         for (const Parameter& parameter : tiny.parameters().all()) {
             if (parameter.rows.compute == &layer.qkv.compute)
-                CHECK(parameter.rows.master == layer.qkv.master.as<float>() + parameter.rows.first_row * 24);
+                CHECK(parameter.rows.gradient ==
+                      layer.qkv.gradient.as<float>() + parameter.rows.first_row * 24);
             if (parameter.name == "model.layers.1.self_attn.v_proj.weight")
                 CHECK(parameter.rows.first_row == 36);
         }

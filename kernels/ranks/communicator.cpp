@@ -15,24 +15,36 @@ void check_arrays(const char* operation, std::span<const RankRows> arrays, int64
             throw std::logic_error(std::string(operation) + ": an array without memory or of a wrong size");
 }
 
+int64_t own_rows(const RankRows& array, int rank, int size) {
+    return first_row(array.rows, rank + 1, size) - first_row(array.rows, rank, size);
+}
+
 }  // namespace
+
+// To every other rank what belongs to it.
+int64_t reduce_scatter_bytes(std::span<const RankRows> arrays, int rank, int size) {
+    int64_t bytes = 0;
+    for (const RankRows& array : arrays)
+        bytes += (array.rows - own_rows(array, rank, size)) * array.row_bytes;
+    return bytes;
+}
+
+// The own rows to every other rank.
+int64_t all_gather_bytes(std::span<const RankRows> arrays, int rank, int size) {
+    int64_t bytes = 0;
+    for (const RankRows& array : arrays) bytes += own_rows(array, rank, size) * array.row_bytes * (size - 1);
+    return bytes;
+}
 
 void Communicator::reduce_scatter(std::span<const RankRows> arrays) {
     check_arrays("reduce_scatter", arrays, sizeof(float));
-    // To every other rank what belongs to it.
-    for (const RankRows& array : arrays) {
-        const int64_t own = first_row(array.rows, rank_ + 1, size_) - first_row(array.rows, rank_, size_);
-        traffic_.reduce_scatter += (array.rows - own) * array.row_bytes;
-    }
+    traffic_.reduce_scatter += reduce_scatter_bytes(arrays, rank_, size_);
     start_reduce_scatter(arrays);
 }
 
 void Communicator::all_gather(std::span<const RankRows> arrays) {
     check_arrays("all_gather", arrays, 1);
-    for (const RankRows& array : arrays) {
-        const int64_t own = first_row(array.rows, rank_ + 1, size_) - first_row(array.rows, rank_, size_);
-        traffic_.all_gather += own * array.row_bytes * (size_ - 1);
-    }
+    traffic_.all_gather += all_gather_bytes(arrays, rank_, size_);
     start_all_gather(arrays);
 }
 

@@ -46,7 +46,12 @@ struct RankRows {
     int64_t row_bytes = 0;
 };
 
-// Bytes that this rank has sent to others.
+// Bytes that rank `rank` of `size` sends to others in these collectives.
+int64_t reduce_scatter_bytes(std::span<const RankRows> arrays, int rank, int size);
+int64_t all_gather_bytes(std::span<const RankRows> arrays, int rank, int size);
+
+// Bytes that this rank has sent to others; of a record that is replayed (Backend::replay) only the first
+// time.
 struct Traffic {
     int64_t reduce_scatter = 0, all_gather = 0, broadcast = 0;
     int64_t total() const { return reduce_scatter + all_gather + broadcast; }
