@@ -46,7 +46,8 @@ inline uint64_t checksum_by_rows(const std::string& file) {
         return checksum_of(std::string_view(file).substr(offset, bytes), offset);
     };
     uint64_t sum = piece(0, begin);
-    for (const auto& [name, tensor] : nlohmann::json::parse(file.substr(8, length)).items()) {
+    const auto header = nlohmann::json::parse(file.substr(8, length));
+    for (const auto& [name, tensor] : header.items()) {
         if (name == "__metadata__") continue;
         const size_t first = tensor["data_offsets"][0], end = tensor["data_offsets"][1];
         const size_t rows = tensor["shape"].size() > 1 ? tensor["shape"][0].get<size_t>() : 1;
