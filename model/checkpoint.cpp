@@ -7,8 +7,11 @@
 #include <cerrno>
 #include <charconv>
 #include <filesystem>
+#include <functional>
 #include <iostream>
 #include <stdexcept>
+
+#include "model/together.h"
 
 namespace train_qat {
 namespace {
@@ -37,8 +40,8 @@ void rename_or_throw(const std::string& from, const std::string& to) {
 
 // .step_00001234.partial-PID is being written or removed; .step_00001234.replaced-PID makes way for a new
 // one.
-std::string hidden_path(const std::string& output_directory, int64_t step, const char* role) {
-    return output_directory + "/." + checkpoint_name(step) + "." + role + "-" + std::to_string(::getpid());
+std::string hidden_name(int64_t step, const char* role) {
+    return "." + checkpoint_name(step) + "." + role + "-" + std::to_string(::getpid());
 }
 
 struct HiddenName {
@@ -120,16 +123,6 @@ void write_manifest(const std::string& directory, const Manifest& manifest) {
     file.finish();
 }
 
-void write_files(const std::string& directory, Backend& backend, const CheckpointContents& contents) {
-    Manifest manifest{contents.step, contents.state, {}};
-    manifest.files[model_file] =
-        write_safetensors(directory + "/" + model_file, backend, contents.model, metadata);
-    manifest.files[optimizer_file] =
-        write_safetensors(directory + "/" + optimizer_file, backend, contents.optimizer, metadata);
-    write_manifest(directory, manifest);
-    sync_directory(directory);
-}
-
 std::string reason_not_valid(const std::string& directory) {
     try {
         const Manifest manifest = read_manifest(directory);
@@ -149,7 +142,7 @@ std::string make_way(const std::string& output_directory, int64_t step) {
     const std::string place = output_directory + "/" + checkpoint_name(step);
     if (!fs::exists(fs::symlink_status(place))) return "";
     if (is_plain_directory(place) && reason_not_valid(place).empty()) {
-        const std::string aside = hidden_path(output_directory, step, "replaced");
+        const std::string aside = output_directory + "/" + hidden_name(step, "replaced");
         rename_or_throw(place, aside);
         return aside;
     }
@@ -175,6 +168,18 @@ void move_into_place(const std::string& output_directory, int64_t step, const st
     if (!aside.empty()) fs::remove_all(aside, ignored);
 }
 
+// `work`, with the errors of std::filesystem in our words.
+void work_on_directories(const std::string& output_directory, int64_t step,
+                         const std::function<void()>& work) {
+    try {
+        work();
+    } catch (const fs::filesystem_error& error) {
+        throw_file_error(output_directory, "cannot save the checkpoint of step " + std::to_string(step) +
+                                               ": " + error.code().message() + " (" + error.path1().string() +
+                                               ")");
+    }
+}
+
 void refuse_existing(const std::string& place) {
     if (!fs::exists(fs::symlink_status(place))) return;
     const bool valid = is_plain_directory(place) && reason_not_valid(place).empty();
@@ -187,25 +192,43 @@ void refuse_existing(const std::string& place) {
 
 }  // namespace
 
-std::string save_checkpoint(const std::string& output_directory, Backend& backend,
+std::string save_checkpoint(const std::string& output_directory, Backend& backend, Communicator& communicator,
                             const CheckpointContents& contents, bool replace_existing) {
     if (contents.step < 0 || !contents.state.is_object())
         throw std::logic_error("save_checkpoint: needs a step >= 0 and a JSON object as state");
+    const auto on_rank_0 = [&](const std::function<void()>& work) {
+        run_on_rank_0(communicator, [&] { work_on_directories(output_directory, contents.step, work); });
+    };
     const std::string place = output_directory + "/" + checkpoint_name(contents.step);
-    try {
+    std::optional<PartialDirectory> partial;  // on rank 0
+    std::string hidden = hidden_name(contents.step, "partial");
+    on_rank_0([&] {
         fs::create_directories(output_directory);
         clean_up_after_dead_runs(output_directory);
         if (!replace_existing) refuse_existing(place);
         check_free_space(output_directory, contents);
-        const PartialDirectory partial(hidden_path(output_directory, contents.step, "partial"));
-        write_files(partial.path(), backend, contents);
-        move_into_place(output_directory, contents.step, partial.path());
-    } catch (const fs::filesystem_error& error) {
-        throw_file_error(output_directory, "cannot save the checkpoint of step " +
-                                               std::to_string(contents.step) + ": " + error.code().message() +
-                                               " (" + error.path1().string() + ")");
-    }
+        partial.emplace(output_directory + "/" + hidden);
+    });
+    hidden = text_of_rank_0(communicator, hidden);  // it has the process id of rank 0
+
+    Manifest manifest{contents.step, contents.state, {}};
+    const std::string directory = output_directory + "/" + hidden;
+    manifest.files[model_file] =
+        write_safetensors(directory + "/" + model_file, backend, communicator, contents.model, metadata);
+    manifest.files[optimizer_file] = write_safetensors(directory + "/" + optimizer_file, backend,
+                                                       communicator, contents.optimizer, metadata);
+    on_rank_0([&] {
+        write_manifest(directory, manifest);
+        sync_directory(directory);
+        move_into_place(output_directory, contents.step, directory);
+    });
     return place;
+}
+
+std::string save_checkpoint(const std::string& output_directory, Backend& backend,
+                            const CheckpointContents& contents, bool replace_existing) {
+    return save_checkpoint(output_directory, backend, *make_single_communicator(), contents,
+                           replace_existing);
 }
 
 // ---- listing and pruning
@@ -235,6 +258,19 @@ std::optional<std::string> find_latest_checkpoint(const std::string& output_dire
     return entries.back().path;
 }
 
+std::optional<std::string> find_latest_checkpoint(const std::string& output_directory,
+                                                  Communicator& communicator,
+                                                  std::vector<std::string>* passed_over) {
+    std::string name;
+    run_on_rank_0(communicator, [&] {
+        if (const auto latest = find_latest_checkpoint(output_directory, passed_over))
+            name = fs::path(*latest).filename().string();
+    });
+    name = text_of_rank_0(communicator, name);
+    if (name.empty()) return std::nullopt;
+    return (fs::path(output_directory) / name).string();
+}
+
 std::vector<std::string> prune_checkpoints(const std::string& output_directory, int64_t keep,
                                            std::span<const int64_t> protected_steps) {
     std::vector<std::string> removed;
@@ -244,7 +280,7 @@ std::vector<std::string> prune_checkpoints(const std::string& output_directory, 
         const auto& [step, path] = entries[i];
         if (std::count(protected_steps.begin(), protected_steps.end(), step) > 0) continue;
         // Under a hidden name first: a run killed in between leaves no half checkpoint.
-        const std::string hidden = hidden_path(output_directory, step, "partial");
+        const std::string hidden = output_directory + "/" + hidden_name(step, "partial");
         rename_or_throw(path, hidden);
         std::error_code error;
         fs::remove_all(hidden, error);
@@ -257,7 +293,21 @@ std::vector<std::string> prune_checkpoints(const std::string& output_directory, 
 // ---- reading
 // ----------------------------------------------------------------------------------------------------
 
-CheckpointReader::CheckpointReader(const std::string& path) : path_(path) {
+CheckpointReader::CheckpointReader(const std::string& path) {
+    open(path);
+}
+
+CheckpointReader::CheckpointReader(const std::string& path, Communicator& communicator) {
+    run_on_rank_0(communicator, [&] { open(path); });
+    const bool of_run = path_ != path;
+    const std::string name = text_of_rank_0(communicator, of_run ? fs::path(path_).filename().string() : "");
+    run_together(communicator, [&] {
+        if (communicator.rank() != 0) open(name.empty() ? path : (fs::path(path) / name).string());
+    });
+}
+
+void CheckpointReader::open(const std::string& path) {
+    path_ = path;
     if (!has_manifest(path)) {
         if (!fs::is_directory(path))
             throw_file_error(path, "no such directory; expected a checkpoint or a run's output");
@@ -279,23 +329,41 @@ void CheckpointReader::verify() const {
         SafetensorsFile(path_ + "/" + name).verify_checksum(summary.checksum);
 }
 
-void CheckpointReader::load(const char* file, Backend& backend, std::span<const NamedTensor> tensors) const {
-    const auto summary = manifest_.files.find(file);
-    if (summary == manifest_.files.end()) throw_file_error(path_, std::string("has no ") + file);
-    const SafetensorsFile source(path_ + "/" + file);
-    const uint64_t checksum = source.read_all(backend, tensors);
-    if (checksum == summary->second.checksum) return;
-    throw_file_error(source.path(), "damaged: its checksum is " + checksum_text(checksum) +
-                                        ", the manifest says " + checksum_text(summary->second.checksum) +
-                                        "; use another checkpoint");
+void CheckpointReader::load(const char* file, Backend& backend, Communicator& communicator,
+                            std::span<const NamedTensor> tensors) const {
+    std::optional<SafetensorsFile> source;
+    uint64_t expected = 0;
+    run_together(communicator, [&] {
+        const auto summary = manifest_.files.find(file);
+        if (summary == manifest_.files.end()) throw_file_error(path_, std::string("has no ") + file);
+        expected = summary->second.checksum;
+        source.emplace(path_ + "/" + file);
+    });
+    const uint64_t checksum = source->read_all(backend, communicator, tensors);
+    run_together(communicator, [&] {
+        if (checksum == expected) return;
+        throw_file_error(source->path(), "damaged: its checksum is " + checksum_text(checksum) +
+                                             ", the manifest says " + checksum_text(expected) +
+                                             "; use another checkpoint");
+    });
+}
+
+void CheckpointReader::load_model(Backend& backend, Communicator& communicator,
+                                  std::span<const NamedTensor> tensors) const {
+    load(model_file, backend, communicator, tensors);
 }
 
 void CheckpointReader::load_model(Backend& backend, std::span<const NamedTensor> tensors) const {
-    load(model_file, backend, tensors);
+    load_model(backend, *make_single_communicator(), tensors);
+}
+
+void CheckpointReader::load_optimizer(Backend& backend, Communicator& communicator,
+                                      std::span<const NamedTensor> tensors) const {
+    load(optimizer_file, backend, communicator, tensors);
 }
 
 void CheckpointReader::load_optimizer(Backend& backend, std::span<const NamedTensor> tensors) const {
-    load(optimizer_file, backend, tensors);
+    load_optimizer(backend, *make_single_communicator(), tensors);
 }
 
 }  // namespace train_qat

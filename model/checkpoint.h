@@ -10,7 +10,10 @@
 // the disk and renamed: under its name it is always whole. A save that fails removes what it wrote and leaves
 // everything else as it was. What a killed run left behind is cleaned up by the next save.
 //
-// One process (rank 0) saves; any number may read.
+// All ranks save together, each writing its own rows of the two files. What is in the directory does not
+// depend on the number of ranks, and any number of ranks can read it. Directories and the manifest are rank
+// 0's business. Functions with a communicator are collective, with the same paths on one file system, and
+// throw on all ranks the same std::runtime_error (model/together.h); those without are for one rank.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +24,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/ranks/communicator.h"
 #include "model/manifest.h"
 #include "model/safetensors.h"
 
@@ -30,8 +34,8 @@ struct CheckpointContents {
     int64_t step = 0;  // optimizer steps done
     std::vector<NamedTensor> model;
     std::vector<NamedTensor> optimizer;  // may be empty
-    nlohmann::json state =
-        nlohmann::json::object();  // configuration, plan, loader position, random numbers, ...
+    // Configuration, plan, loader position, random numbers, ...; that of rank 0 is saved.
+    nlohmann::json state = nlohmann::json::object();
 };
 
 // Writes OUTPUT/step_######## and returns its path. Creates OUTPUT if need be. Throws std::runtime_error
@@ -41,6 +45,8 @@ struct CheckpointContents {
 //    a second time. The old one makes way only when the new one is whole. A directory in the way that is no
 //    valid checkpoint is then kept as step_########.unreadable-PID, with a warning on the standard error
 //    output.
+std::string save_checkpoint(const std::string& output_directory, Backend& backend, Communicator& communicator,
+                            const CheckpointContents& contents, bool replace_existing = false);
 std::string save_checkpoint(const std::string& output_directory, Backend& backend,
                             const CheckpointContents& contents, bool replace_existing = false);
 
@@ -58,6 +64,12 @@ std::vector<CheckpointEntry> list_checkpoints(const std::string& output_director
 std::optional<std::string> find_latest_checkpoint(const std::string& output_directory,
                                                   std::vector<std::string>* passed_over = nullptr);
 
+// What rank 0 finds, on all ranks: they resume from the same checkpoint. `passed_over` is filled on rank 0
+// only.
+std::optional<std::string> find_latest_checkpoint(const std::string& output_directory,
+                                                  Communicator& communicator,
+                                                  std::vector<std::string>* passed_over = nullptr);
+
 // Removes all checkpoints (as listed above, nothing else) but the newest `keep` and those whose step is in
 // `protected_steps`. keep = 0 keeps all. Returns the removed paths.
 std::vector<std::string> prune_checkpoints(const std::string& output_directory, int64_t keep,
@@ -68,6 +80,8 @@ class CheckpointReader {
     // A checkpoint, or the output directory of a run: then its latest. Reads the manifest and compares file
     // sizes.
     explicit CheckpointReader(const std::string& path);
+    // Each rank reads the manifest; rank 0 decides which checkpoint of a run it is, and has passed_over().
+    CheckpointReader(const std::string& path, Communicator& communicator);
 
     const std::string& path() const { return path_; }
     int64_t step() const { return manifest_.step; }
@@ -75,16 +89,23 @@ class CheckpointReader {
     // Why later directories of the run were not taken: one line each, empty as a rule.
     const std::vector<std::string>& passed_over() const { return passed_over_; }
 
-    // Reads all files and compares their checksums. Loading does the same, at no extra cost.
+    // Reads all files on this rank and compares their checksums. Loading does the same, at no extra cost.
     void verify() const;
 
     // Fill exactly the tensors of the file: a missing or additional name, another shape or dtype, or damaged
-    // bytes throw std::runtime_error. Only damage is noticed after tensors have been overwritten.
+    // bytes throw std::runtime_error. Only damage is noticed after tensors have been overwritten. If tensors
+    // are divided (model/named_tensor.h), each rank reads its own rows only, and damage anywhere is noticed
+    // by all.
+    void load_model(Backend& backend, Communicator& communicator, std::span<const NamedTensor> tensors) const;
     void load_model(Backend& backend, std::span<const NamedTensor> tensors) const;
+    void load_optimizer(Backend& backend, Communicator& communicator,
+                        std::span<const NamedTensor> tensors) const;
     void load_optimizer(Backend& backend, std::span<const NamedTensor> tensors) const;
 
   private:
-    void load(const char* file, Backend& backend, std::span<const NamedTensor> tensors) const;
+    void open(const std::string& path);
+    void load(const char* file, Backend& backend, Communicator& communicator,
+              std::span<const NamedTensor> tensors) const;
 
     std::string path_;
     std::vector<std::string> passed_over_;

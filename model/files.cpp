@@ -73,13 +73,17 @@ int64_t available_disk_bytes(const std::string& path) {
 // ---- checksum
 // ---------------------------------------------------------------------------------------------------
 
-Checksum::Checksum() : state_(XXH3_createState()) {
+Checksum::Checksum(uint64_t seed) : state_(XXH3_createState()) {
     if (state_ == nullptr) throw std::bad_alloc();
-    XXH3_64bits_reset(static_cast<XXH3_state_t*>(state_));
+    restart(seed);
 }
 
 Checksum::~Checksum() {
     XXH3_freeState(static_cast<XXH3_state_t*>(state_));
+}
+
+void Checksum::restart(uint64_t seed) {
+    XXH3_64bits_reset_withSeed(static_cast<XXH3_state_t*>(state_), seed);
 }
 
 void Checksum::update(const void* data, int64_t bytes) {
@@ -96,21 +100,8 @@ std::string checksum_text(uint64_t checksum) {
     return text;
 }
 
-uint64_t checksum_of(std::string_view bytes) {
-    return XXH3_64bits(bytes.data(), bytes.size());
-}
-
-uint64_t file_checksum(const std::string& path) {
-    const InputFile file(path);
-    std::vector<char> buffer(static_cast<size_t>(std::min<int64_t>(file.bytes(), int64_t{16} << 20)));
-    Checksum checksum;
-    for (int64_t offset = 0; offset < file.bytes();) {
-        const int64_t count = std::min<int64_t>(static_cast<int64_t>(buffer.size()), file.bytes() - offset);
-        file.read_at(offset, buffer.data(), count);
-        checksum.update(buffer.data(), count);
-        offset += count;
-    }
-    return checksum.value();
+uint64_t checksum_of(std::string_view bytes, uint64_t seed) {
+    return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
 }
 
 // ---- files
@@ -125,15 +116,17 @@ int FileDescriptor::release() {
 }
 
 void write_all(int descriptor, const std::string& path, const void* data, int64_t bytes,
-               int64_t bytes_to_follow) {
+               int64_t bytes_to_follow, int64_t offset) {
     const char* next = static_cast<const char*>(data);
     while (bytes > 0) {
-        const ssize_t written =
-            ::write(descriptor, next, static_cast<size_t>(std::min(bytes, int64_t{1} << 30)));
+        const size_t count = static_cast<size_t>(std::min(bytes, int64_t{1} << 30));
+        const ssize_t written = offset < 0 ? ::write(descriptor, next, count)
+                                           : ::pwrite(descriptor, next, count, static_cast<off_t>(offset));
         if (written < 0 && errno == EINTR) continue;
         if (written < 0) throw_write_error(path, bytes + bytes_to_follow);
         next += written;
         bytes -= written;
+        if (offset >= 0) offset += written;
     }
 }
 
@@ -141,29 +134,60 @@ OutputFile::OutputFile(const std::string& path, int64_t expected_bytes)
     : path_(path),
       expected_bytes_(expected_bytes),
       descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666)) {
-    if (descriptor_.get() >= 0) return;
-    finished_ = true;  // nothing of ours to remove
+    removed_unless_kept_ = descriptor_.get() >= 0;
+    if (removed_unless_kept_) return;
     if (errno == EEXIST) throw_file_error(path, "exists already; remove it or choose another name");
     throw_errno(path, "create");
 }
 
-OutputFile::~OutputFile() {
-    if (!finished_) ::unlink(path_.c_str());
+OutputFile::OutputFile(const std::string& path, int64_t expected_bytes, Shared)
+    : path_(path), expected_bytes_(expected_bytes), descriptor_(::open(path.c_str(), O_WRONLY | O_CLOEXEC)) {
+    if (descriptor_.get() >= 0) return;
+    if (errno == ENOENT) {
+        throw_file_error(path,
+                         "not there, although another rank has just created it; all ranks must write "
+                         "to one file system");
+    }
+    throw_errno(path, "open");
 }
 
-void OutputFile::write(const void* data, int64_t bytes) {
-    write_all(descriptor_.get(), path_, data, bytes,
-              std::max<int64_t>(0, expected_bytes_ - written_ - bytes));
-    checksum_.update(data, bytes);
+OutputFile::~OutputFile() {
+    if (removed_unless_kept_) ::unlink(path_.c_str());
+}
+
+void OutputFile::reserve(int64_t bytes) {
+    // Not posix_fallocate: where the file system can't, it writes into every block.
+    int result;
+    do result = ::fallocate(descriptor_.get(), 0, 0, static_cast<off_t>(bytes));
+    while (result != 0 && errno == EINTR);
+    if (result != 0 && (errno == EOPNOTSUPP || errno == ENOSYS))
+        result = ::ftruncate(descriptor_.get(), static_cast<off_t>(bytes));
+    if (result != 0) throw_write_error(path_, bytes);
+}
+
+void OutputFile::write_counted(const void* data, int64_t bytes, int64_t offset) {
+    const int64_t to_follow = std::max<int64_t>(0, expected_bytes_ - written_ - bytes);
+    write_all(descriptor_.get(), path_, data, bytes, to_follow, offset);
     written_ += bytes;
 }
 
-FileSummary OutputFile::finish() {
+void OutputFile::write(const void* data, int64_t bytes) {
+    write_counted(data, bytes, -1);
+}
+
+void OutputFile::write_at(int64_t offset, const void* data, int64_t bytes) {
+    write_counted(data, bytes, offset);
+}
+
+void OutputFile::flush() {
     // File systems with delayed allocation or on a network report a full disk only here.
     if (::fsync(descriptor_.get()) != 0) throw_write_error(path_, expected_bytes_);
     if (::close(descriptor_.release()) != 0) throw_write_error(path_, expected_bytes_);
-    finished_ = true;
-    return {written_, checksum_.value()};
+}
+
+void OutputFile::finish() {
+    flush();
+    keep();
 }
 
 InputFile::InputFile(const std::string& path)

@@ -1,4 +1,4 @@
-// Files that are either whole or absent: checked writes, flushed to the disk, checksummed on the way.
+// Files that are either whole or absent: checked writes, flushed to the disk; and checksums.
 //
 // Every error is a std::runtime_error of one line that starts with the path.
 #pragma once
@@ -20,14 +20,15 @@ std::string format_bytes(int64_t bytes);  // "1.5 MB", decimal units
 // Bytes that an unprivileged process can still write to the file system of `path`.
 int64_t available_disk_bytes(const std::string& path);
 
-// XXH3, 64 bits, seed 0 (libxxhash), fed piece by piece. It runs at memory speed and finds accidental damage;
-// it is no protection against a forger.
+// XXH3, 64 bits (libxxhash), fed piece by piece. It runs at memory speed and finds accidental damage; it is
+// no protection against a forger.
 class Checksum {
   public:
-    Checksum();
+    explicit Checksum(uint64_t seed = 0);
     ~Checksum();
     Checksum(const Checksum&) = delete;
     Checksum& operator=(const Checksum&) = delete;
+    void restart(uint64_t seed);
     void update(const void* data, int64_t bytes);
     uint64_t value() const;
 
@@ -35,13 +36,7 @@ class Checksum {
     void* state_;
 };
 std::string checksum_text(uint64_t checksum);  // 16 hexadecimal digits
-uint64_t checksum_of(std::string_view bytes);
-uint64_t file_checksum(const std::string& path);
-
-struct FileSummary {
-    int64_t bytes = 0;
-    uint64_t checksum = 0;
-};
+uint64_t checksum_of(std::string_view bytes, uint64_t seed = 0);
 
 // Owns a POSIX file descriptor.
 class FileDescriptor {
@@ -57,27 +52,43 @@ class FileDescriptor {
     int descriptor_;
 };
 
-// Writes all bytes, or throws. A full disk is reported with what is missing: the rest of `data` plus
-// `bytes_to_follow`.
+// Writes all bytes, or throws; at `offset`, or with -1 where the file stands. A full disk is reported with
+// what is missing: the rest of `data` plus `bytes_to_follow`.
 void write_all(int descriptor, const std::string& path, const void* data, int64_t bytes,
-               int64_t bytes_to_follow = 0);
+               int64_t bytes_to_follow = 0, int64_t offset = -1);
 
-// A new file. Unless finish() succeeds, the destructor removes it.
+// A new file. Unless keep() or finish() is reached, the destructor removes it.
 class OutputFile {
   public:
-    // `expected_bytes` only serves the message about a full disk. Throws if `path` exists.
+    // `expected_bytes`: that will be written through this object, for the message about a full disk. Throws
+    // if `path` exists.
     explicit OutputFile(const std::string& path, int64_t expected_bytes = 0);
+
+    // One that another process has created and removes or keeps; this object writes a part of it.
+    struct Shared {};
+    OutputFile(const std::string& path, int64_t expected_bytes, Shared);
+
     ~OutputFile();
-    void write(const void* data, int64_t bytes);
-    FileSummary finish();  // flushes to the disk and closes
+    OutputFile(const OutputFile&) = delete;
+    OutputFile& operator=(const OutputFile&) = delete;
+
+    // Makes the file this large and takes its space on the disk, so that a full disk shows at once. Where the
+    // file system can't, only its size is set.
+    void reserve(int64_t bytes);
+    void write(const void* data, int64_t bytes);  // after what was last written
+    void write_at(int64_t offset, const void* data, int64_t bytes);
+    void flush();  // to the disk, and closes
+    void keep() { removed_unless_kept_ = false; }
+    void finish();  // flush() and keep()
 
   private:
+    void write_counted(const void* data, int64_t bytes, int64_t offset);
+
     std::string path_;
     int64_t expected_bytes_;
     FileDescriptor descriptor_;
     int64_t written_ = 0;
-    Checksum checksum_;
-    bool finished_ = false;
+    bool removed_unless_kept_ = false;
 };
 
 // An existing regular file, read at any offset.

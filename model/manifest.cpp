@@ -9,7 +9,8 @@ namespace train_qat {
 namespace {
 
 constexpr const char* format = "train_qat checkpoint";
-constexpr int64_t version = 1;
+constexpr int64_t version = 2;
+constexpr const char* checksum_key = "xxh3_64_rows";
 constexpr const char* use_another = "; use another checkpoint";
 
 // Text that isn't UTF-8 (a path, say) must not make a save fail: such bytes are replaced.
@@ -49,6 +50,10 @@ void check_format(const std::string& path, const nlohmann::json& manifest) {
         throw_file_error(path, "has version " + number->dump() + ", newer than this program's " +
                                    std::to_string(version) + "; use a newer train_qat");
     }
+    if (*number == 1) {
+        throw_file_error(path, "has version 1, older than this program's " + std::to_string(version) +
+                                   "; use the train_qat that wrote it");
+    }
     if (*number < version) throw_file_error(path, "has the unknown version " + number->dump());
 }
 
@@ -72,7 +77,7 @@ bool has_manifest(const std::string& directory) {
 std::string manifest_text(const Manifest& manifest) {
     nlohmann::json files = nlohmann::json::object();
     for (const auto& [name, file] : manifest.files)
-        files[name] = {{"bytes", file.bytes}, {"xxh3_64", checksum_text(file.checksum)}};
+        files[name] = {{"bytes", file.bytes}, {checksum_key, checksum_text(file.checksum)}};
     nlohmann::json value = {{"format", format},
                             {"version", version},
                             {"step", manifest.step},
@@ -102,7 +107,7 @@ Manifest read_manifest(const std::string& directory) {
         for (const auto& [name, file] : value.at("files").items()) {
             FileSummary& summary = manifest.files[name];
             summary.bytes = file.at("bytes").get<int64_t>();
-            if (!parse_checksum(file.at("xxh3_64").get<std::string>(), summary.checksum))
+            if (!parse_checksum(file.at(checksum_key).get<std::string>(), summary.checksum))
                 throw_file_error(path,
                                  std::string("damaged: no checksum of ") + in_quotes(name) + use_another);
         }

@@ -1,11 +1,30 @@
 // manifest.json: what makes a directory a checkpoint.
 //
-//   {"format": "train_qat checkpoint", "version": 1, "step": 1234, "state": {...},
-//    "files": {"model.safetensors": {"bytes": 123, "xxh3_64": "0123456789abcdef"}, ...},
+//   {"format": "train_qat checkpoint", "version": 2, "step": 1234, "state": {...},
+//    "files": {"model.safetensors": {"bytes": 123, "xxh3_64_rows": "0123456789abcdef"}, ...},
 //    "checksum": "...", "written": "2025-01-31T12:00:00Z"}
 //
-// `state` belongs to the caller. `checksum` is the XXH3 of the compact JSON text, keys sorted, without
-// `checksum` and `written`: equal checkpoints have equal checksums, whenever they were written.
+// `state` belongs to the caller. `xxh3_64_rows` is a sum over the rows of all tensors, so that it can be
+// formed by many ranks and does not depend on their number (model/row_checksum.h). In Python, with the
+// package xxhash:
+//
+//   data = open("model.safetensors", "rb").read()
+//   begin = 8 + int.from_bytes(data[:8], "little")
+//   pieces = [(0, begin)]  # offset in the file, bytes: everything before the data
+//   for name, tensor in json.loads(data[8:begin]).items():
+//       if name != "__metadata__":
+//           first, end = (begin + offset for offset in tensor["data_offsets"])
+//           rows = tensor["shape"][0] if len(tensor["shape"]) > 1 else 1  # a vector is one row
+//           if end > first:
+//               row = (end - first) // rows
+//               pieces += [(offset, row) for offset in range(first, end, row)]
+//   total = sum(xxhash.xxh3_64_intdigest(data[offset : offset + size], seed=offset) for offset, size in
+//   pieces) checksum = "%016x" % (total % 2**64)
+//
+// `checksum` is the XXH3 of the compact JSON text, keys sorted, without `checksum` and `written`: equal
+// checkpoints have equal checksums, whenever they were written.
+//
+// Version 1 had the XXH3 of each whole file.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +34,7 @@
 #include <vector>
 
 #include "model/files.h"
+#include "model/row_checksum.h"
 
 namespace train_qat {
 
@@ -29,7 +49,7 @@ bool has_manifest(const std::string& directory);
 
 std::string manifest_text(const Manifest& manifest);
 
-// Throws std::runtime_error: no manifest, damaged, of another program, of a newer version.
+// Throws std::runtime_error: no manifest, damaged, of another program, of another version.
 Manifest read_manifest(const std::string& directory);
 
 // Throws std::runtime_error if one of the manifest's files is missing or has another size.

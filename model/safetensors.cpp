@@ -4,7 +4,9 @@
 #include <bit>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <stdexcept>
+
+#include "model/row_checksum.h"
+#include "model/together.h"
 
 namespace train_qat {
 namespace {
@@ -14,18 +16,6 @@ static_assert(std::endian::native == std::endian::little, "tensor data is copied
 constexpr int64_t staging_bytes = int64_t{16} << 20;
 constexpr int64_t length_bytes = 8;
 constexpr uint64_t largest_header = 100'000'000;  // the limit of the format's reference reader
-
-const char* format_name(DType dtype) {
-    switch (dtype) {
-        case DType::float32:
-            return "F32";
-        case DType::bfloat16:
-            return "BF16";
-        case DType::int32:
-            return "I32";
-    }
-    throw std::logic_error("safetensors: unknown dtype");
-}
 
 // Bytes per element of the format's dtypes; 0 = no such dtype.
 int64_t element_bytes(const std::string& dtype) {
@@ -37,42 +27,8 @@ int64_t element_bytes(const std::string& dtype) {
     return found == sizes.end() ? 0 : found->second;
 }
 
-std::vector<int64_t> shape_of(const Tensor& tensor) {
-    return {tensor.shape, tensor.shape + tensor.rank};
-}
-
 std::string describe(const std::string& dtype, const std::vector<int64_t>& shape) {
     return dtype + " " + nlohmann::json(shape).dump();
-}
-
-// ---- writer
-// -----------------------------------------------------------------------------------------------------
-
-std::string build_header(std::span<const NamedTensor> tensors,
-                         const std::map<std::string, std::string>& metadata) {
-    nlohmann::ordered_json header = nlohmann::ordered_json::object();
-    if (!metadata.empty()) header["__metadata__"] = metadata;
-    std::set<std::string> names = {"__metadata__"};
-    int64_t offset = 0;
-    for (const auto& [name, tensor] : tensors) {
-        if (!names.insert(name).second) throw std::logic_error("write_safetensors: name used twice: " + name);
-        if (tensor.empty() || tensor.elements() <= 0)
-            throw std::logic_error("write_safetensors: empty tensor " + name);
-        const int64_t end = offset + tensor.bytes();
-        header[name] = {{"dtype", format_name(tensor.dtype)},
-                        {"shape", shape_of(tensor)},
-                        {"data_offsets", {offset, end}}};
-        offset = end;
-    }
-    std::string text = header.dump();
-    text.resize((text.size() + 7) / 8 * 8, ' ');
-    return text;
-}
-
-int64_t data_bytes(std::span<const NamedTensor> tensors) {
-    int64_t sum = 0;
-    for (const auto& named : tensors) sum += named.tensor.bytes();
-    return sum;
 }
 
 // ---- header of the reader
@@ -142,31 +98,6 @@ SafetensorsFile::TensorInfo parse_tensor(const std::string& where, const std::st
 }
 
 }  // namespace
-
-int64_t safetensors_bytes(std::span<const NamedTensor> tensors,
-                          const std::map<std::string, std::string>& metadata) {
-    return length_bytes + static_cast<int64_t>(build_header(tensors, metadata).size()) + data_bytes(tensors);
-}
-
-FileSummary write_safetensors(const std::string& path, Backend& backend, std::span<const NamedTensor> tensors,
-                              const std::map<std::string, std::string>& metadata) {
-    const std::string header = build_header(tensors, metadata);
-    const uint64_t header_bytes = header.size();
-    OutputFile file(path, length_bytes + static_cast<int64_t>(header_bytes) + data_bytes(tensors));
-    file.write(&header_bytes, length_bytes);
-    file.write(header.data(), static_cast<int64_t>(header_bytes));
-    std::vector<char> staging(static_cast<size_t>(std::min(staging_bytes, data_bytes(tensors))));
-    for (const auto& named : tensors) {
-        const int64_t bytes = named.tensor.bytes();
-        for (int64_t done = 0; done < bytes;) {
-            const int64_t count = std::min(staging_bytes, bytes - done);
-            backend.copy_to_host(staging.data(), static_cast<const char*>(named.tensor.data) + done, count);
-            file.write(staging.data(), count);
-            done += count;
-        }
-    }
-    return file.finish();
-}
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
     if (file_.bytes() < length_bytes + 2) {
@@ -244,38 +175,26 @@ const SafetensorsFile::TensorInfo& SafetensorsFile::info(const std::string& name
     return found->second;
 }
 
-void SafetensorsFile::check_destination(const std::string& name, const Tensor& destination) const {
-    const TensorInfo& found = info(name);
-    if (found.dtype == format_name(destination.dtype) && found.shape == shape_of(destination)) return;
-    throw_file_error(path(), "tensor " + in_quotes(name) + ": expected " +
-                                 describe(format_name(destination.dtype), shape_of(destination)) +
-                                 ", found " + describe(found.dtype, found.shape) +
+void SafetensorsFile::check_destination(const NamedTensor& destination) const {
+    const TensorInfo& found = info(destination.name);
+    const std::string dtype = safetensors_name(destination.tensor.dtype);
+    const std::vector<int64_t> shape = whole_shape(destination);
+    if (found.dtype == dtype && found.shape == shape) return;
+    throw_file_error(path(), "tensor " + in_quotes(destination.name) + ": expected " +
+                                 describe(dtype, shape) + ", found " + describe(found.dtype, found.shape) +
                                  "; the file belongs to a model of another size or precision");
-}
-
-void SafetensorsFile::read(const std::string& name, Backend& backend, const Tensor& destination) const {
-    check_destination(name, destination);
-    const TensorInfo& source = tensors_.at(name);
-    std::vector<char> staging(static_cast<size_t>(std::min(staging_bytes, source.bytes)));
-    for (int64_t done = 0; done < source.bytes;) {
-        const int64_t count = std::min(staging_bytes, source.bytes - done);
-        file_.read_at(source.offset + done, staging.data(), count);
-        backend.copy_to_device(static_cast<char*>(destination.data) + done, staging.data(), count);
-        backend.synchronize();  // the staging buffer is used again
-        done += count;
-    }
 }
 
 void SafetensorsFile::check_names(std::span<const NamedTensor> destinations) const {
     std::set<std::string> wanted;
-    for (const auto& [name, tensor] : destinations) {
-        if (!wanted.insert(name).second) throw std::logic_error("SafetensorsFile: name used twice: " + name);
-        if (!contains(name)) {
+    for (const NamedTensor& destination : destinations) {
+        wanted.insert(destination.name);
+        if (!contains(destination.name)) {
             throw_file_error(path(),
-                             "has no tensor " + in_quotes(name) +
+                             "has no tensor " + in_quotes(destination.name) +
                                  ", which this model needs; use the options that the file was made with");
         }
-        check_destination(name, tensor);
+        check_destination(destination);
     }
     for (const auto& name : names_) {
         if (wanted.count(name) > 0) continue;
@@ -285,34 +204,78 @@ void SafetensorsFile::check_names(std::span<const NamedTensor> destinations) con
     }
 }
 
-uint64_t SafetensorsFile::read_all(Backend& backend, std::span<const NamedTensor> destinations) const {
-    check_names(destinations);
-    std::map<std::string, const Tensor*> by_name;
-    for (const auto& [name, tensor] : destinations) by_name[name] = &tensor;
+uint64_t SafetensorsFile::header_checksum() const {
+    std::string header(static_cast<size_t>(data_offset_), '\0');
+    file_.read_at(0, header.data(), data_offset_);
+    return checksum_of(header);
+}
 
-    // Data follows the header without gaps, so going through the tensors in their order passes over every
-    // byte once.
-    Checksum checksum;
-    std::vector<char> staging(
-        static_cast<size_t>(std::max(data_offset_, std::min(staging_bytes, file_.bytes()))));
-    file_.read_at(0, staging.data(), data_offset_);
-    checksum.update(staging.data(), data_offset_);
-    for (const auto& name : names_) {
-        const TensorInfo& source = tensors_.at(name);
-        for (int64_t done = 0; done < source.bytes;) {
-            const int64_t count = std::min(staging_bytes, source.bytes - done);
-            file_.read_at(source.offset + done, staging.data(), count);
-            checksum.update(staging.data(), count);
-            backend.copy_to_device(static_cast<char*>(by_name.at(name)->data) + done, staging.data(), count);
-            backend.synchronize();  // the staging buffer is used again
-            done += count;
+std::vector<char> SafetensorsFile::staging_buffer() const {
+    return std::vector<char>(static_cast<size_t>(std::min(staging_bytes, bytes())));
+}
+
+// Reads rows of one tensor and returns the sum of their checksums. Without a backend, that is all.
+uint64_t SafetensorsFile::copy_rows(const TensorInfo& source, const RowRange& rows,
+                                    std::vector<char>& staging, Backend* backend, void* destination) const {
+    if (rows.bytes() == 0) return 0;
+    const int64_t begin = source.offset + rows.offset();
+    RowChecksum checksum(begin, rows.row_bytes);
+    for (int64_t done = 0; done < rows.bytes();) {
+        const int64_t count = std::min(static_cast<int64_t>(staging.size()), rows.bytes() - done);
+        file_.read_at(begin + done, staging.data(), count);
+        checksum.update(staging.data(), count);
+        if (backend != nullptr) {
+            backend->copy_to_device(static_cast<char*>(destination) + done, staging.data(), count);
+            backend->synchronize();  // the staging buffer is used again
         }
+        done += count;
     }
     return checksum.value();
 }
 
+void SafetensorsFile::read(const std::string& name, Backend& backend, const Tensor& destination) const {
+    const NamedTensor named{name, destination};
+    check_destination(named);
+    std::vector<char> staging = staging_buffer();
+    copy_rows(tensors_.at(name), rows_held(named), staging, &backend, destination.data);
+}
+
+uint64_t SafetensorsFile::read_all(Backend& backend, Communicator& communicator,
+                                   std::span<const NamedTensor> destinations) const {
+    check_named_tensors("SafetensorsFile", destinations);
+    run_together(communicator, [&] { check_names(destinations); });
+    check_division("SafetensorsFile", communicator, destinations);
+
+    const bool divided = any_divided(destinations);
+    uint64_t checksum = 0;
+    run_together(communicator, [&] {
+        std::map<std::string, const NamedTensor*> by_name;
+        for (const NamedTensor& named : destinations) by_name[named.name] = &named;
+        if (!divided || communicator.rank() == 0) checksum = header_checksum();
+        std::vector<char> staging = staging_buffer();
+        for (const auto& name : names_) {  // in the order of the file
+            const NamedTensor& named = *by_name.at(name);
+            const RowRange rows = rows_held(named);
+            const uint64_t sum = copy_rows(tensors_.at(name), rows, staging, &backend, named.tensor.data);
+            if (!divided || rows_answered_for(named, communicator.rank()).count > 0) checksum += sum;
+        }
+    });
+    return divided ? sum_over_ranks(communicator, checksum) : checksum;
+}
+
+uint64_t SafetensorsFile::read_all(Backend& backend, std::span<const NamedTensor> destinations) const {
+    return read_all(backend, *make_single_communicator(), destinations);
+}
+
 void SafetensorsFile::verify_checksum(uint64_t expected) const {
-    const uint64_t found = file_checksum(path());
+    uint64_t found = header_checksum();
+    std::vector<char> staging = staging_buffer();
+    for (const auto& name : names_) {
+        const TensorInfo& tensor = tensors_.at(name);
+        const int64_t rows = tensor.shape.size() > 1 ? tensor.shape[0] : 1;
+        if (tensor.bytes > 0)
+            found += copy_rows(tensor, {0, rows, tensor.bytes / rows}, staging, nullptr, nullptr);
+    }
     if (found == expected) return;
     throw_file_error(path(), "damaged: its checksum is " + checksum_text(found) + ", expected " +
                                  checksum_text(expected) + "; copy it again or use another file");

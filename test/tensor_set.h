@@ -38,9 +38,10 @@ class TensorSet {
     // Tensors of the same names, dtypes and shapes, zero-filled.
     TensorSet blank_copy() const {
         TensorSet copy(backend_);
-        for (const auto& [name, tensor] : tensors_) {
-            copy.tensors_.push_back({name, tensor});
-            copy.tensors_.back().tensor.data = copy.memory_.emplace_back(backend_, tensor.bytes()).data();
+        for (const auto& named : tensors_) {
+            copy.tensors_.push_back(named);
+            copy.tensors_.back().tensor.data =
+                copy.memory_.emplace_back(backend_, named.tensor.bytes()).data();
         }
         return copy;
     }

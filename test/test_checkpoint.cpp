@@ -112,13 +112,14 @@ TEST_CASE("the manifest says what it should", "[checkpoint]") {
     const std::string path = run.save(directory / "out", 3);
     const auto manifest = nlohmann::json::parse(read_bytes(path + "/manifest.json"));
     CHECK(manifest["format"] == "train_qat checkpoint");
-    CHECK(manifest["version"] == 1);
+    CHECK(manifest["version"] == 2);
     CHECK(manifest["step"] == 3);
     CHECK(manifest["state"]["loader"]["position"] == 77);
     CHECK(manifest["written"].get<std::string>().size() == std::string("2025-01-31T12:00:00Z").size());
     for (const std::string name : {"model.safetensors", "optimizer.safetensors"}) {
         CHECK(manifest["files"][name]["bytes"] == fs::file_size(path + "/" + name));
-        CHECK(manifest["files"][name]["xxh3_64"] == checksum_text(file_checksum(path + "/" + name)));
+        CHECK(manifest["files"][name]["xxh3_64_rows"] ==
+              checksum_text(checksum_by_rows(read_bytes(path + "/" + name))));
     }
     // Sorted keys, no spaces, without "checksum" and "written".
     auto body = manifest;
@@ -255,13 +256,14 @@ TEST_CASE("directories that are no checkpoint are refused with the reason", "[ch
         return open_error(path);
     };
     CHECK(with("written", "yesterday").empty());
-    CHECK(mentions(with("version", 2), {"manifest.json", "version 2", "newer", "use a newer train_qat"}));
+    CHECK(mentions(with("version", 3), {"manifest.json", "version 3", "newer", "use a newer train_qat"}));
+    CHECK(mentions(with("version", 1), {"manifest.json", "version 1", "older", "train_qat that wrote it"}));
     CHECK(mentions(with("version", 0), {"manifest.json", "unknown version 0"}));
-    CHECK(mentions(with("version", "1"), {"manifest.json", "no version"}));
+    CHECK(mentions(with("version", "2"), {"manifest.json", "no version"}));
     CHECK(mentions(with("format", "another trainer"), {"manifest.json", "not a checkpoint of train_qat"}));
     CHECK(mentions(with("step", "one"), {"manifest.json", "damaged"}));
     CHECK(mentions(with("files", nlohmann::json::array({7})), {"manifest.json", "damaged"}));
-    CHECK(mentions(with("files", {{"model.safetensors", {{"bytes", 1}, {"xxh3_64", "12"}}}}),
+    CHECK(mentions(with("files", {{"model.safetensors", {{"bytes", 1}, {"xxh3_64_rows", "12"}}}}),
                    {"damaged", "no checksum"}));
     CHECK(with("files", nlohmann::json::object()).empty());
     CHECK(mentions(load_error(path, run), {path, "has no model.safetensors"}));

@@ -17,7 +17,7 @@ namespace train_qat {
 // oneDNN's objects, kept out of this header.
 class MatmulCache;
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
   public:
     explicit CpuBackend(int threads);
     ~CpuBackend() override;

@@ -1,0 +1,47 @@
+#include "model/together.h"
+
+#include <cstdint>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <vector>
+
+namespace train_qat {
+
+void run_together(Communicator& communicator, const std::function<void()>& function) {
+    if (communicator.size() == 1) return function();
+    constexpr char failed = '!';  // in front, so that an error without a message is one too
+    std::string report;
+    try {
+        function();
+    } catch (const RankError&) {
+        throw;
+    } catch (const std::runtime_error& error) {
+        report = failed + std::string(error.what());
+    } catch (const std::bad_alloc&) {
+        report = failed + std::string("not enough host memory");
+    }
+    const std::vector<std::string> reports = gather_texts(communicator, report);
+    for (size_t rank = 0; rank < reports.size(); ++rank)
+        if (!reports[rank].empty())
+            throw std::runtime_error("rank " + std::to_string(rank) + ": " + reports[rank].substr(1));
+}
+
+void run_on_rank_0(Communicator& communicator, const std::function<void()>& function) {
+    run_together(communicator, [&] {
+        if (communicator.rank() == 0) function();
+    });
+}
+
+std::string text_of_rank_0(Communicator& communicator, const std::string& text) {
+    return gather_texts(communicator, communicator.rank() == 0 ? text : "")[0];
+}
+
+uint64_t sum_over_ranks(Communicator& communicator, uint64_t mine) {
+    std::vector<uint64_t> all(static_cast<size_t>(communicator.size()));
+    all[static_cast<size_t>(communicator.rank())] = mine;
+    communicator.gather_on_host(all.data(), sizeof mine);
+    return std::accumulate(all.begin(), all.end(), uint64_t{0});
+}
+
+}  // namespace train_qat
