@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything about the CUDA backend that only a GPU can tell, in one go: builds for this machine's card, runs the tests on
-# it, the kernel benchmarks (dev/cuda), a training run against the same on the CPU, the speed of a 124M model, and the
-# compute sanitizer. Ends with one table. Needs no network when the packages are there.
+# it, the kernel benchmarks (dev/cuda), a training run against the same on the CPU and on several GPUs, the speed of a 124M
+# model, and the compute sanitizer. Ends with one table. Needs no network when the packages are there.
 #
-#   dev/gpu_check.sh [STEP...]          some of: emulated build tests benchmarks training speed sanitizer
+#   dev/gpu_check.sh [STEP...]          some of: emulated build tests benchmarks training ranks speed sanitizer
 #
 # Exit status: 0 all passed, 1 something failed, 2 it could not run, 3 no CUDA device: then the benchmarks' kernels were
 # checked on the emulated device, which is as far as one gets without. Logs and runs are kept in out/gpu_check, _2 ...
@@ -166,12 +166,13 @@ outputs.commit()
 PYTHON
 }
 
-# train DIRECTORY SHARDS OPTIONS...
+# train DIRECTORY SHARDS OPTIONS...; with the words of the array `launcher` before the program
+launcher=()
 train() {
     local directory=$1 shards=$2
     shift 2
-    "$BUILD/train_qat" -o "$directory" -i "${shards}_train_*.bin" -j "${shards}_val_*.bin" -b "$BITS" -qat_frac 0.5 \
-        -print_every 10 -val_every 0 "$@"
+    "${launcher[@]}" "$BUILD/train_qat" -o "$directory" -i "${shards}_train_*.bin" -j "${shards}_val_*.bin" \
+        -b "$BITS" -qat_frac 0.5 -print_every 10 -val_every 0 "$@"
 }
 
 # Numbers of run.json's results, one a line: results DIRECTORY NAME...
@@ -181,19 +182,22 @@ record = json.load(open(sys.argv[1] + "/run.json"))["results"]
 print(*(record[name] for name in sys.argv[2:]), sep="\n")' "$@"
 }
 
-# Losses of both devices, one row each; exit status 1 when one is too far off.
+# Losses of two runs, the first of which is right, one row each; exit status 1 when one is too far off.
+# compare_losses DIRECTORY DIRECTORY
 compare_losses() {
-    "$PYTHON" - "$TOLERANCE" "$1/run.json" "$2/run.json" <<'PYTHON'
+    "$PYTHON" - "$TOLERANCE" "$@" <<'PYTHON'
 import json
+import os
 import sys
 
 tolerance = float(sys.argv[1])
-cpu, cuda = (json.load(open(path))["results"] for path in sys.argv[2:])
+first, second = (os.path.basename(directory) for directory in sys.argv[2:])
+right, tested = (json.load(open(directory + "/run.json"))["results"] for directory in sys.argv[2:])
 largest = 0.0
 for name in "full_precision_at_switch", "rounded_at_switch", "quantized":
-    distance = abs(cuda[name] - cpu[name]) / cpu[name]
+    distance = abs(tested[name] - right[name]) / right[name]
     largest = max(largest, distance if distance == distance else 1e9)
-    print(f"{name:28} cpu {cpu[name]:8.4f}  cuda {cuda[name]:8.4f}  apart {100 * distance:6.2f}%")
+    print(f"{name:28} {first} {right[name]:8.4f}  {second} {tested[name]:8.4f}  apart {100 * distance:6.2f}%")
 print(f"largest distance {100 * largest:.2f}%, allowed {100 * tolerance:.0f}%")
 sys.exit(largest > tolerance)
 PYTHON
@@ -208,6 +212,58 @@ training() {
     step "train $SIZE on the GPU" train "$output/cuda" "$shards" $run -device cuda || return 0
     step "losses of both" compare_losses "$output/cpu" "$output/cuda" || true
     annotate "$(tail -n 1 "$(log_of "losses of both")")"
+}
+
+# Two ranks that no MPI starts or connects, on the first two GPUs. The arguments are those of train.
+train_by_variables() {
+    local rank status=0 ranks=()
+    for rank in 0 1; do
+        RANK=$rank WORLD_SIZE=2 LOCAL_RANK=$rank LOCAL_WORLD_SIZE=2 train "$@" -rendezvous "$output/rendezvous" &
+        ranks+=($!)
+    done
+    for rank in "${ranks[@]}"; do
+        wait "$rank" || status=$?
+    done
+    return "$status"
+}
+
+train_by_mpirun() {
+    local launcher=(mpirun -np 2 --bind-to none)
+    train "$@"
+}
+
+# The same total batch on one GPU and on two; sums of gradients then differ by their rounding only.
+ranks() {
+    local shards=$output/chain_512 run="-n $SIZE -steps $((2 * STEPS)) -seq_len 256 -total_batch 8 -lr 2e-3 -seed 1"
+    local gpus
+    gpus=$(nvidia-smi -L | grep -c '^GPU ') || gpus=0
+    if [[ $gpus -lt 2 ]]; then
+        record "ranks" "skipped: one GPU only, and every rank needs one of its own" 0
+        return
+    fi
+    run+=" -device cuda"
+    [[ -e ${shards}_train_000000.bin ]] || step "shards for the ranks" write_shards "$shards" 512 400000 || return 0
+    # shellcheck disable=SC2086
+    step "train $SIZE on one GPU" train "$output/one_gpu" "$shards" $run -batch 4 || return 0
+    # shellcheck disable=SC2086
+    if step "train $SIZE on two GPUs, without MPI" train_by_variables "$output/by_file" "$shards" $run -batch 4; then
+        step "losses of one and two GPUs, without MPI" compare_losses "$output/one_gpu" "$output/by_file" || true
+    fi
+    if ! command -v mpirun >/dev/null; then
+        record "ranks by mpirun" "mpirun is not installed, skipped" 0
+        return
+    fi
+    # Open MPI asks those who are root, as in containers, whether they mean it.
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    if step "build the test of ranks" build train_qat_rank_test; then
+        [[ $gpus -le 4 ]] || gpus=4
+        step "test of $gpus ranks" env TRAIN_QAT_TEST_DEVICES=gpu mpirun -np "$gpus" --bind-to none \
+            "$BUILD/train_qat_rank_test" || true
+    fi
+    # shellcheck disable=SC2086
+    step "train $SIZE on two GPUs" train_by_mpirun "$output/two_gpus" "$shards" $run -batch 4 || return 0
+    step "losses of one and two GPUs" compare_losses "$output/one_gpu" "$output/two_gpus" || true
+    annotate "$(tail -n 1 "$(log_of "losses of one and two GPUs")")"
 }
 
 # Tokens/s of both phases, and what their last console lines say of the MFU: speed_of DIRECTORY LOG
@@ -255,7 +311,7 @@ wanted() {
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-all="emulated build tests benchmarks training speed sanitizer"
+all="emulated build tests benchmarks training ranks speed sanitizer"
 chosen=${*:-$all}
 for name in $chosen; do
     [[ " $all " == *" $name "* ]] || fail "unknown step '$name': some of $all"
@@ -285,6 +341,7 @@ fi
 if wanted tests; then step "tests on this GPU" env TRAIN_QAT_TEST_DEVICES=gpu "$BUILD/train_qat_test" || true; fi
 if wanted benchmarks; then benchmarks; fi
 if wanted training; then training; fi
+if wanted ranks; then ranks; fi
 if wanted speed; then speed; fi
 if wanted sanitizer; then sanitizer; fi
 print_table

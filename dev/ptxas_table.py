@@ -19,7 +19,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}"]
-HOST_ONLY = {"runtime.cu", "cublaslt_matmul.cu"}  # no kernels
+HOST_ONLY = {"runtime.cu", "cublaslt_matmul.cu", "nccl_communicator.cu"}  # no kernels to speak of
 REGISTERS = 65536  # of a multiprocessor, on all targets
 # compute capability: (warps, blocks, KiB of shared memory) that a multiprocessor holds
 MULTIPROCESSOR = {"80": (64, 32, 164), "86": (48, 16, 100), "89": (48, 24, 100), "90": (64, 32, 228),

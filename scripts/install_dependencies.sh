@@ -8,7 +8,7 @@
 set -euo pipefail
 
 build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-dev nlohmann-json3-dev catch2
-       libsentencepiece-dev libxxhash-dev ca-certificates)
+       libsentencepiece-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
 quickstart=(python3 python3-numpy python3-sentencepiece python3-matplotlib)
 test=(python3 python3-numpy python3-sentencepiece python3-torch)
 # Without a fast BLAS PyTorch would be compared at a fraction of its speed.
