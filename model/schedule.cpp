@@ -1,8 +1,11 @@
 #include "model/schedule.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <stdexcept>
+
+#include "model/text.h"
 
 namespace train_qat {
 namespace {
@@ -56,6 +59,32 @@ double value_at(const Plan& plan, const Segment& segment, int64_t step) {
     return final_rate + (segment.peak - final_rate) * remaining;
 }
 
+// The steps of a segment before `end` all have the value of its first one, bit by bit.
+bool is_constant(const Plan& plan, const Segment& segment, int64_t end) {
+    return std::min(segment.end, end) - segment.begin == 1 || segment.shape == Shape::stable ||
+           (segment.shape == Shape::decay && plan.final_learning_rate_fraction == 1.0);
+}
+
+// Both are the same function of the step, as far as both go.
+bool same_form(const Plan& a, const Segment& x, const Plan& b, const Segment& y) {
+    if (x.shape != y.shape || x.begin != y.begin || x.end != y.end || x.peak != y.peak) return false;
+    return x.shape != Shape::decay ||
+           (a.schedule == b.schedule && a.final_learning_rate_fraction == b.final_learning_rate_fraction);
+}
+
+// The first step of [begin, end) where two segments differ, or `end`.
+int64_t agreement_end(const Plan& a, const Segment& x, const Plan& b, const Segment& y, int64_t begin,
+                      int64_t end) {
+    // The first steps of different forms may agree: a decay starts at the peak of the stable range before it.
+    constexpr int64_t compared_steps = 64;
+    if (same_form(a, x, b, y)) return end;
+    const bool constant = is_constant(a, x, end) && is_constant(b, y, end);
+    const int64_t last = constant ? begin + 1 : std::min(end, begin + compared_steps);
+    for (int64_t step = begin; step < last; ++step)
+        if (value_at(a, x, step) != value_at(b, y, step)) return step;
+    return constant ? end : last;
+}
+
 void check_step(const Plan& plan, int64_t step, const char* function) {
     if (step < 0 || step >= plan.total_steps) {
         throw std::logic_error(std::string(function) + ": step " + std::to_string(step) + " is outside [0, " +
@@ -76,6 +105,45 @@ double learning_rate(const Plan& plan, int64_t step) {
 Phase phase_at(const Plan& plan, int64_t step) {
     check_step(plan, step, "phase_at");
     return step < plan.fp_steps ? Phase::full_precision : Phase::quantization_aware;
+}
+
+int64_t shared_steps(const Plan& a, const Plan& b) {
+    const std::vector<Segment> of_a = segments_of(a), of_b = segments_of(b);
+    const int64_t limit = std::min(a.fp_steps, b.fp_steps);
+    int64_t step = 0;
+    for (auto x = of_a.begin(), y = of_b.begin(); step < limit;) {
+        const int64_t end = std::min({x->end, y->end, limit});
+        step = agreement_end(a, *x, b, *y, step, end);
+        if (step < end) break;
+        if (x->end == step) ++x;
+        if (y->end == step) ++y;
+    }
+    return step;
+}
+
+std::string curve_text(const Plan& plan, int64_t steps) {
+    if (steps < 0 || steps > plan.total_steps)
+        throw std::logic_error("curve_text: steps are outside the plan");
+    std::string text, constant;
+    for (const Segment& segment : segments_of(plan)) {
+        if (segment.begin >= steps) break;
+        // Constant stretches join: where a stable range ends does not show in its steps.
+        if (is_constant(plan, segment, steps)) {
+            const std::string value = formatted("constant %a from ", value_at(plan, segment, segment.begin));
+            if (value != constant) text += value + std::to_string(segment.begin) + "; ";
+            constant = value;
+            continue;
+        }
+        constant.clear();
+        const auto begin = static_cast<long long>(segment.begin);
+        const auto length = static_cast<long long>(segment.end - segment.begin);
+        if (segment.shape == Shape::warmup)
+            text += formatted("warmup to %a from %lld over %lld; ", segment.peak, begin, length);
+        else
+            text += formatted("%s from %a to its %a from %lld over %lld; ", to_string(plan.schedule).c_str(),
+                              segment.peak, plan.final_learning_rate_fraction, begin, length);
+    }
+    return text + "end " + std::to_string(steps);
 }
 
 std::vector<Milestone> milestones(const Plan& plan) {

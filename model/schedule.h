@@ -36,6 +36,15 @@ double learning_rate(const Plan& plan, int64_t step);
 // Full precision for steps [0, fp_steps), else quantization-aware. std::logic_error outside the plan.
 Phase phase_at(const Plan& plan, int64_t step);
 
+// How many first steps are full-precision in both plans and have bit-equal learning rates: what one training
+// run can do for both. Compares segments, not steps, so it costs the same for any length; where two segments
+// of different form agree for long, it stops early. Never too many.
+int64_t shared_steps(const Plan& a, const Plan& b);
+
+// The learning rates of the steps [0, steps) as text: equal texts mean bit-equal learning rates, whatever
+// comes after. std::logic_error for steps outside [0, total_steps].
+std::string curve_text(const Plan& plan, int64_t steps);
+
 // The first step of every segment, the switch to QAT and the last step, in order of steps, for printing.
 std::vector<Milestone> milestones(const Plan& plan);
 

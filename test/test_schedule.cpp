@@ -220,6 +220,92 @@ TEST_CASE("random curves are positive, bounded, continuous and described by thei
     }
 }
 
+namespace {
+
+int64_t shared_steps_one_by_one(const Plan& a, const Plan& b) {
+    int64_t step = 0;
+    while (step < std::min(a.fp_steps, b.fp_steps) && learning_rate(a, step) == learning_rate(b, step))
+        ++step;
+    return step;
+}
+
+// A request that differs from another one in few of the settings that a sweep varies.
+PlanRequest varied(PlanRequest request, std::mt19937& random) {
+    const PlanRequest other = random_request(random);
+    if (random() % 2) request.qat_fraction = other.qat_fraction;
+    if (random() % 2) request.bits = other.bits;
+    if (random() % 3 == 0) request.steps = other.steps;
+    if (random() % 4 == 0) request.cooldown = Cooldown::classic;
+    if (random() % 4 == 0) request.warmup = other.warmup;
+    if (random() % 6 == 0) request.final_learning_rate_fraction = other.final_learning_rate_fraction;
+    if (random() % 6 == 0) request.learning_rate = 0.5;
+    if (request.cooldown != Cooldown::classic) {
+        request.qat_learning_rate.reset();
+        request.qat_warmup.reset();
+    }
+    return request;
+}
+
+}  // namespace
+
+TEST_CASE("shared steps are those of a comparison one by one", "[schedule]") {
+    std::mt19937 random(23);
+    int64_t pairs_that_share = 0, pairs_that_part = 0;
+    for (int trial = 0; trial < 4000; ++trial) {
+        PlanRequest request = random_request(random);
+        request.warmup = trial % 2 ? StepsOrFraction(int64_t(random() % 20)) : StepsOrFraction(0.05);
+        if (trial % 7 == 0) request.final_learning_rate_fraction = 1.0;
+        const Plan a = make_plan(request), b = make_plan(varied(request, random));
+        const int64_t expected = shared_steps_one_by_one(a, b);
+        REQUIRE(shared_steps(a, b) <= expected);
+        REQUIRE(shared_steps(a, b) >= expected - 2);
+        REQUIRE(shared_steps(b, a) == shared_steps(a, b));
+        REQUIRE(shared_steps(a, a) == a.fp_steps);
+        pairs_that_share += expected > 20;
+        pairs_that_part += expected < std::min(a.fp_steps, b.fp_steps);
+    }
+    CHECK(pairs_that_share > 500);
+    CHECK(pairs_that_part > 500);
+}
+
+TEST_CASE("shared steps of long plans", "[schedule]") {
+    PlanRequest request = hundred_steps(0.25);
+    request.steps = 1'000'000'000;
+    PlanRequest longer = request;
+    longer.steps = 3'000'000'000;
+    CHECK(shared_steps(make_plan(request), make_plan(longer)) == 750'000'000);
+    longer.qat_fraction = 0.9;
+    CHECK(shared_steps(make_plan(request), make_plan(longer)) == 300'000'000);
+    request.cooldown = longer.cooldown = Cooldown::classic;
+    // The classic decay takes the last fifth of the FP steps, and its first step is still at the peak.
+    CHECK(shared_steps(make_plan(request), make_plan(longer)) == 240'000'001);
+    request.warmup = longer.warmup = 0.02;
+    CHECK(shared_steps(make_plan(request), make_plan(longer)) == 0);
+}
+
+TEST_CASE("equal texts of curves mean equal learning rates", "[schedule]") {
+    std::mt19937 random(29);
+    int64_t equal = 0, different = 0;
+    for (int trial = 0; trial < 2000; ++trial) {
+        const PlanRequest request = random_request(random);
+        const Plan a = make_plan(request), b = make_plan(varied(request, random));
+        const int64_t shared = shared_steps_one_by_one(a, b);
+        // What two plans share has one text, unless they agree in different forms, which is rare.
+        equal += curve_text(a, shared) == curve_text(b, shared);
+        if (shared == std::min(a.total_steps, b.total_steps)) continue;
+        const bool rates_part = learning_rate(a, shared) != learning_rate(b, shared);
+        if (rates_part) CHECK(curve_text(a, shared + 1) != curve_text(b, shared + 1));
+        different += rates_part;
+        CHECK(curve_text(a, shared) != curve_text(a, shared + 1));
+    }
+    CHECK(equal > 1980);
+    CHECK(different > 500);
+    const Plan plan = make_plan(hundred_steps(0.4));
+    CHECK_THROWS_AS(curve_text(plan, 101), std::logic_error);
+    CHECK_THROWS_AS(curve_text(plan, -1), std::logic_error);
+    CHECK(curve_text(plan, 0) == "end 0");
+}
+
 TEST_CASE("milestones of the two kinds of plan", "[schedule]") {
     const auto labels = [](const Plan& plan) {
         std::string text;
