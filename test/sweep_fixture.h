@@ -1,6 +1,10 @@
 // Runs of sweeps for tests: plans without a model.
 #pragma once
 
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +37,13 @@ inline std::vector<SweepRunPlan> one_trunk_runs(const std::string& key = "seed 1
                                              std::to_string(fraction) + "_b" + format_bits(bits),
                                          steps, bits, fraction, key, warmup));
     return runs;
+}
+
+// A child process that repeats none of what the test program has printed so far.
+inline pid_t fork_quietly() {
+    std::cout.flush();
+    std::fflush(nullptr);
+    return ::fork();
 }
 
 // The job that finishes a run; -1: none.

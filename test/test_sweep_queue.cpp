@@ -204,7 +204,7 @@ TEST_CASE("one sweep at a time runs in a directory", "[sweep_queue]") {
     }
     CHECK(error_of([&] { SweepLock again(output); }).empty());
     // The lock of a killed process is free.
-    const pid_t child = ::fork();
+    const pid_t child = fork_quietly();
     if (child == 0) {
         const SweepLock lock(output);
         ::_exit(0);

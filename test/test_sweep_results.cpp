@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <set>
 #include <thread>
 
 #include "test/catch.h"
@@ -44,7 +43,7 @@ TEST_CASE("results of many processes and threads are whole lines", "[sweep_resul
     };
     std::vector<pid_t> children;
     for (int i = 0; i < writers; ++i) {
-        children.push_back(::fork());
+        children.push_back(fork_quietly());
         if (children.back() != 0) continue;
         try {
             write("process " + std::to_string(i) + " ");
