@@ -304,6 +304,12 @@ CheckpointReader::CheckpointReader(const std::string& path, Communicator& commun
     run_together(communicator, [&] {
         if (communicator.rank() != 0) open(name.empty() ? path : (fs::path(path) / name).string());
     });
+    const std::string of_rank_0 = text_of_rank_0(communicator, manifest_.checksum);
+    run_together(communicator, [&] {
+        if (manifest_.checksum == of_rank_0) return;
+        throw_file_error(manifest_path(path_),
+                         "is another one than rank 0 has read; all ranks must read from one file system");
+    });
 }
 
 void CheckpointReader::open(const std::string& path) {

@@ -103,7 +103,7 @@ Manifest read_manifest(const std::string& directory) {
     check_format(path, value);
     check_checksum(path, value);
     try {
-        Manifest manifest{value.at("step").get<int64_t>(), value.at("state"), {}};
+        Manifest manifest{value.at("step").get<int64_t>(), value.at("state"), {}, value.at("checksum")};
         for (const auto& [name, file] : value.at("files").items()) {
             FileSummary& summary = manifest.files[name];
             summary.bytes = file.at("bytes").get<int64_t>();

@@ -4,22 +4,21 @@
 //    "files": {"model.safetensors": {"bytes": 123, "xxh3_64_rows": "0123456789abcdef"}, ...},
 //    "checksum": "...", "written": "2025-01-31T12:00:00Z"}
 //
-// `state` belongs to the caller. `xxh3_64_rows` is a sum over the rows of all tensors, so that it can be
-// formed by many ranks and does not depend on their number (model/row_checksum.h). In Python, with the
-// package xxhash:
+// `state` belongs to the caller. `xxh3_64_rows` is a sum over the rows of all tensors, so that many ranks can
+// form it together and it does not depend on their number (model/row_checksum.h). In Python:
 //
 //   data = open("model.safetensors", "rb").read()
-//   begin = 8 + int.from_bytes(data[:8], "little")
-//   pieces = [(0, begin)]  # offset in the file, bytes: everything before the data
-//   for name, tensor in json.loads(data[8:begin]).items():
+//   start = 8 + int.from_bytes(data[:8], "little")
+//   pieces = [(0, start)]  # offset in the file, bytes: everything before the data
+//   for name, tensor in json.loads(data[8:start]).items():
 //       if name != "__metadata__":
-//           first, end = (begin + offset for offset in tensor["data_offsets"])
+//           begin, end = tensor["data_offsets"]
 //           rows = tensor["shape"][0] if len(tensor["shape"]) > 1 else 1  # a vector is one row
-//           if end > first:
-//               row = (end - first) // rows
-//               pieces += [(offset, row) for offset in range(first, end, row)]
-//   total = sum(xxhash.xxh3_64_intdigest(data[offset : offset + size], seed=offset) for offset, size in
-//   pieces) checksum = "%016x" % (total % 2**64)
+//           if end > begin:
+//               size = (end - begin) // rows
+//               pieces += [(start + offset, size) for offset in range(begin, end, size)]
+//   digest = lambda offset, size: xxhash.xxh3_64_intdigest(data[offset : offset + size], seed=offset)
+//   checksum = "%016x" % (sum(digest(*piece) for piece in pieces) % 2**64)
 //
 // `checksum` is the XXH3 of the compact JSON text, keys sorted, without `checksum` and `written`: equal
 // checkpoints have equal checksums, whenever they were written.
@@ -42,6 +41,7 @@ struct Manifest {
     int64_t step = 0;
     nlohmann::json state;
     std::map<std::string, FileSummary> files;
+    std::string checksum = "";  // of the manifest itself; set by read_manifest
 };
 
 std::string manifest_path(const std::string& directory);

@@ -278,6 +278,15 @@ TEST_CASE("a rank that cannot read makes all ranks fail alike", "[checkpoint]") 
                                               lost ? directory / "elsewhere" : output, communicator);
                                       }),
                       elsewhere, {directory / "elsewhere", "no such directory"}));
+    // One that sees another checkpoint of the same name.
+    REQUIRE(save_by(2, directory / "other", 10, Content(3), 0) == Errors(2));
+    CHECK(all_say(errors_of_ranks(3,
+                                  [&](Communicator& communicator) {
+                                      const bool lost = communicator.rank() == 2;
+                                      const CheckpointReader reader(lost ? directory / "other" : output,
+                                                                    communicator);
+                                  }),
+                  2, {directory / "other/step_00000010/manifest.json", "rank 0", "one file system"}));
 }
 
 TEST_CASE("all ranks resume from what rank 0 finds", "[checkpoint]") {

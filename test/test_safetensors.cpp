@@ -109,6 +109,7 @@ TEST_CASE("a written safetensors file has exactly the bytes of the format", "[sa
     CHECK(read_bytes(path) == expected);
     CHECK(summary.bytes == static_cast<int64_t>(expected.size()));
     CHECK(summary.checksum == checksum_by_rows(expected));
+    CHECK(checksum_text(summary.checksum) == "36ddaf9bbcb14def");  // by the Python of model/manifest.h
     CHECK(safetensors_bytes(set.tensors(), {{"format", "pt"}}) == summary.bytes);
 
     const SafetensorsFile file(path);
