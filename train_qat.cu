@@ -3,6 +3,8 @@
 // The loop runs over two step ranges that the plan fixes before it starts: [0, fp_steps) in full precision,
 // then [fp_steps, total_steps) quantization-aware. Model and operations are the same in both; what differs is
 // the phase, a compile-time parameter of train_range, and the grid that the optimizer rounds weights to.
+//
+// All ranks of a run execute the same steps, each on its own part of every batch; rank 0 writes and prints.
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -19,18 +21,19 @@
 #include "data/tokenizer.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/openmp_settings.h"
-#include "kernels/cuda/cuda_options.h"
-#include "model/checkpoint.h"
 #include "model/command_line.h"
 #include "model/generate.h"
 #include "model/metrics.h"
 #include "model/optimizer.h"
-#include "model/parameter_tensors.h"
 #include "model/plan.h"
+#include "model/run_checkpoints.h"
 #include "model/run_guard.h"
 #include "model/run_state.h"
 #include "model/schedule.h"
+#include "model/sweep.h"
+#include "model/together.h"
 #include "model/transformer.h"
+#include "model/world.h"
 
 namespace train_qat {
 namespace {
@@ -41,6 +44,8 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+constexpr int interrupted_exit_code = 130, user_error = 2, internal_error = 1;
+
 // Set by Ctrl-C and by a job manager's TERM; the loop looks at it after every step. A second signal ends at
 // once.
 volatile std::sig_atomic_t stop_requested = 0;
@@ -49,42 +54,8 @@ void request_stop(int signal) {
     std::signal(signal, SIG_DFL);
 }
 
-QatGemm qat_gemm(const std::string& name) {
-    if (name == "fused") return QatGemm::fused;
-    return name == "cublaslt" ? QatGemm::cublaslt : QatGemm::automatic;
-}
-
-std::unique_ptr<Backend> make_backend(const Options& options) {
-    constexpr int first_device = 0;
-    const std::string missing = options.device == "cpu" ? "" : cuda_unavailable(first_device);
-    std::unique_ptr<Backend> backend;
-    if (options.device == "cuda" || (options.device == "auto" && missing.empty())) {
-        CudaOptions cuda;
-        cuda.device = first_device;
-        cuda.qat_gemm = qat_gemm(options.qat_gemm);
-        cuda.matmul_rows = options.batch * options.sequence_length;
-        cuda.tuning_file = (std::filesystem::path(options.output_directory) / "cuda_tuning.txt").string();
-        cuda.report = [](const std::string& line) { std::cout << line << std::endl; };
-        backend = make_cuda_backend(cuda);
-    } else {
-        if (options.master == "off")
-            throw std::runtime_error("-master off: only the CUDA backend rounds stochastically, and " + missing);
-        backend = make_cpu_backend(options.threads);
-    }
-    std::cout << "device: " << backend->describe()
-              << (missing.empty() ? "" : " (-device auto: " + missing + ")") << "\n";
-    return backend;
-}
-
-DType compute_type(const Options& options, const Backend& backend) {
-    const bool fast_bfloat16 = backend.supports(DType::bfloat16);
-    if (options.dtype == "fp32") return DType::float32;
-    if (options.dtype == "bf16" && !fast_bfloat16)
-        throw std::runtime_error("-dtype bf16: this processor has no bfloat16 dot products; use -dtype fp32");
-    if (fast_bfloat16) return DType::bfloat16;
-    std::cout << "dtype: float32 (-dtype auto: this processor has no bfloat16 dot products)\n";
-    return DType::float32;
-}
+// ---- what the options ask for
+// --------------------------------------------------------------------------------------
 
 // The vocabulary that was asked for, or that of the training data.
 int64_t vocabulary(const Options& options) {
@@ -97,11 +68,23 @@ int64_t vocabulary(const Options& options) {
     return of_shards;
 }
 
-Plan plan_of(const Options& options, const ModelConfig& config) {
+ModelConfig config_of(const Options& options) {
+    return resolve_config(options.size, vocabulary(options), options.sequence_length, options.shape);
+}
+
+Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout) {
     PlanRequest request = options.plan;
     request.parameters = parameter_count(config);
-    request.tokens_per_step = options.batch * options.gradient_accumulation * options.sequence_length;
+    request.tokens_per_step = layout.step_sequences() * options.sequence_length;
     return make_plan(request);
+}
+
+QuantizationConfig quantization_of(const Options& options, const Plan& plan) {
+    QuantizationConfig quantization;
+    quantization.bits = plan.qat_steps > 0 || options.bits < 16 ? options.bits : 16;
+    quantization.group = options.group;
+    quantization.master_type = options.master == "off" ? DType::bfloat16 : DType::float32;
+    return quantization;
 }
 
 LoaderOptions loader_options(const Options& options, const ModelConfig& config, bool shuffle) {
@@ -114,101 +97,194 @@ LoaderOptions loader_options(const Options& options, const ModelConfig& config, 
     return loader;
 }
 
+LoaderOptions training_options(const Options& options, const ModelConfig& config,
+                               const Communicator& communicator) {
+    LoaderOptions loader = loader_options(options, config, true);
+    loader.rank = communicator.rank();
+    loader.world_size = communicator.size();
+    return loader;
+}
+
+void require_training_data(const Options& options) {
+    if (options.train_pattern.empty())
+        throw std::runtime_error("-i: give the training shards (data/prepare.py makes them from text)");
+}
+
+// ---- a run
+// --------------------------------------------------------------------------------------------------
+
 class Run {
   public:
-    Run(const Options& options, Backend& backend, const ModelConfig& config, const Plan& plan,
-        Transformer& model)
+    Run(const Options& options, const RunLayout& layout, Backend& backend, Communicator& communicator,
+        const ModelConfig& config, const Plan& plan, Transformer& model, std::ostream& log)
         : options_(options),
+          layout_(layout),
           config_(config),
           plan_(plan),
           backend_(backend),
+          communicator_(communicator),
           model_(model),
-          optimizer_(backend, model.parameters(), options.optimizer),
-          training_data_(options.train_pattern, loader_options(options, config, true)),
-          settings_(run_settings(options, config, plan, model.compute_type())) {
+          log_(log),
+          optimizer_(backend, model.parameters(), options.optimizer, communicator),
+          training_data_(options.train_pattern, training_options(options, config, communicator)),
+          settings_(run_settings(options, config, plan, model.compute_type())),
+          checkpoints_(options.output_directory, backend, model.parameters(), optimizer_, settings_,
+                       training_data_.fingerprint()) {
         if (!options.validation_pattern.empty())
             validation_data_ = std::make_unique<DataLoader>(options.validation_pattern,
                                                             loader_options(options, config, false));
         if (!options.tokenizer.empty()) read_prompt();
     }
 
-    // Returns the program's exit code.
-    int train() {
+    StepObserver on_step;  // may be empty
+
+    TrainingOutcome train() {
+        const Clock::time_point start = Clock::now();
         inputs_.resize(options_.batch * config_.sequence_length);
         targets_.resize(inputs_.size());
         start_or_resume();
-        metrics_ = std::make_unique<MetricsWriter>(
-            options_.output_directory, options_.resume ? std::optional<int64_t>(step_ + 1) : std::nullopt);
-        write_run_record();
-        progress_ = std::make_unique<ConsoleProgress>(std::cout, plan_.total_steps, options_.print_every,
-                                                      training_flops_per_token(config_),
-                                                      backend_.peak_flops(model_.compute_type()));
-        if (!train_range<Phase::full_precision>(plan_.fp_steps)) return stopped();
-        if (plan_.qat_steps > 0 && !model_.parameters().quantized()) switch_to_quantization();
-        if (!train_range<Phase::quantization_aware>(plan_.total_steps)) return stopped();
-        finish();
-        return 0;
+        const double peak_flops = sum_over_ranks(backend_.peak_flops(model_.compute_type()));
+        run_on_rank_0(communicator_, [&] {
+            metrics_ = std::make_unique<MetricsWriter>(options_.output_directory, first_metrics_step_);
+            write_run_record();
+        });
+        progress_ = std::make_unique<ConsoleProgress>(log_, plan_.total_steps, options_.print_every,
+                                                      training_flops_per_token(config_), peak_flops);
+        const bool finished = train_steps();
+        return {finished || reached_until(), results_, seconds_since(start)};
     }
 
   private:
-    // The training loop: from the present step to `end`. False when it was asked to stop before.
+    bool is_first_rank() const { return communicator_.rank() == 0; }
+    // Steps to train in this process: all, or those before -until.
+    int64_t last_step() const {
+        return std::min(options_.until.value_or(plan_.total_steps), plan_.total_steps);
+    }
+    bool reached_until() const { return step_ == last_step(); }
+
+    // Both step ranges. False when it ended before the plan did.
+    bool train_steps() {
+        if (branched_) validate_where_branched();
+        if (!train_range<Phase::full_precision>(plan_.fp_steps)) return stopped();
+        if (reached_until() && step_ < plan_.total_steps) return stopped();
+        if (plan_.qat_steps > 0 && !model_.parameters().quantized()) switch_to_quantization();
+        if (!train_range<Phase::quantization_aware>(plan_.total_steps)) return stopped();
+        finish();
+        return true;
+    }
+
+    // The training loop: from the present step to `range_end`. False when it was to stop before.
     template <Phase phase>
-    bool train_range(int64_t end) {
-        while (step_ < end) {
+    bool train_range(int64_t range_end) {
+        const int64_t micro_batches = layout_.gradient_accumulation;
+        while (step_ < range_end) {
+            if (reached_until()) return false;
             const Clock::time_point start = Clock::now();
-            for (int64_t micro = 0; micro < options_.gradient_accumulation; ++micro) {
+            for (int64_t micro = 0; micro < micro_batches; ++micro) {
                 training_data_.next_batch(options_.batch, inputs_.data(), targets_.data());
                 model_.train_micro_batch(inputs_.data(), targets_.data(), micro,
-                                         options_.gradient_accumulation);
+                                         micro_batches * communicator_.size(),
+                                         micro + 1 == micro_batches ? &optimizer_.data_parallel() : nullptr);
             }
-            const double loss = model_.loss();
+            const std::vector<double> losses = gather_losses();
             const double norm = optimizer_.finish_gradients();
-            guard_.check(step_ + 1, loss, norm, optimizer_.offender());
+            check_numbers(losses, norm);
             const double rate = learning_rate(plan_, step_);
             optimizer_.step(rate);
             ++step_;
-            report<phase>(loss, norm, rate, seconds_since(start));
-            const bool last = step_ == end;
-            if (options_.validate_every > 0 && step_ % options_.validate_every == 0 && !last)
-                validate<phase>();
-            if (stop_requested && step_ < plan_.total_steps) return false;
+            report<phase>(mean(losses), norm, rate, seconds_since(start));
+            const bool last = step_ == range_end || reached_until();
+            if (validation_is_due() && !last) validate<phase>();
+            if (stop_ && step_ < plan_.total_steps) return false;
             if (save_is_due() && !last) save();
         }
         return true;
     }
 
+    static double mean(const std::vector<double>& losses) {
+        double sum = 0;
+        for (double loss : losses) sum += loss;
+        return sum / static_cast<double>(losses.size());
+    }
+
+    double sum_over_ranks(double mine) {
+        double sum = 0;
+        for (double number : gather_numbers(communicator_, mine)) sum += number;
+        return sum;
+    }
+
+    // The losses of all ranks, and with them whether one of them is to stop: a signal may reach one rank
+    // alone.
+    std::vector<double> gather_losses() {
+        struct Report {
+            double loss, stop;
+        };
+        std::vector<Report> reports(static_cast<size_t>(communicator_.size()));
+        reports[static_cast<size_t>(communicator_.rank())] = {model_.loss(),
+                                                              static_cast<double>(stop_requested)};
+        communicator_.gather_on_host(reports.data(), sizeof(Report));
+        std::vector<double> losses;
+        for (const Report& report : reports) {
+            losses.push_back(report.loss);
+            stop_ = stop_ || report.stop != 0;
+        }
+        return losses;
+    }
+
+    // All ranks see the same numbers, so all stop together.
+    void check_numbers(const std::vector<double>& losses, double norm) {
+        try {
+            guard_.check(step_ + 1, losses, norm, optimizer_.offender());
+        } catch (const std::runtime_error& error) {
+            throw JointError(error.what());
+        }
+    }
+
     bool save_is_due() const { return options_.save_every > 0 && step_ % options_.save_every == 0; }
+    bool validation_is_due() const {
+        return options_.validate_every > 0 && step_ % options_.validate_every == 0;
+    }
 
     template <Phase phase>
     void report(double loss, double norm, double rate, double seconds) {
         PhaseTime& time = phase == Phase::full_precision ? fp_time_ : qat_time_;
         time.add(plan_.tokens_per_step, seconds);
-        metrics_->write({{"step", step_},
-                         {"phase", to_string(phase)},
-                         {"loss", loss},
-                         {"learning_rate", rate},
-                         {"gradient_norm", norm},
-                         {"tokens_per_second", plan_.tokens_per_step / seconds}});
+        write_metrics({{"step", step_},
+                       {"phase", to_string(phase)},
+                       {"loss", loss},
+                       {"learning_rate", rate},
+                       {"gradient_norm", norm},
+                       {"tokens_per_second", plan_.tokens_per_step / seconds}});
         progress_->step({step_, to_string(phase), loss, rate, norm, plan_.tokens_per_step, seconds});
+        if (on_step) on_step(step_, loss, progress_->throughput().tokens_per_second());
     }
 
-    // Mean loss over the first -val_batches micro-batches of the validation shards, with the weights as they
-    // are quantized now. `weights` says how that is: full_precision, rounded (never trained so) or quantized.
+    void write_metrics(const nlohmann::ordered_json& record) {
+        if (metrics_ != nullptr) metrics_->write(record);
+    }
+
+    // Mean loss over the first -val_sequences sequences of the validation shards, each rank taking its part
+    // of them, with the weights as they are quantized now. `weights` says how that is: full_precision,
+    // rounded (never trained so) or quantized.
     double validate(Phase phase, const char* weights) {
         const Clock::time_point start = Clock::now();
-        const int64_t samples = validation_data_->samples_per_epoch();
-        const int64_t batch = std::min(options_.batch, samples);
-        const int64_t batches = std::min(options_.validation_batches, samples / batch);
-        validation_data_->seek(0);
-        double loss = 0;
-        for (int64_t i = 0; i < batches; ++i) {
-            validation_data_->next_batch(batch, inputs_.data(), targets_.data());
-            loss += model_.evaluate(inputs_.data(), targets_.data(), batch) / static_cast<double>(batches);
+        const int64_t sequences =
+            std::min(options_.validation_sequences, validation_data_->samples_per_epoch());
+        const int64_t first = first_row(sequences, communicator_.rank(), communicator_.size());
+        const int64_t end = first_row(sequences, communicator_.rank() + 1, communicator_.size());
+        validation_data_->seek(first);
+        double sum = 0;
+        for (int64_t i = first; i < end;) {
+            const int64_t count = std::min(options_.batch, end - i);
+            validation_data_->next_batch(count, inputs_.data(), targets_.data());
+            sum += model_.evaluate(inputs_.data(), targets_.data(), count) * static_cast<double>(count);
+            i += count;
         }
-        metrics_->write(
+        const double loss = sum_over_ranks(sum) / static_cast<double>(sequences);
+        write_metrics(
             {{"step", step_}, {"phase", to_string(phase)}, {"validation_loss", loss}, {"weights", weights}});
         progress_->validation(step_, std::string(to_string(phase)) + " " + weights, loss,
-                              batches * batch * config_.sequence_length, seconds_since(start));
+                              sequences * config_.sequence_length, seconds_since(start));
         return loss;
     }
     template <Phase phase>
@@ -217,10 +293,16 @@ class Run {
             validate(phase, phase == Phase::full_precision ? "full_precision" : "quantized");
     }
 
+    // The other run did not validate where this one branched off from it, this one alone would have.
+    void validate_where_branched() {
+        if (validation_is_due() && step_ > 0 && step_ < plan_.fp_steps) validate<Phase::full_precision>();
+    }
+
     // The switch. What rounding alone would have cost is measured before the first quantized step.
     void switch_to_quantization() {
         const bool compare = validation_data_ && plan_.fp_steps > 0;
         if (compare) results_.full_precision = validate(Phase::full_precision, "full_precision");
+        results_.fp_traffic = optimizer_.data_parallel().step_traffic();
         optimizer_.begin_quantization();
         if (compare) results_.rounded = validate(Phase::full_precision, "rounded");
         // Here and not in the loop: a checkpoint of the switch holds what was measured at it.
@@ -228,75 +310,68 @@ class Run {
     }
 
     void start_or_resume() {
-        const std::string& output = options_.output_directory;
-        if (std::filesystem::exists(output) && !std::filesystem::is_directory(output))
-            throw std::runtime_error("-o " + output + ": is not a directory");
-        std::vector<std::string> passed_over;
-        const std::optional<std::string> checkpoint = find_latest_checkpoint(output, &passed_over);
-        if (checkpoint && !options_.resume)
-            throw std::runtime_error("-o " + output + ": holds a run already (" + *checkpoint +
-                                     "); go on with it by -resume, or choose another directory");
-        if (options_.resume)
-            for (const std::string& line : passed_over) std::cout << "passed over: " << line << "\n";
-        if (!checkpoint) {
-            // Starting anew would cut off the metrics of a run that has come far.
-            if (options_.resume && !passed_over.empty())
-                throw std::runtime_error("-resume: " + output +
-                                         " holds no valid checkpoint: " + passed_over.back());
-            if (options_.resume)
-                std::cout << "resume: no checkpoint in " << options_.output_directory
-                          << ", starting at step 0\n";
-            model_.parameters().initialize(backend_, options_.seed);
+        const std::optional<std::string> checkpoint = checkpoints_.find(options_.resume, log_);
+        if (checkpoint) {
+            go_on_from(checkpoints_.load(*checkpoint), "resume");
             return;
         }
-        const CheckpointReader reader(*checkpoint);
-        const RunState state = read_run_state(reader.state(), settings_, training_data_.fingerprint());
-        model_.parameters().use_quantization(state.quantized);
-        reader.load_model(backend_, model_tensors(model_.parameters()));
-        reader.load_optimizer(backend_, optimizer_tensors(model_.parameters()));
-        model_.parameters().quantize(backend_);
-        optimizer_.restore_steps(state.optimizer_steps, state.scale_steps);
-        training_data_.seek(state.loader_position);
-        results_ = state.results;
-        step_ = reader.step();
-        guard_.set_last_checkpoint(reader.path());
-        std::cout << "resume: step " << step_ << " from " << reader.path() << "\n";
+        if (options_.resume) log_ << "resume: no checkpoint in " << options_.output_directory << "\n";
+        if (!options_.from.empty()) {
+            branched_ = true;
+            go_on_from(checkpoints_.load_branch(options_.from, plan_), "from");
+            run_on_rank_0(communicator_, [&] { copy_metrics_of_branch(); });
+            return;
+        }
+        if (options_.resume) first_metrics_step_ = 1;
+        model_.parameters().initialize(backend_, options_.seed);
+        optimizer_.quantize();
+    }
+
+    void go_on_from(const RunPosition& position, const char* how) {
+        training_data_.seek(position.loader_position);
+        results_ = position.results;
+        step_ = position.step;
+        first_metrics_step_ = step_ + 1;
+        guard_.set_last_checkpoint(position.checkpoint);
+        log_ << how << ": step " << step_ << ", " << position.checkpoint << "\n";
+    }
+
+    // The metrics of a branch are those of the run alone: the other run's up to here.
+    void copy_metrics_of_branch() {
+        const std::filesystem::path of_other =
+            std::filesystem::path(options_.from).lexically_normal().parent_path() / "metrics.jsonl";
+        if (std::filesystem::exists(of_other))
+            copy_metrics(of_other.string(), options_.output_directory, options_.resume);
+        else
+            log_ << "from: " << of_other.string() << " is not there; metrics begin at step " << step_ + 1
+                 << "\n";
     }
 
     void save() {
-        metrics_->sync();
-        RunState state;
-        state.quantized = model_.parameters().quantized();
-        state.optimizer_steps = optimizer_.steps();
-        state.scale_steps = optimizer_.scale_steps();
-        state.loader_position = training_data_.position();
-        state.results = results_;
-        const std::string path = save_checkpoint(
-            options_.output_directory, backend_,
-            {step_, model_tensors(model_.parameters()), optimizer_tensors(model_.parameters()),
-             to_json(state, settings_, training_data_.fingerprint())},
-            options_.resume);
+        if (metrics_ != nullptr) metrics_->sync();
+        const std::string path = checkpoints_.save({step_, training_data_.position(), results_, ""},
+                                                   options_.resume, options_.keep);
         guard_.set_last_checkpoint(path);
-        prune_checkpoints(options_.output_directory, options_.keep);
-        std::cout << "saved " << path << std::endl;
+        log_ << "saved " << path << std::endl;
     }
 
-    int stopped() {
+    bool stopped() {
         save();
-        std::cout << "stopped after step " << step_ << "; go on with the same command and -resume"
-                  << std::endl;
-        constexpr int interrupted_exit_code = 130;
-        return interrupted_exit_code;
+        log_ << "stopped after step " << step_ << "; go on with the same command and -resume" << std::endl;
+        return false;
     }
 
     void finish() {
         if (validation_data_) validate_at_the_end();
+        DataParallel::StepTraffic& traffic = plan_.qat_steps > 0 ? results_.qat_traffic : results_.fp_traffic;
+        traffic = optimizer_.data_parallel().step_traffic();
         save();
         results_.fp_tokens_per_second = fp_time_.tokens_per_second();
         results_.qat_tokens_per_second = qat_time_.tokens_per_second();
+        if (!is_first_rank()) return;
         if (tokenizer_ && options_.sample_tokens > 0) results_.sample = sample();
         write_run_record();
-        std::cout << "\n" << results_table(results_, plan_) << std::flush;
+        log_ << "\n" << results_table(results_, plan_) << std::flush;
     }
 
     // A checkpoint of the last step holds what was measured at it: a resume from there does not measure
@@ -313,7 +388,7 @@ class Run {
         optimizer_.begin_quantization();
         results_.rounded = validate(Phase::full_precision, "rounded");
         model_.parameters().use_quantization(false);
-        model_.parameters().quantize(backend_);
+        optimizer_.quantize();
     }
 
     // Before the training: a mistake here would else show up at its end.
@@ -346,49 +421,129 @@ class Run {
 
     void write_run_record() const {
         write_run_json((std::filesystem::path(options_.output_directory) / "run.json").string(),
-                       run_record(settings_, plan_, results_, backend_.describe()));
+                       run_record(settings_, layout_, plan_, results_, backend_.describe()));
     }
 
     const Options& options_;
+    const RunLayout& layout_;
     const ModelConfig& config_;
     const Plan& plan_;
     Backend& backend_;
+    Communicator& communicator_;
     Transformer& model_;
+    std::ostream& log_;
     Optimizer optimizer_;
     DataLoader training_data_;
     std::unique_ptr<DataLoader> validation_data_;
     const nlohmann::ordered_json settings_;
+    RunCheckpoints checkpoints_;
     std::optional<Tokenizer> tokenizer_;
     std::vector<int32_t> prompt_;
-    std::vector<int32_t> inputs_, targets_;  // (batch, T)
-    std::unique_ptr<MetricsWriter> metrics_;
+    std::vector<int32_t> inputs_, targets_;   // (batch, T)
+    std::unique_ptr<MetricsWriter> metrics_;  // of rank 0
     std::unique_ptr<ConsoleProgress> progress_;
     RunGuard guard_{config_.vocabulary};
     RunResults results_;
     PhaseTime fp_time_, qat_time_;
-    int64_t step_ = 0;  // optimizer steps done
+    int64_t step_ = 0;                           // optimizer steps done
+    std::optional<int64_t> first_metrics_step_;  // of a metrics file that is there already
+    bool branched_ = false;                      // off another run, just now
+    bool stop_ = false;                          // a rank was told to stop
 };
 
-int run(const Options& options) {
-    const ModelConfig config =
-        resolve_config(options.size, vocabulary(options), options.sequence_length, options.shape);
-    const Plan plan = plan_of(options, config);
-    const std::unique_ptr<Backend> backend = make_backend(options);
-    const DType dtype = compute_type(options, *backend);
-    QuantizationConfig quantization;
-    quantization.bits = plan.qat_steps > 0 || options.bits < 16 ? options.bits : 16;
-    quantization.group = options.group;
-    quantization.master_type = options.master == "off" ? DType::bfloat16 : DType::float32;
-    Transformer model(*backend, config, quantization, dtype, options.batch);
-    std::cout << describe(config) << "\n"
-              << format_plan(plan, config) << "\nmemory (" << name_of(dtype) << ")\n"
-              << model.memory_table() << std::endl;
-    if (options.plan_only) return 0;
-    if (options.train_pattern.empty())
-        throw std::runtime_error("-i: give the training shards (data/prepare.py makes them from text)");
-    Run run(options, *backend, config, plan, model);
-    model.allocate();
-    return run.train();
+// One run, by the ranks of `communicator`. on_step may be empty.
+TrainingOutcome train(const Options& options, Backend& backend, Communicator& communicator, std::ostream& log,
+                      const StepObserver& on_step) {
+    RunLayout layout;
+    ModelConfig config;
+    Plan plan;
+    std::unique_ptr<Transformer> model;
+    std::unique_ptr<Run> run;
+    // Mistakes show here, and all ranks then end alike.
+    run_together(communicator, [&] {
+        layout = run_layout(options, communicator.size());
+        config = config_of(options);
+        plan = plan_of(options, config, layout);
+        StateShard shard;
+        if (options.zero == 1) shard = {communicator.rank(), communicator.size()};
+        model = std::make_unique<Transformer>(backend, config, quantization_of(options, plan),
+                                              compute_type(options, backend, log), options.batch, shard);
+        log << describe(config) << "\n"
+            << format_plan(plan, config) << "\nmemory (" << name_of(model->compute_type())
+            << (communicator.size() > 1 ? ", of each rank" : "") << ")\n"
+            << model->memory_table() << std::endl;
+        if (options.plan_only) return;
+        require_training_data(options);
+        run = std::make_unique<Run>(options, layout, backend, communicator, config, plan, *model, log);
+        run->on_step = on_step;
+        model->allocate();
+    });
+    return options.plan_only ? TrainingOutcome() : run->train();
+}
+
+// What a sweep has to know of a run before it trains it.
+SweepRunPlan plan_of_run(const Options& options, int ranks) {
+    require_training_data(options);
+    const ModelConfig config = config_of(options);
+    SweepRunPlan run;
+    run.plan = plan_of(options, config, run_layout(options, ranks));
+    run.flops_per_token = training_flops_per_token(config);
+    const DataLoader data(options.train_pattern, loader_options(options, config, true));
+    nlohmann::ordered_json key = trunk_settings(run_settings(options, config, run.plan, DType::float32));
+    // What else decides a run's numbers, or what is measured of it.
+    key["data"] = std::to_string(data.fingerprint());
+    key["settings"] = {options.device,
+                       options.dtype,
+                       options.group,
+                       options.optimizer.scale_learning_rate_factor,
+                       options.validation_pattern,
+                       options.validation_sequences,
+                       options.validate_every};
+    run.trunk_key = key.dump();
+    return run;
+}
+
+// The whole program on this rank.
+int run(const std::vector<std::string>& arguments, const Options& options, World& world) {
+    if (!options.sweep.empty()) {
+        const SweepWork work{plan_of_run, train, [] { return stop_requested != 0; }};
+        return run_sweep(arguments, options, world, work) ? 0 : interrupted_exit_code;
+    }
+    std::ostream nowhere(nullptr);
+    std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
+    const std::unique_ptr<Backend> backend = world.make_backend(options, options.output_directory, log);
+    const std::unique_ptr<Communicator> communicator = world.connect(world.team(world.size()), *backend);
+    if (world.size() > 1) log << "ranks: " << communicator->describe() << "\n";
+    return train(options, *backend, *communicator, log, {}).finished ? 0 : interrupted_exit_code;
+}
+
+// ---- errors
+// ----------------------------------------------------------------------------------------------------
+
+// Says what went wrong and returns the exit code.
+int report(const std::exception& error, const std::string& where) {
+    const bool internal = dynamic_cast<const std::logic_error*>(&error) != nullptr;
+    std::cerr << (std::string("train_qat: ") + (internal ? "internal error: " : "error: ") + where +
+                  error.what() + "\n")
+              << std::flush;
+    return internal ? internal_error : user_error;
+}
+
+// The program on this rank, with errors that other ranks must hear of.
+int guarded_run(const std::vector<std::string>& arguments) {
+    const std::optional<Options> options = parse_command_line(arguments);
+    if (!options) return 0;
+    World world(*options);
+    try {
+        return run(arguments, *options, world);
+    } catch (const JointError& error) {
+        return world.rank() == 0 ? report(error, "") : user_error;
+    } catch (const std::exception& error) {
+        if (world.size() == 1) throw;
+        // The other ranks wait for this one.
+        const bool named = dynamic_cast<const RankError*>(&error) != nullptr;
+        world.abort(report(error, named ? "" : "rank " + std::to_string(world.rank()) + ": "));
+    }
 }
 
 }  // namespace
@@ -399,15 +554,9 @@ int main(int argc, char** argv) {
     std::signal(SIGINT, train_qat::request_stop);
     std::signal(SIGTERM, train_qat::request_stop);
     std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is an error of the write, with a message
-    constexpr int user_error = 2, internal_error = 1;
     try {
-        const auto options = train_qat::parse_command_line({argv + 1, argv + argc});
-        return options ? train_qat::run(*options) : 0;
-    } catch (const std::logic_error& error) {
-        std::cerr << "train_qat: internal error: " << error.what() << std::endl;
-        return internal_error;
+        return train_qat::guarded_run({argv + 1, argv + argc});
     } catch (const std::exception& error) {
-        std::cerr << "train_qat: error: " << error.what() << std::endl;
-        return user_error;
+        return train_qat::report(error, "");
     }
 }

@@ -156,6 +156,9 @@ class Backend {
     // Attainable FLOP/s of matmuls in `compute_type`: measured once or the card's data sheet. For MFU.
     virtual double peak_flops(DType compute_type) = 0;
 
+    // Whether the host can read and write the memory by its addresses.
+    virtual bool host_addressable() const = 0;
+
     // Zero-filled device memory, 64-byte aligned or better. Throws std::runtime_error when there is not
     // enough.
     virtual void* allocate(int64_t bytes) = 0;

@@ -101,7 +101,7 @@ void add_data_flags(CLI::App& app, Options& o) {
     app.add_option("--val_every", o.validate_every, "steps between validations; 0: at the switch and the end")
         ->group(group)
         ->capture_default_str();
-    app.add_option("--val_batches", o.validation_batches, "micro-batches of a validation")
+    app.add_option("--val_sequences", o.validation_sequences, "sequences of a validation")
         ->group(group)
         ->capture_default_str();
     app.add_option("--save_every", o.save_every, "steps between checkpoints; 0: at the end")
@@ -109,6 +109,9 @@ void add_data_flags(CLI::App& app, Options& o) {
         ->capture_default_str();
     app.add_option("--keep", o.keep, "checkpoints to keep; 0: all")->group(group)->capture_default_str();
     app.add_flag("--resume", o.resume, "go on from the latest checkpoint in -o")->group(group);
+    app.add_option("--from", o.from, "start from a checkpoint of another run that shares the first steps")
+        ->group(group);
+    app.add_option("--until", o.until, "stop after this step, with a checkpoint to go on from")->group(group);
     app.add_option("--print_every", o.print_every, "steps between console lines")
         ->group(group)
         ->capture_default_str();
@@ -159,6 +162,29 @@ void add_run_flags(CLI::App& app, Options& o) {
     app.add_option("--threads", o.threads, "CPU threads; 0: all")->group(group)->capture_default_str();
 }
 
+void add_rank_flags(CLI::App& app, Options& o) {
+    const char* group = "Many ranks and sweeps (mpirun -np 4 train_qat ...)";
+    app.add_option("--total_batch", o.total_batch,
+                   "sequences of an optimizer step over all ranks, instead of -grad_accum")
+        ->group(group);
+    app.add_option("--zero", o.zero, "1: ranks divide the optimizer's state, 0: each has all of it")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--rank_timeout", o.rank_timeout,
+                   "seconds without an answer from another rank that end a job")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--rendezvous", o.rendezvous,
+                   "a path on a shared file system where ranks meet that no MPI connects (srun)")
+        ->group(group);
+    app.add_option("--sweep", o.sweep, "train every combination of a grid: a JSON file, see README.md")
+        ->group(group);
+    app.add_option("--sweep_ranks", o.sweep_ranks, "ranks that train one run of a sweep together")
+        ->group(group)
+        ->capture_default_str();
+    app.add_flag("--retry_failed", o.retry_failed, "a continued sweep tries failed runs again")->group(group);
+}
+
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::runtime_error(message);
 }
@@ -178,7 +204,17 @@ void check(const Options& o) {
     require(o.print_every >= 1, "-print_every: must be at least 1");
     require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,
             "-val_every, -save_every, -keep and -sample must not be negative");
-    require(o.validation_batches >= 1, "-val_batches: must be at least 1");
+    require(o.validation_sequences >= 1, "-val_sequences: must be at least 1");
+    require(!o.total_batch || (*o.total_batch >= 1 && *o.total_batch <= 1'000'000'000),
+            "-total_batch: must be from 1 to 1000000000");
+    require(!o.total_batch || o.gradient_accumulation == 1,
+            "-total_batch and -grad_accum: give one of them, not both");
+    require(!o.until || *o.until >= 1, "-until: must be at least 1");
+    require(o.zero == 0 || o.zero == 1, "-zero: must be 0 or 1, is " + std::to_string(o.zero));
+    require(o.rank_timeout > 0, "-rank_timeout: must be positive");
+    require(o.sweep_ranks >= 1, "-sweep_ranks: must be at least 1");
+    require(o.sweep.empty() || (o.from.empty() && !o.until && !o.resume),
+            "-sweep: -from, -until and -resume are not for sweeps; a sweep goes on by itself");
     require(o.temperature >= 0, "-temperature: must not be negative");
     require(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "-beta1: must be in [0, 1)");
     require(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "-beta2: must be in [0, 1)");
@@ -239,6 +275,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     add_plan_flags(app, options, texts);
     add_data_flags(app, options);
     add_run_flags(app, options);
+    add_rank_flags(app, options);
     std::vector<std::string> reversed = as_cli11_reads(arguments);
     std::reverse(reversed.begin(), reversed.end());
     try {

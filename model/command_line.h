@@ -30,6 +30,7 @@ struct Options {
     // run
     int64_t batch = 8;
     int64_t gradient_accumulation = 1;
+    std::optional<int64_t> total_batch;  // sequences of a step over all ranks: sets gradient_accumulation
     std::string device = "auto";
     std::string dtype = "auto";
     std::string qat_gemm = "auto";
@@ -37,11 +38,21 @@ struct Options {
     int threads = 0;
     uint64_t seed = 1;
     OptimizerConfig optimizer;
-    int64_t validate_every = 0, validation_batches = 20;
+    int64_t validate_every = 0, validation_sequences = 160;
     int64_t save_every = 0, keep = 2;
     int64_t print_every = 1;
     bool resume = false;
+    std::string from;              // a checkpoint of another run with the same first steps
+    std::optional<int64_t> until;  // stop after this step
     bool plan_only = false;
+    // many ranks
+    int zero = 1;
+    double rank_timeout = 600;  // seconds
+    std::string rendezvous;
+    // sweep
+    std::string sweep;
+    int sweep_ranks = 1;  // of a run
+    bool retry_failed = false;
     // sample of text at the end
     std::string prompt;
     int64_t sample_tokens = 128;

@@ -81,6 +81,16 @@ void MetricsWriter::sync() {
         throw_file_error(path_, std::string("cannot flush: ") + std::strerror(errno));
 }
 
+void copy_metrics(const std::string& from, const std::string& output_directory, bool replace) {
+    std::error_code error;
+    std::filesystem::create_directories(output_directory, error);
+    if (error) throw_file_error(output_directory, "cannot create directory: " + error.message());
+    const std::string path = output_directory + "/metrics.jsonl";
+    if (!replace && std::filesystem::exists(path))
+        throw_file_error(path, "exists already and is not overwritten; choose another output directory");
+    write_file_atomically(path, read_text_file(from));
+}
+
 void write_run_json(const std::string& path, const nlohmann::ordered_json& value) {
     write_file_atomically(path, value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }

@@ -17,10 +17,15 @@ constexpr int64_t patience_steps = 50;
 RunGuard::RunGuard(int64_t vocabulary)
     : divergence_threshold_(threshold_factor * std::log(static_cast<double>(vocabulary)) + 1.0) {}
 
-void RunGuard::check(int64_t step, double loss, double gradient_norm, const std::string& offender) {
-    if (!std::isfinite(loss)) {
-        stop(step, "the loss is " + std::to_string(loss) +
-                       (offender.empty() ? "" : ", first bad gradient: " + offender));
+void RunGuard::check(int64_t step, std::span<const double> losses, double gradient_norm,
+                     const std::string& offender) {
+    double loss = 0;
+    for (size_t rank = 0; rank < losses.size(); ++rank) {
+        loss += losses[rank] / static_cast<double>(losses.size());
+        if (!std::isfinite(losses[rank]))
+            stop(step, "the loss" + (losses.size() > 1 ? " of rank " + std::to_string(rank) : std::string()) +
+                           " is " + std::to_string(losses[rank]) +
+                           (offender.empty() ? "" : ", first bad gradient: " + offender));
     }
     if (!std::isfinite(gradient_norm))
         stop(step, "the gradient norm is not finite, first bad gradient: " +

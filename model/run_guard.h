@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 namespace train_qat {
@@ -10,11 +11,12 @@ class RunGuard {
   public:
     explicit RunGuard(int64_t vocabulary);
 
-    // After the backward pass of `step` (counted from 1), before its update. Throws std::runtime_error with
-    // the step, the tensor and the last good checkpoint if the loss or the gradient norm is not finite, or if
-    // the loss has been far above that of guessing, ln V, for many steps in a row. `offender`: the first
-    // tensor whose gradient is not finite, or empty.
-    void check(int64_t step, double loss, double gradient_norm, const std::string& offender);
+    // After the backward pass of `step` (counted from 1), before its update. losses: of each rank, all of the
+    // same weight. Throws std::runtime_error with the step, the rank, the tensor and the last good checkpoint
+    // if a loss or the gradient norm is not finite, or if the mean loss has been far above that of guessing,
+    // ln V, for many steps in a row. `offender`: the first tensor whose gradient is not finite, or empty.
+    void check(int64_t step, std::span<const double> losses, double gradient_norm,
+               const std::string& offender);
 
     void set_last_checkpoint(const std::string& path) { last_checkpoint_ = path; }
 

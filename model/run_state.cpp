@@ -1,7 +1,10 @@
 #include "model/run_state.h"
 
+#include <set>
 #include <stdexcept>
 
+#include "model/files.h"
+#include "model/schedule.h"
 #include "model/text.h"
 
 namespace train_qat {
@@ -28,7 +31,84 @@ nlohmann::ordered_json losses_of(const RunResults& results) {
             {"quantized", optional_number(results.quantized)}};
 }
 
+nlohmann::ordered_json bytes_of(const DataParallel::StepTraffic& traffic) {
+    return {{"gradients", traffic.gradients},
+            {"weights", traffic.weights},
+            {"unpacked_weights", traffic.unpacked_weights}};
+}
+
+void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& settings, const char* flag,
+                    const char* advice) {
+    for (const auto& [key, value] : settings.items()) {
+        const nlohmann::json& its = saved.value(key, nlohmann::json());
+        if (its != nlohmann::json(value))
+            throw std::runtime_error(std::string(flag) + ": the checkpoint was trained with " + key + " " +
+                                     its.dump() + ", this run has " + value.dump() + "; " + advice);
+    }
+}
+
+void check_data(const nlohmann::json& json, uint64_t data_fingerprint, const char* flag) {
+    if (json.at("data_fingerprint") == text(data_fingerprint)) return;
+    throw std::runtime_error(std::string(flag) +
+                             ": the shards of -i are not those of the checkpoint; give the same, in the same "
+                             "order");
+}
+
+RunState state_of(const nlohmann::json& json) {
+    RunState state;
+    state.quantized = json.at("quantized");
+    state.optimizer_steps = json.at("optimizer_steps");
+    state.scale_steps = json.at("scale_steps");
+    state.loader_position = json.at("loader_position");
+    const nlohmann::json& results = json.at("results");
+    state.results.full_precision = number_at(results, "full_precision_at_switch");
+    state.results.rounded = number_at(results, "rounded_at_switch");
+    state.results.quantized = number_at(results, "quantized");
+    return state;
+}
+
+// What of a plan decides its learning rates, from the settings of a run.
+Plan curve_of(const nlohmann::json& settings) {
+    Plan plan;
+    plan.total_steps = settings.at("steps");
+    plan.fp_steps = settings.at("fp_steps");
+    plan.qat_steps = settings.at("qat_steps");
+    plan.schedule = parse_schedule(settings.at("schedule"));
+    plan.cooldown = parse_cooldown(settings.at("cooldown"));
+    plan.warmup_steps = settings.at("warmup_steps");
+    plan.cooldown_steps = settings.at("cooldown_steps");
+    plan.qat_warmup_steps = settings.at("qat_warmup_steps");
+    plan.qat_cooldown_steps = settings.at("qat_cooldown_steps");
+    plan.learning_rate = settings.at("lr");
+    plan.qat_learning_rate = settings.at("qat_lr");
+    plan.final_learning_rate_fraction = settings.at("final_lr_frac");
+    return plan;
+}
+
+std::string traffic_row(const char* name, const DataParallel::StepTraffic& traffic) {
+    if (traffic.total() == 0) return "";
+    std::string row = formatted("  %-52s %8s", name, format_bytes(traffic.total()).c_str());
+    if (traffic.weights > 0)
+        row +=
+            formatted(" (gradients %s, weights %s, %.1fx less than unpacked)",
+                      format_bytes(traffic.gradients).c_str(), format_bytes(traffic.weights).c_str(),
+                      static_cast<double>(traffic.unpacked_weights) / static_cast<double>(traffic.weights));
+    return row + "\n";
+}
+
 }  // namespace
+
+RunLayout run_layout(const Options& options, int ranks) {
+    RunLayout layout{ranks, options.zero, options.batch, options.gradient_accumulation};
+    if (!options.total_batch) return layout;
+    const int64_t at_once = options.batch * ranks;
+    if (*options.total_batch % at_once != 0)
+        throw std::runtime_error("-total_batch " + std::to_string(*options.total_batch) +
+                                 ": must be a multiple of -batch times the number of ranks, " +
+                                 std::to_string(options.batch) + " x " + std::to_string(ranks));
+    layout.gradient_accumulation = *options.total_batch / at_once;
+    return layout;
+}
 
 nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,
                                     DType compute_type) {
@@ -45,8 +125,7 @@ nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& c
             {"qat_frac", plan.qat_fraction},
             {"fp_steps", plan.fp_steps},
             {"qat_steps", plan.qat_steps},
-            {"batch", options.batch},
-            {"grad_accum", options.gradient_accumulation},
+            {"total_batch", plan.tokens_per_step / config.sequence_length},
             {"schedule", to_string(plan.schedule)},
             {"cooldown", to_string(plan.cooldown)},
             {"warmup_steps", plan.warmup_steps},
@@ -80,35 +159,54 @@ nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& sett
 
 RunState read_run_state(const nlohmann::json& json, const nlohmann::ordered_json& settings,
                         uint64_t data_fingerprint) {
-    for (const auto& [key, value] : settings.items()) {
-        const nlohmann::json& saved = json.at("settings").value(key, nlohmann::json());
-        if (saved != nlohmann::json(value))
-            throw std::runtime_error("-resume: the checkpoint was trained with " + key + " " + saved.dump() +
-                                     ", this run has " + value.dump() +
-                                     "; give the flags of the first run, or start anew with another -o");
-    }
-    if (json.at("data_fingerprint") != text(data_fingerprint))
-        throw std::runtime_error(
-            "-resume: the shards of -i are not those of the checkpoint; give the same, in the same order");
-    RunState state;
-    state.quantized = json.at("quantized");
-    state.optimizer_steps = json.at("optimizer_steps");
-    state.scale_steps = json.at("scale_steps");
-    state.loader_position = json.at("loader_position");
-    const nlohmann::json& results = json.at("results");
-    state.results.full_precision = number_at(results, "full_precision_at_switch");
-    state.results.rounded = number_at(results, "rounded_at_switch");
-    state.results.quantized = number_at(results, "quantized");
+    check_settings(json.at("settings"), settings, "-resume",
+                   "give the flags of the first run, or start anew with another -o");
+    check_data(json, data_fingerprint, "-resume");
+    return state_of(json);
+}
+
+nlohmann::ordered_json trunk_settings(const nlohmann::ordered_json& settings) {
+    // The plan's, and those of quantization.
+    static const std::set<std::string> others = {
+        "b",         "group",         "steps",    "qat_frac",         "fp_steps",
+        "qat_steps", "schedule",      "cooldown", "warmup_steps",     "cooldown_steps",
+        "qat_lr",    "final_lr_frac", "scale_lr", "qat_warmup_steps", "qat_cooldown_steps"};
+    nlohmann::ordered_json trunk;
+    for (const auto& [key, value] : settings.items())
+        if (others.count(key) == 0) trunk[key] = value;
+    return trunk;
+}
+
+RunState read_branch_state(const nlohmann::json& json, const nlohmann::ordered_json& settings,
+                           uint64_t data_fingerprint, const Plan& plan, int64_t step) {
+    check_settings(json.at("settings"), trunk_settings(settings), "-from",
+                   "give a checkpoint of a run that begins with the same steps");
+    check_data(json, data_fingerprint, "-from");
+    RunState state = state_of(json);
+    const int64_t shared = shared_steps(curve_of(json.at("settings")), plan);
+    if (state.quantized || shared < step)
+        throw std::runtime_error("-from: the checkpoint is of step " + std::to_string(step) +
+                                 ", but only the first " + std::to_string(shared) +
+                                 " steps of its run are those of this one (full precision, with equal "
+                                 "learning rates); give an earlier one, or a -warmup in steps");
+    state.results = RunResults();
     return state;
 }
 
-nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const Plan& plan,
-                                  const RunResults& results, const std::string& device) {
+nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const RunLayout& layout,
+                                  const Plan& plan, const RunResults& results, const std::string& device) {
     nlohmann::ordered_json outcome = losses_of(results);
     outcome["tokens_per_second_fp"] = results.fp_tokens_per_second;
     outcome["tokens_per_second_qat"] = results.qat_tokens_per_second;
+    outcome["bytes_sent_per_step"] = {{"FP", bytes_of(results.fp_traffic)},
+                                      {"QAT", bytes_of(results.qat_traffic)}};
     outcome["sample"] = results.sample;
     return {{"configuration", settings},
+            {"layout",
+             {{"ranks", layout.ranks},
+              {"zero", layout.zero},
+              {"batch", layout.batch},
+              {"grad_accum", layout.gradient_accumulation}}},
             {"plan",
              {{"parameters", plan.parameters},
               {"bits", plan.bits},
@@ -141,6 +239,9 @@ std::string results_table(const RunResults& results, const Plan& plan) {
     table += "speed\n";
     speed_row("full-precision steps", results.fp_tokens_per_second);
     speed_row("quantization-aware steps", results.qat_tokens_per_second);
+    if (results.fp_traffic.total() + results.qat_traffic.total() > 0) table += "sent by a rank in a step\n";
+    table += traffic_row("full-precision steps", results.fp_traffic);
+    table += traffic_row("quantization-aware steps", results.qat_traffic);
     if (!results.sample.empty()) table += "\nsample\n" + results.sample + "\n";
     return table;
 }

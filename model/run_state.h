@@ -10,6 +10,7 @@
 #include "kernels/tensor.h"
 #include "model/command_line.h"
 #include "model/config.h"
+#include "model/data_parallel.h"
 #include "model/plan.h"
 
 namespace train_qat {
@@ -20,8 +21,22 @@ struct RunResults {
     std::optional<double> rounded;         // the same weights, only rounded (post-training quantization)
     std::optional<double> quantized;       // at the end of quantization-aware training
     double fp_tokens_per_second = 0, qat_tokens_per_second = 0;  // 0: no steps in this process
+    // What a rank sends in a step; 0 bytes: nothing, or no such steps.
+    DataParallel::StepTraffic fp_traffic, qat_traffic;
     std::string sample;
 };
+
+// How a run's work is divided, which changes its numbers in their last places only.
+struct RunLayout {
+    int ranks = 1;
+    int zero = 1;
+    int64_t batch = 1, gradient_accumulation = 1;  // of a rank
+
+    int64_t step_sequences() const { return ranks * batch * gradient_accumulation; }
+};
+
+// The layout that the options ask for. std::runtime_error when -total_batch cannot be divided so.
+RunLayout run_layout(const Options& options, int ranks);
 
 // Everything that the numbers of a run depend on, by flag name.
 nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,
@@ -43,9 +58,17 @@ nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& sett
 RunState read_run_state(const nlohmann::json& json, const nlohmann::ordered_json& settings,
                         uint64_t data_fingerprint);
 
+// The same for a run that branches off: the checkpoint, of `step` full-precision steps, is of another run
+// whose plan differs from `plan`, but not in these steps.
+RunState read_branch_state(const nlohmann::json& json, const nlohmann::ordered_json& settings,
+                           uint64_t data_fingerprint, const Plan& plan, int64_t step);
+
+// Of the settings those that the full-precision steps of a plan depend on beside their learning rates.
+nlohmann::ordered_json trunk_settings(const nlohmann::ordered_json& settings);
+
 // The content of run.json.
-nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const Plan& plan,
-                                  const RunResults& results, const std::string& device);
+nlohmann::ordered_json run_record(const nlohmann::ordered_json& settings, const RunLayout& layout,
+                                  const Plan& plan, const RunResults& results, const std::string& device);
 
 // The closing table for people, and the sample of text.
 std::string results_table(const RunResults& results, const Plan& plan);

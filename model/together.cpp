@@ -1,6 +1,8 @@
 #include "model/together.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -22,9 +24,10 @@ void run_together(Communicator& communicator, const std::function<void()>& funct
         report = failed + std::string("not enough host memory");
     }
     const std::vector<std::string> reports = gather_texts(communicator, report);
+    const bool alike = std::count(reports.begin(), reports.end(), reports[0]) == std::ssize(reports);
     for (size_t rank = 0; rank < reports.size(); ++rank)
         if (!reports[rank].empty())
-            throw std::runtime_error("rank " + std::to_string(rank) + ": " + reports[rank].substr(1));
+            throw JointError((alike ? "" : "rank " + std::to_string(rank) + ": ") + reports[rank].substr(1));
 }
 
 void run_on_rank_0(Communicator& communicator, const std::function<void()>& function) {

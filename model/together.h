@@ -9,11 +9,17 @@
 
 namespace train_qat {
 
+// An error that all ranks have, with the same message: one of them may say it, and all can end in order.
+class JointError : public std::runtime_error {
+  public:
+    using std::runtime_error::runtime_error;
+};
+
 // Collective: calls `function` on every rank and returns when all are done. If it threw std::runtime_error or
-// std::bad_alloc on some, all throw std::runtime_error "rank N: " and the message of the lowest such rank,
-// cut off after about 1,000 bytes. A single rank sees its own exception, as thrown. No collective may stand
-// inside `function`: a rank that has failed would not take part in it. Other exceptions (bugs, RankError:
-// there is nobody left to agree with) pass through.
+// std::bad_alloc on some, all throw JointError "rank N: " and the message of the lowest such rank, cut off
+// after about 1,000 bytes; without "rank N: " when all ranks say the same. A single rank sees its own
+// exception, as thrown. No collective may stand inside `function`: a rank that has failed would not take part
+// in it. Other exceptions (bugs, RankError: there is nobody left to agree with) pass through.
 void run_together(Communicator& communicator, const std::function<void()>& function);
 
 // The same with a function that only rank 0 calls.

@@ -26,6 +26,7 @@ class CpuBackend : public Backend {
     int64_t available_memory() const override;
     bool supports(DType compute_type) const override;
     double peak_flops(DType compute_type) override;
+    bool host_addressable() const override { return true; }
     void* allocate(int64_t bytes) override;
     void release(void* memory) override;
     void copy_to_device(void* device, const void* host, int64_t bytes) override;

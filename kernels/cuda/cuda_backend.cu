@@ -53,6 +53,15 @@ double CudaBackend::peak_flops(DType compute_type) {
     return compute_type == DType::bfloat16 ? properties().bfloat16_flops : properties().float32_flops;
 }
 
+// The emulated device's memory is the host's.
+bool CudaBackend::host_addressable() const {
+#if defined(__CUDACC__)
+    return false;
+#else
+    return true;
+#endif
+}
+
 void* CudaBackend::allocate(int64_t bytes) {
     return runtime_.allocate(bytes);
 }
