@@ -531,7 +531,13 @@ int report(const std::exception& error, const std::string& where) {
 
 // The program on this rank, with errors that other ranks must hear of.
 int guarded_run(const std::vector<std::string>& arguments) {
-    const std::optional<Options> options = parse_command_line(arguments);
+    std::optional<Options> options;
+    try {
+        options = parse_command_line(arguments);
+    } catch (const std::runtime_error& error) {
+        // All ranks have the same command line.
+        return find_launch().rank == 0 ? report(error, "") : user_error;
+    }
     if (!options) return 0;
     World world(*options);
     try {

@@ -199,7 +199,8 @@ std::string format_sweep_plan(const SweepPlan& plan) {
         total.alone += row.alone, total.shared += row.shared;
     }
     const double ranks = plan.critical_path > 0 ? plan.shared.flops / plan.critical_path : 1;
-    return formatted("sweep: %d runs, %d trunks of %d segments\n", total.runs, total.trunks, total.segments) +
+    return formatted("sweep: %d runs; %d shared trunk%s of %d segments\n", total.runs, total.trunks,
+                     total.trunks == 1 ? "" : "s", total.segments) +
            text + table_row("total", total) +
            formatted("  %.3e FLOP alone, %.3e shared: %.1f%% less\n", plan.naive.flops, plan.shared.flops,
                      saving_percent(plan.naive.flops, plan.shared.flops)) +

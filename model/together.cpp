@@ -10,20 +10,29 @@
 
 namespace train_qat {
 
-void run_together(Communicator& communicator, const std::function<void()>& function) {
-    if (communicator.size() == 1) return function();
-    constexpr char failed = '!';  // in front, so that an error without a message is one too
-    std::string report;
+namespace {
+
+constexpr char failed = '!';  // in front, so that an error without a message is one too
+
+// "" or, behind the mark, the message of what `function` threw.
+std::string report_of(const std::function<void()>& function) {
     try {
         function();
     } catch (const RankError&) {
         throw;
     } catch (const std::runtime_error& error) {
-        report = failed + std::string(error.what());
+        return failed + std::string(error.what());
     } catch (const std::bad_alloc&) {
-        report = failed + std::string("not enough host memory");
+        return failed + std::string("not enough host memory");
     }
-    const std::vector<std::string> reports = gather_texts(communicator, report);
+    return "";
+}
+
+}  // namespace
+
+void run_together(Communicator& communicator, const std::function<void()>& function) {
+    if (communicator.size() == 1) return function();
+    const std::vector<std::string> reports = gather_texts(communicator, report_of(function));
     const bool alike = std::count(reports.begin(), reports.end(), reports[0]) == std::ssize(reports);
     for (size_t rank = 0; rank < reports.size(); ++rank)
         if (!reports[rank].empty())
@@ -31,9 +40,10 @@ void run_together(Communicator& communicator, const std::function<void()>& funct
 }
 
 void run_on_rank_0(Communicator& communicator, const std::function<void()>& function) {
-    run_together(communicator, [&] {
-        if (communicator.rank() == 0) function();
-    });
+    if (communicator.size() == 1) return function();
+    const std::string report =
+        text_of_rank_0(communicator, communicator.rank() == 0 ? report_of(function) : "");
+    if (!report.empty()) throw JointError(report.substr(1));
 }
 
 std::string text_of_rank_0(Communicator& communicator, const std::string& text) {

@@ -22,7 +22,7 @@ class JointError : public std::runtime_error {
 // in it. Other exceptions (bugs, RankError: there is nobody left to agree with) pass through.
 void run_together(Communicator& communicator, const std::function<void()>& function);
 
-// The same with a function that only rank 0 calls.
+// The same with a function that only rank 0 calls; nobody asks which rank it was.
 void run_on_rank_0(Communicator& communicator, const std::function<void()>& function);
 
 // Collective: the text of rank 0, up to 1,000 bytes.
