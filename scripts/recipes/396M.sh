@@ -24,7 +24,7 @@ recipe=(
     -weight_decay 0.1   # Llama 2 and GPT-3
     -clip 1.0           # Llama 2 and GPT-3
     -val_every 500      # this and below: ours
-    -val_batches 20
+    -val_sequences 512
     -save_every 1000
     -print_every 10
 )
