@@ -1,0 +1,59 @@
+#include "model/program.h"
+
+#include <exception>
+#include <iostream>
+#include <optional>
+#include <stdexcept>
+
+#include "kernels/ranks/launch.h"
+#include "model/together.h"
+
+namespace train_qat {
+
+namespace {
+
+constexpr int internal_error = 1, user_error = 2;
+
+// Says what went wrong, in one write so that lines of several ranks stay whole. Returns the exit code.
+int report(const std::exception& error, const std::string& where) {
+    const bool internal = dynamic_cast<const std::logic_error*>(&error) != nullptr;
+    std::cerr << (std::string("train_qat: ") + (internal ? "internal error: " : "error: ") + where +
+                  error.what() + "\n")
+              << std::flush;
+    return internal ? internal_error : user_error;
+}
+
+int run_in(World& world, const std::vector<std::string>& arguments, const Options& options,
+           const Program& program) {
+    try {
+        return program(arguments, options, world);
+    } catch (const JointError& error) {
+        return world.rank() == 0 ? report(error, "") : user_error;
+    } catch (const std::exception& error) {
+        if (world.size() == 1) throw;
+        // The other ranks wait for this one.
+        const bool names_itself = dynamic_cast<const RankError*>(&error) != nullptr;
+        world.abort(report(error, names_itself ? "" : "rank " + std::to_string(world.rank()) + ": "));
+    }
+}
+
+}  // namespace
+
+int run_program(const std::vector<std::string>& arguments, const Program& program) {
+    std::optional<Options> options;
+    try {
+        options = parse_command_line(arguments);
+    } catch (const std::runtime_error& error) {
+        // All ranks have the same command line.
+        return find_launch().rank == 0 ? report(error, "") : user_error;
+    }
+    if (!options) return 0;
+    try {
+        World world(*options);
+        return run_in(world, arguments, *options, program);
+    } catch (const std::exception& error) {
+        return report(error, "");
+    }
+}
+
+}  // namespace train_qat
