@@ -474,7 +474,9 @@ int run(const std::vector<std::string>& arguments, const Options& options, World
     const std::unique_ptr<Backend> backend = world.make_backend(options, options.output_directory, log);
     const std::unique_ptr<Communicator> communicator = world.connect(world.team(world.size()), *backend);
     if (world.size() > 1) log << "ranks: " << communicator->describe() << "\n";
-    return train(options, *backend, *communicator, log, {}).finished ? 0 : interrupted_exit_code;
+    TrainingOutcome outcome;
+    end_job_on_failure(world, [&] { outcome = train(options, *backend, *communicator, log, {}); });
+    return outcome.finished ? 0 : interrupted_exit_code;
 }
 
 }  // namespace

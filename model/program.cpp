@@ -23,17 +23,11 @@ int report(const std::exception& error, const std::string& where) {
     return internal ? internal_error : user_error;
 }
 
-int run_in(World& world, const std::vector<std::string>& arguments, const Options& options,
-           const Program& program) {
+int rank_of_launch() {
     try {
-        return program(arguments, options, world);
-    } catch (const JointError& error) {
-        return world.rank() == 0 ? report(error, "") : user_error;
-    } catch (const std::exception& error) {
-        if (world.size() == 1) throw;
-        // The other ranks wait for this one.
-        const bool names_itself = dynamic_cast<const RankError*>(&error) != nullptr;
-        world.abort(report(error, names_itself ? "" : "rank " + std::to_string(world.rank()) + ": "));
+        return find_launch().rank;
+    } catch (const std::runtime_error&) {
+        return 0;  // it shows again where it matters
     }
 }
 
@@ -45,14 +39,30 @@ int run_program(const std::vector<std::string>& arguments, const Program& progra
         options = parse_command_line(arguments);
     } catch (const std::runtime_error& error) {
         // All ranks have the same command line.
-        return find_launch().rank == 0 ? report(error, "") : user_error;
+        return rank_of_launch() == 0 ? report(error, "") : user_error;
     }
     if (!options) return 0;
     try {
         World world(*options);
-        return run_in(world, arguments, *options, program);
+        try {
+            return program(arguments, *options, world);
+        } catch (const JointError& error) {
+            return world.rank() == 0 ? report(error, "") : user_error;
+        }
     } catch (const std::exception& error) {
         return report(error, "");
+    }
+}
+
+void end_job_on_failure(World& world, const std::function<void()>& function) {
+    try {
+        function();
+    } catch (const JointError&) {
+        throw;
+    } catch (const std::exception& error) {
+        if (world.size() == 1) throw;
+        const bool names_itself = dynamic_cast<const RankError*>(&error) != nullptr;
+        world.abort(report(error, names_itself ? "" : "rank " + std::to_string(world.rank()) + ": "));
     }
 }
 
