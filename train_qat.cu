@@ -279,7 +279,10 @@ class Run {
     void start_or_resume() {
         const std::optional<std::string> checkpoint = checkpoints_.find(options_.resume, log_);
         if (checkpoint) {
-            go_on_from(checkpoints_.load(*checkpoint), "resume");
+            // A run that ends within its full-precision steps is a trunk of others, and theirs are as good.
+            const bool trunk = options_.until && *options_.until <= plan_.fp_steps;
+            go_on_from(trunk ? checkpoints_.load_branch(*checkpoint, plan_) : checkpoints_.load(*checkpoint),
+                       "resume");
             return;
         }
         if (options_.resume) log_ << "resume: no checkpoint in " << options_.output_directory << "\n";
