@@ -285,10 +285,12 @@ class Run {
                        "resume");
             return;
         }
-        if (options_.resume) log_ << "resume: no checkpoint in " << options_.output_directory << "\n";
+        if (options_.resume)
+            log_ << "resume: no checkpoint in " << options_.output_directory << ", starting "
+                 << (options_.from.empty() ? "at step 0" : "from " + options_.from) << "\n";
         if (!options_.from.empty()) {
             branched_ = true;
-            go_on_from(checkpoints_.load_branch(options_.from, plan_), "from");
+            go_on_from(checkpoints_.load_branch(options_.from, plan_), "branch");
             run_on_rank_0(communicator_, [&] { copy_metrics_of_branch(); });
             return;
         }
@@ -303,7 +305,7 @@ class Run {
         step_ = position.step;
         first_metrics_step_ = step_ + 1;
         guard_.set_last_checkpoint(position.checkpoint);
-        log_ << how << ": step " << step_ << ", " << position.checkpoint << "\n";
+        log_ << how << ": step " << step_ << " from " << position.checkpoint << "\n";
     }
 
     // The metrics of a branch are those of the run alone: the other run's up to here.
