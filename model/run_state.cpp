@@ -110,6 +110,13 @@ RunLayout run_layout(const Options& options, int ranks) {
     return layout;
 }
 
+Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout) {
+    PlanRequest request = options.plan;
+    request.parameters = parameter_count(config);
+    request.tokens_per_step = layout.step_sequences() * config.sequence_length;
+    return make_plan(request);
+}
+
 nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,
                                     DType compute_type) {
     return {{"layers", config.layers},

@@ -38,6 +38,9 @@ struct RunLayout {
 // The layout that the options ask for. std::runtime_error when -total_batch cannot be divided so.
 RunLayout run_layout(const Options& options, int ranks);
 
+// The plan of the options for this model.
+Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout);
+
 // Everything that the numbers of a run depend on, by flag name.
 nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,
                                     DType compute_type);

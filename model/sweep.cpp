@@ -12,6 +12,7 @@
 
 #include "model/manifest.h"
 #include "model/metrics.h"
+#include "model/program.h"
 #include "model/sweep_grid.h"
 #include "model/sweep_progress.h"
 #include "model/sweep_queue.h"
@@ -310,7 +311,8 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
     Worker worker(sweep, options, *queue, *backend, *communicator, work, name);
     std::optional<ProgressPrinter> printer;
     if (world.rank() == 0) printer.emplace(*queue);
-    const bool finished = worker.run();
+    bool finished = false;
+    end_job_on_failure(world, [&] { finished = worker.run(); });
     printer.reset();
     log << "\n"
         << format_progress(sweep.plan, view_of(*queue)) << "results  " << options.output_directory

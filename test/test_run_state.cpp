@@ -74,7 +74,7 @@ std::string resume_error(const nlohmann::json& saved, const nlohmann::ordered_js
 
 std::string guard_error(RunGuard& guard, int64_t step, double loss, double norm,
                         const std::string& offender = "") {
-    return error_of([&] { guard.check(step, loss, norm, offender); });
+    return error_of([&] { guard.check(step, {&loss, 1}, norm, offender); });
 }
 
 }  // namespace
@@ -108,8 +108,7 @@ TEST_CASE("settings hold what the numbers of a run depend on", "[run_state]") {
     CHECK(settings["steps"] == 30);
     CHECK(settings["fp_steps"] == 18);
     CHECK(settings["qat_steps"] == 12);
-    CHECK(settings["batch"] == 3);
-    CHECK(settings["grad_accum"] == 5);
+    CHECK(settings["total_batch"] == 3 * 5);
     CHECK(settings["cooldown"] == "classic");
     CHECK(settings["lr"] == 1e-3 / 3.0);
     CHECK(settings["seed"] == UINT64_MAX - 1);
@@ -153,7 +152,8 @@ TEST_CASE("run.json holds settings, results and where they are from", "[run_stat
     RunResults results = some_state().results;
     results.qat_tokens_per_second = 1234.5;
     results.sample = "Once \xff";
-    const nlohmann::ordered_json record = run_record(some_settings(), some_plan(), results, "a processor");
+    const nlohmann::ordered_json record =
+        run_record(some_settings(), {4, 0, 3, 5}, some_plan(), results, "a processor");
     CHECK(record["configuration"] == some_settings());
     CHECK(record["plan"]["bits"] == some_plan().bits);
     CHECK(record["plan"]["fp_steps"] == some_plan().fp_steps);
