@@ -476,7 +476,8 @@ int run(const std::vector<std::string>& arguments, const Options& options, World
     }
     std::ostream nowhere(nullptr);
     std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
-    const std::unique_ptr<Backend> backend = world.make_backend(options, options.output_directory, log);
+    std::unique_ptr<Backend> backend;
+    world.run_together([&] { backend = world.make_backend(options, options.output_directory, log); });
     const std::unique_ptr<Communicator> communicator = world.connect(world.team(world.size()), *backend);
     if (world.size() > 1) log << "ranks: " << communicator->describe() << "\n";
     TrainingOutcome outcome;

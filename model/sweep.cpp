@@ -304,7 +304,8 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
 
     std::ostream nowhere(nullptr);
     std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
-    const std::unique_ptr<Backend> backend = world.make_backend(options, options.output_directory, log);
+    std::unique_ptr<Backend> backend;
+    world.run_together([&] { backend = world.make_backend(options, options.output_directory, log); });
     const std::unique_ptr<Communicator> communicator = world.connect(team, *backend);
     const std::string name =
         team.size == 1 ? "rank " + std::to_string(world.rank()) : "team " + std::to_string(team.number);
