@@ -46,6 +46,7 @@ def suites(build):
         "collectives": ("ranks as processes: collectives and training, on the CPU and the emulated device",
                         [python, "test/rank_processes.py", "--program", f"{build}/train_qat_rank_test"], {"GOMP_SPINCOUNT": "1000"}),
         "program": ("the program, end to end", [python, "test/test_program.py", "--program", "./train_qat"], {}),
+        "recipes": ("recipes and launchers", [python, "test/test_recipes.py", "--program", "./train_qat"], {}),
         "ranks": ("many ranks and sweeps, over MPI", [python, "test/test_ranks.py", "--program", "./train_qat"], {}),
     }
 
