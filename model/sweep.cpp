@@ -287,9 +287,12 @@ void prepare(const SweepQueue& queue, const Options& options, const SweepPlan& p
 
 bool run_sweep(const std::vector<std::string>& arguments, const Options& options, World& world,
                const SweepWork& work) {
-    const Team team = world.team(options.sweep_ranks);
+    Team team;
     Sweep sweep;
-    world.run_together([&] { sweep = plan_all_runs(arguments, options, work); });
+    world.run_together([&] {
+        team = world.team(options.sweep_ranks);
+        sweep = plan_all_runs(arguments, options, work);
+    });
     if (world.rank() == 0) std::cout << format_sweep_plan(sweep.plan) << std::flush;
     if (options.plan_only) return true;
 
@@ -304,7 +307,8 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
 
     std::ostream nowhere(nullptr);
     std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
-    const std::unique_ptr<Backend> backend = world.make_backend(options, options.output_directory, log);
+    std::unique_ptr<Backend> backend;
+    world.run_together([&] { backend = world.make_backend(options, options.output_directory, log); });
     const std::unique_ptr<Communicator> communicator = world.connect(team, *backend);
     const std::string name =
         team.size == 1 ? "rank " + std::to_string(world.rank()) : "team " + std::to_string(team.number);
