@@ -44,6 +44,7 @@ def suites(build):
         "parity": ("training, against PyTorch",
                    [python, "test/torch/run_parity.py", "--tool", f"{build}/train_qat_parity"], {}),
         "program": ("the program, end to end", [python, "test/test_program.py", "--program", "./train_qat"], {}),
+        "ranks": ("many ranks and sweeps, over MPI", [python, "test/test_ranks.py", "--program", "./train_qat"], {}),
     }
 
 
