@@ -181,7 +181,7 @@ class Run {
             run_log_.step(phase, step_, mean(losses), norm, rate, seconds_since(start));
             if (on_step) on_step(step_, mean(losses), run_log_.tokens_per_second());
             const bool last = step_ == range_end || reached_until();
-            if (validation_is_due() && !last) validate<phase>();
+            if (validation_is_due() && step_ != range_end) validate<phase>();
             if (stop_ && step_ < plan_.total_steps) return false;
             if (save_is_due() && !last) save();
         }
@@ -260,7 +260,7 @@ class Run {
             validate(phase, phase == Phase::full_precision ? "full_precision" : "quantized");
     }
 
-    // The other run did not validate where this one branched off from it, this one alone would have.
+    // Alone it would have. What the other run measured at this step is not copied.
     void validate_where_branched() {
         if (validation_is_due() && step_ > 0 && step_ < plan_.fp_steps) validate<Phase::full_precision>();
     }
@@ -313,7 +313,7 @@ class Run {
         const std::filesystem::path of_other =
             std::filesystem::path(options_.from).lexically_normal().parent_path() / "metrics.jsonl";
         if (std::filesystem::exists(of_other))
-            copy_metrics(of_other.string(), options_.output_directory, options_.resume);
+            copy_metrics(of_other.string(), step_, options_.output_directory, options_.resume);
         else
             log_ << "from: " << of_other.string() << " is not there; metrics begin at step " << step_ + 1
                  << "\n";

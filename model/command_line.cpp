@@ -4,7 +4,6 @@
 #include <cctype>
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <iostream>
 #include <stdexcept>
 
 #include "model/quantizer.h"
@@ -264,7 +263,7 @@ std::string one_line(std::string text) {
 
 }  // namespace
 
-std::optional<Options> parse_command_line(const std::vector<std::string>& arguments) {
+std::optional<Options> parse_command_line(const std::vector<std::string>& arguments, std::ostream& help) {
     Options options;
     Texts texts;
     CLI::App app(
@@ -282,7 +281,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     try {
         app.parse(reversed);
     } catch (const CLI::CallForHelp&) {
-        std::cout << app.help();
+        help << app.help();
         return std::nullopt;
     } catch (const CLI::ParseError& error) {
         throw std::runtime_error(

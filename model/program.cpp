@@ -34,12 +34,14 @@ int rank_of_launch() {
 }  // namespace
 
 int run_program(const std::vector<std::string>& arguments, const Program& program) {
+    // All ranks have the same command line.
+    const bool first = rank_of_launch() == 0;
+    std::ostream nowhere(nullptr);
     std::optional<Options> options;
     try {
-        options = parse_command_line(arguments);
+        options = parse_command_line(arguments, first ? std::cout : nowhere);
     } catch (const std::runtime_error& error) {
-        // All ranks have the same command line.
-        return rank_of_launch() == 0 ? report(error, "") : user_error;
+        return first ? report(error, "") : user_error;
     }
     if (!options) return 0;
     try {

@@ -287,9 +287,12 @@ void prepare(const SweepQueue& queue, const Options& options, const SweepPlan& p
 
 bool run_sweep(const std::vector<std::string>& arguments, const Options& options, World& world,
                const SweepWork& work) {
-    const Team team = world.team(options.sweep_ranks);
+    Team team;
     Sweep sweep;
-    world.run_together([&] { sweep = plan_all_runs(arguments, options, work); });
+    world.run_together([&] {
+        team = world.team(options.sweep_ranks);
+        sweep = plan_all_runs(arguments, options, work);
+    });
     if (world.rank() == 0) std::cout << format_sweep_plan(sweep.plan) << std::flush;
     if (options.plan_only) return true;
 
