@@ -67,7 +67,10 @@ class Messages {
     // Looks again and again, ever less often, so that waiting ranks leave the processors to others.
     void wait_for_all(const char* collective) {
         using Clock = std::chrono::steady_clock;
-        Clock::time_point progress = Clock::now();
+        Clock::time_point last_look = Clock::now();
+        double waited_seconds = 0;  // without progress
+        // More between two looks: this process itself was stopped, which says nothing of the others.
+        constexpr double longest_wait = 1;
         std::vector<int> finished(requests_.size());
         int quick_looks = 100;
         auto pause = std::chrono::microseconds(20);
@@ -79,15 +82,19 @@ class Messages {
                       collective);
             if (count > 0) {
                 open -= static_cast<size_t>(count);
-                progress = Clock::now();
+                last_look = Clock::now();
+                waited_seconds = 0;
             } else if (quick_looks > 0) {
                 --quick_looks;
                 std::this_thread::yield();
             } else {
                 std::this_thread::sleep_for(pause);
                 pause = std::min(pause * 2, longest_pause);
-                const double seconds = std::chrono::duration<double>(Clock::now() - progress).count();
-                if (seconds > timeout_seconds_) give_up(collective);
+                const Clock::time_point now = Clock::now();
+                waited_seconds +=
+                    std::min(std::chrono::duration<double>(now - last_look).count(), longest_wait);
+                last_look = now;
+                if (waited_seconds > timeout_seconds_) give_up(collective);
             }
         }
         requests_.clear();
