@@ -254,7 +254,8 @@ class MishapTest(RanksTest):
         lines = self.own_lines(result)
         self.assertTrue(lines, result.stderr)
         for line in lines:
-            self.assertRegex(line, r"error: rank [02]: no answer from rank 1 for 2 s .*-rank_timeout")
+            # Another one that waits for it may be late for the third.
+            self.assertRegex(line, r"error: rank [02]: no answer from rank (0, |)1(, 2|) for 2 s .*-rank_timeout")
 
     def check_stopped(self, signal_number, fraction):
         flags = f"{self.ENDLESS} -qat_frac {fraction}"
@@ -305,8 +306,7 @@ class MishapTest(RanksTest):
         for mistake, text in [("-step 9", ["--step", "-h"]),
                               ("-total_batch 20", ["-total_batch 20", "4 x 3"]),
                               ("-device cuda", ["no CUDA device", "-device cpu"]),
-                              ("", ["holds a run already", "step_00000004", "-resume"]),
-                              ("-lr 2e-3 -resume", ["-resume: the checkpoint was trained with lr"])]:
+                              ("", ["holds a run already", "step_00000004", "-resume"])]:
             self.job_fails(3, flags, mistake, text=text)
         self.job_fails(3, flags, validation=self.path("none_*.bin"), text=["no token shard matches", "none_*.bin"])
 
@@ -600,10 +600,10 @@ class SweepTest(RanksTest):
             self.fails("-steps 20 -qat_frac 0.5", self.grid(grid), text=["-sweep" if "b7" in text else "", *text])
         sweep = self.grid({"bits": [4]})
         self.job_fails(3, "-steps 20", sweep, text=["grid.json", "unknown key \"bits\""])
-        self.job_fails(3, "-steps 20", f"-sweep {self.path('none.json')}", text=["none.json", "No such file"])
+        self.fails("-steps 20", f"-sweep {self.path('none.json')}", text=["none.json", "No such file"])
         sweep = self.grid({"b": [4], "qat_frac": [0.5]})
         self.job_fails(3, "-steps 20", sweep, "-sweep_ranks 2", text=["-sweep_ranks 2", "number of ranks, 3"])
-        self.job_fails(2, "-steps 20", sweep, train=self.path("none_*"), text=["no token shard matches"])
+        self.fails("-steps 20", sweep, train=self.path("none_*"), text=["run", "no token shard matches"])
 
 
 if __name__ == "__main__":
