@@ -552,6 +552,22 @@ class SweepTest(RanksTest):
             for key in set(undisturbed) - {"seconds", "directory"}:
                 self.assertEqual(results[name][key], undisturbed[key], (name, key))
 
+    def test_killed_and_reordered(self):
+        # Another run now owns the plan of the shared steps, and goes on from what is there of them.
+        flags = f"{SWEEP} -save_every 20 -print_every 100"
+        grid = {"tokens": [1001 * TOKENS_PER_STEP], "b": [4, 1], "qat_frac": [0.5]}
+        job = self.start_job(0, flags, self.grid(grid))
+        trunk = self.path("out", "trunks", "*", "step_00000040")
+        while not glob.glob(trunk):
+            self.assertIsNone(job.process.poll())
+            time.sleep(0.002)
+        job.kill()
+        grid["b"].reverse()
+        self.run_program(flags, self.grid(grid))
+        self.check_runs(grid, flags=flags)
+        log = read_bytes(glob.glob(self.path("out", "trunks", "*", "log.txt"))[0]).decode()
+        self.assertRegex(log, r"(?m)^resume: step \d+ from ")
+
     def test_two_sweeps_in_one_directory(self):
         sweep = self.grid({"tokens": ["1B"], "b": [4, 1], "qat_frac": [0.5]})
         job = self.start_job(2, SWEEP, sweep, "-print_every 1000")
