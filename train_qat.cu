@@ -128,7 +128,7 @@ class Run {
 
     TrainingOutcome train() {
         const Clock::time_point start = Clock::now();
-        inputs_.resize(options_.batch * config_.sequence_length);
+        inputs_.resize(layout_.batch * config_.sequence_length);
         targets_.resize(inputs_.size());
         start_or_resume();
         const double peak_flops = sum_over_ranks(backend_.peak_flops(model_.compute_type()));
@@ -167,7 +167,7 @@ class Run {
             if (reached_until()) return false;
             const Clock::time_point start = Clock::now();
             for (int64_t micro = 0; micro < micro_batches; ++micro) {
-                training_data_.next_batch(options_.batch, inputs_.data(), targets_.data());
+                training_data_.next_batch(layout_.batch, inputs_.data(), targets_.data());
                 model_.train_micro_batch(inputs_.data(), targets_.data(), micro,
                                          micro_batches * communicator_.size(),
                                          micro + 1 == micro_batches ? &optimizer_.data_parallel() : nullptr);
@@ -244,7 +244,7 @@ class Run {
         validation_data_->seek(first);
         double sum = 0;
         for (int64_t i = first; i < end;) {
-            const int64_t count = std::min(options_.batch, end - i);
+            const int64_t count = std::min(layout_.batch, end - i);
             validation_data_->next_batch(count, inputs_.data(), targets_.data());
             sum += model_.evaluate(inputs_.data(), targets_.data(), count) * static_cast<double>(count);
             i += count;
@@ -432,9 +432,13 @@ TrainingOutcome train(const Options& options, Backend& backend, Communicator& co
         quantization.group = options.group;
         quantization.master_type = options.master == "off" ? DType::bfloat16 : DType::float32;
         model = std::make_unique<Transformer>(backend, config, quantization,
-                                              compute_type(options, backend, log), options.batch, shard);
+                                              compute_type(options, backend, log), layout.batch, shard);
         log << describe(config) << "\n"
-            << format_plan(plan, config) << "\nmemory (" << name_of(model->compute_type())
+            << format_plan(plan, config) << "  a step            " << layout.ranks
+            << (layout.ranks == 1 ? " rank x " : " ranks x ") << layout.gradient_accumulation
+            << (layout.gradient_accumulation == 1 ? " micro-batch" : " micro-batches") << " of "
+            << layout.batch << " sequences\n"
+            << "\nmemory (" << name_of(model->compute_type())
             << (communicator.size() > 1 ? ", of each rank" : "") << ")\n"
             << model->memory_table() << std::endl;
         if (options.plan_only) return;

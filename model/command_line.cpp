@@ -163,8 +163,9 @@ void add_run_flags(CLI::App& app, Options& o) {
 
 void add_rank_flags(CLI::App& app, Options& o) {
     const char* group = "Many ranks and sweeps (mpirun -np 4 train_qat ...)";
-    app.add_option("--total_batch", o.total_batch,
-                   "sequences of an optimizer step over all ranks, instead of -grad_accum")
+    app.add_option(
+           "--total_batch", o.total_batch,
+           "sequences of an optimizer step over all ranks; -batch is then the most, -grad_accum follows")
         ->group(group);
     app.add_option("--zero", o.zero, "1: ranks divide the optimizer's state, 0: each has all of it")
         ->group(group)

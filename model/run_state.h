@@ -35,7 +35,8 @@ struct RunLayout {
     int64_t step_sequences() const { return ranks * batch * gradient_accumulation; }
 };
 
-// The layout that the options ask for. std::runtime_error when -total_batch cannot be divided so.
+// The layout that the options ask for: with -total_batch micro-batches of -batch sequences or the next
+// smaller number that divides a rank's share. std::runtime_error when ranks cannot share it evenly.
 RunLayout run_layout(const Options& options, int ranks);
 
 // The plan of the options for this model.

@@ -254,8 +254,7 @@ class MishapTest(RanksTest):
         lines = self.own_lines(result)
         self.assertTrue(lines, result.stderr)
         for line in lines:
-            # Another one that waits for it may be late for the third.
-            self.assertRegex(line, r"error: rank [02]: no answer from rank (0, |)1(, 2|) for 2 s .*-rank_timeout")
+            self.assertRegex(line, r"error: rank [02]: no answer from rank 1 for 2 s .*-rank_timeout")
 
     def check_stopped(self, signal_number, fraction):
         flags = f"{self.ENDLESS} -qat_frac {fraction}"
@@ -304,7 +303,7 @@ class MishapTest(RanksTest):
         flags = f"-steps 4 -qat_frac 0.5 -total_batch {TOTAL_BATCH}"
         self.run_job(3, flags)
         for mistake, text in [("-step 9", ["--step", "-h"]),
-                              ("-total_batch 20", ["-total_batch 20", "4 x 3"]),
+                              ("-total_batch 20", ["-total_batch 20", "ranks, 3"]),
                               ("-device cuda", ["no CUDA device", "-device cpu"]),
                               ("", ["holds a run already", "step_00000004", "-resume"])]:
             self.job_fails(3, flags, mistake, text=text)
