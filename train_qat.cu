@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -50,11 +50,18 @@ double seconds_since(Clock::time_point start) {
 constexpr int interrupted_exit_code = 130;
 
 // Set by Ctrl-C and by a job manager's TERM; the loop looks at it after every step. A second signal ends at
-// once.
+// once, unless it comes with the first: mpirun may send several.
 volatile std::sig_atomic_t stop_requested = 0;
+volatile std::time_t stop_requested_at = 0;
 void request_stop(int signal) {
+    constexpr std::time_t same_seconds = 2;
+    const std::time_t now = std::time(nullptr);
+    if (stop_requested != 0 && now - stop_requested_at > same_seconds) {
+        std::signal(signal, SIG_DFL);
+        std::raise(signal);
+    }
+    if (stop_requested == 0) stop_requested_at = now;
     stop_requested = 1;
-    std::signal(signal, SIG_DFL);
 }
 
 // ---- what the options ask for

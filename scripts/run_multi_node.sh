@@ -45,4 +45,4 @@ done
 [[ -z ${MPI_INTERFACE:-} ]] ||
     exports+=(--mca btl_tcp_if_include "$MPI_INTERFACE" --mca oob_tcp_if_include "$MPI_INTERFACE")
 [[ $DRY_RUN == 1 ]] || command -v "$MPIRUN" >/dev/null || fail "there is no $MPIRUN: install openmpi-bin on all machines"
-run "$MPIRUN" -np $((nodes * GPUS)) "${machines[@]}" "${placement[@]}" "${exports[@]}" "${command[@]}"
+run_mpirun -np $((nodes * GPUS)) "${machines[@]}" "${placement[@]}" "${exports[@]}" "${command[@]}"

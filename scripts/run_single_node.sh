@@ -23,4 +23,4 @@ compose "$@"
 place_ranks
 [[ $DRY_RUN == 1 ]] || command -v "$MPIRUN" >/dev/null ||
     fail "there is no $MPIRUN: install openmpi-bin, or train on one GPU with GPUS=1"
-run "$MPIRUN" -np "$GPUS" "${placement[@]}" "${command[@]}"
+run_mpirun -np "$GPUS" "${placement[@]}" "${command[@]}"

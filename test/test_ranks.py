@@ -276,6 +276,9 @@ class MishapTest(RanksTest):
     def test_interrupted(self):
         self.check_stopped(signal.SIGINT, 0.5)
 
+    def test_asked_to_stop(self):
+        self.check_stopped(signal.SIGUSR1, 0.9)
+
     def test_bad_token(self):
         # One sample of twelve: one rank alone sees it.
         good = write_shards(self.path("silent"), "train", TOTAL_BATCH * SEQUENCE + 1, seed=5, stated=False)
@@ -573,10 +576,10 @@ class SweepTest(RanksTest):
         self.wait_for(job, self.path("out", "trunks"))
         for ranks in (0, 2):
             self.check_job_error(self.job(ranks, SWEEP, sweep), "another sweep is running in", "-o")
-        job.process.terminate()
+        job.process.send_signal(signal.SIGUSR1)
         stopped = job.end()
         self.assertNotEqual(stopped.returncode, 0)
-        self.assertIn("interrupted; the same command goes on", stopped.stdout)
+        self.assertIn("interrupted; the same command goes on", stopped.stdout, (stopped.returncode, stopped.stderr))
         self.assertFalse(os.path.exists(self.path("out", "results.jsonl")))
         # And now it is free.
         self.run_program(SWEEP, self.grid({"tokens": [1920], "qat_frac": [0.5]}))

@@ -93,6 +93,22 @@ run() {
     exec "$@"
 }
 
+# Runs mpirun with the arguments, or prints the command. Ctrl-C and TERM stop the training after its present step, with a
+# checkpoint: mpirun itself would leave the ranks a second, so it gets USR1, which it passes on, and hears of the others
+# only the second time. run_mpirun ARGUMENTS...
+run_mpirun() {
+    [[ $DRY_RUN != 1 ]] || run "$MPIRUN" "$@"
+    echo "+ $MPIRUN $*"
+    set -m  # a process group of its own, which the terminal does not interrupt
+    "$MPIRUN" "$@" &
+    local job=$! status=0
+    trap 'trap "kill -TERM $job" INT TERM; echo "stopping after this step ..." >&2; kill -USR1 '$job INT TERM
+    while wait "$job" || status=$?; kill -0 "$job" 2>/dev/null; do
+        status=0
+    done
+    exit "$status"
+}
+
 # mpirun's flags for GPUS ranks on every machine, into the array `placement`: each rank gets its share of the cores, in
 # the order of the ranks, as GPUs mostly lie. MPIRUN_FLAGS replaces these flags, which are Open MPI's; BIND=none leaves
 # ranks where the system puts them.
