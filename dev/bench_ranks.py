@@ -13,34 +13,23 @@ All three without an argument. Prints tables, and progress to stderr; exit code 
 """
 
 import argparse
-import array
 import concurrent.futures
 import itertools
 import json
-import os
 import pathlib
-import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "data")]
 sys.dont_write_bytecode = True
 
-from rank_traffic import Shape, Traffic, control_bytes, step_traffic  # noqa: E402
-from shard_files import Outputs, ShardWriter  # noqa: E402
+from rank_runs import Launcher, Quiet, Watch, progress, read_metrics, read_record, write_shards
+from rank_traffic import Traffic, control_bytes, step_traffic
 
+HERE = pathlib.Path(__file__).resolve().parent
 GRID = HERE / "sweep_3x5x3.json"
-START = time.monotonic()
 failures = []
-
-
-def progress(text):
-    print(f"[{time.monotonic() - START:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 def check(met, text):
@@ -48,80 +37,6 @@ def check(met, text):
     if not met:
         failures.append(text)
     print(f"  {'ok' if met else 'FAILED'}: {text}")
-
-
-class Launcher:
-    """How the program runs, alone and on ranks."""
-
-    def __init__(self, program, directory):
-        self.program, self.directory, self.runs = program, pathlib.Path(directory), 0
-        try:
-            version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True).stdout
-        except FileNotFoundError:
-            sys.exit("bench_ranks.py: error: mpirun is not installed; install openmpi-bin and build again")
-        self.open_mpi = "Open MPI" in version
-        self.mpi = version.splitlines()[0]
-        # The numbers are the CPU's. Open MPI asks those who are root, as in containers, whether they mean it.
-        self.environment = dict(os.environ, CUDA_VISIBLE_DEVICES="", OMPI_ALLOW_RUN_AS_ROOT="1",
-                                OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")  # fmt: skip
-
-    def output(self):
-        self.runs += 1
-        return self.directory / f"run_{self.runs}"
-
-    def ranks(self, count, *options):
-        """The words before the program: ranks that run wherever there is a free core."""
-        place = ["--oversubscribe", "--bind-to", "none"] if self.open_mpi else []
-        return ["mpirun", "-np", str(count), *place, *options]
-
-    def start(self, words, launcher=(), threads=1):
-        command = [*launcher, str(self.program), "-device", "cpu", "-threads", str(threads), *map(str, words)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                env=self.environment, cwd=self.directory)  # fmt: skip
-
-    def finish(self, process):
-        """What it printed."""
-        text = process.communicate()[0]
-        if process.returncode:
-            last = (text.strip().splitlines() or ["no output"])[-1]
-            sys.exit(f"bench_ranks.py: error: {' '.join(process.args)} failed: {last}")
-        return text
-
-    def run(self, words, **how):
-        return self.finish(self.start(words, **how))
-
-    def shape(self, flags):
-        text = self.run([*flags, "-plan", "-steps", 100, "-qat_frac", 0.5])
-
-        def number(name):
-            return float(re.search(rf"^ +{name} +([0-9,.]+)", text, re.MULTILINE).group(1).replace(",", ""))
-
-        head_dim = int(re.search(r"^ +heads +\d+ x (\d+)", text, re.MULTILINE).group(1))
-        sizes = [int(number(name)) for name in ("layers", "width", "heads", "kv heads", "ffn", "vocabulary")]
-        shape = Shape(*sizes[:3], head_dim, *sizes[3:], flops_per_token=number("training") * 1e9)
-        if shape.parameters() != number("parameters"):
-            sys.exit(f"bench_ranks.py: error: cannot make out the shape of {' '.join(map(str, flags))}")
-        return shape
-
-
-def write_shards(directory, vocabulary, count):
-    """Chains of tokens in which four of five follow from the one before; the options that name them."""
-    outputs = Outputs(str(directory / f"chain_{vocabulary}"), overwrite=False)
-    for split, length, seed in ("train", count, 1), ("val", count // 8, 2):
-        generator, tokens = random.Random(seed), array.array("H", [0])
-        while len(tokens) < length:
-            follows = generator.random() < 0.8
-            tokens.append((tokens[-1] * 7 + 3) % vocabulary if follows else generator.randrange(vocabulary))
-        writer = ShardWriter(outputs, split, vocabulary, 0, length)
-        writer.write(tokens.tobytes())
-        writer.close()
-    outputs.commit()
-    prefix = directory / f"chain_{vocabulary}"
-    return ["-i", f"{prefix}_train_*.bin"], ["-j", f"{prefix}_val_*.bin"]
-
-
-def read_record(directory):
-    return json.loads((directory / "run.json").read_text())
 
 
 # ---- bytes
@@ -209,14 +124,14 @@ def compute_bytes(launcher, table):
     return shapes
 
 
-# Data sheets of NVIDIA: H100 SXM, dense bfloat16 and one direction of its NVLink; ConnectX-7, one 400 Gb/s port a GPU.
+# NVIDIA's data sheets: H100 SXM, dense bfloat16 and one direction of its NVLink; ConnectX-7, 400 Gb/s for each GPU.
 PEAK_FLOPS, NVLINK, INFINIBAND = 989.4e12, 450e9, 50e9
 
 
 def print_floors(shapes, ranks=8, step_tokens=2**19):
     """Milliseconds of a step that no program undercuts."""
-    print(f"\nfloors of a step of {step_tokens} tokens on {ranks} GPUs, computed, ms: FLOPs / {PEAK_FLOPS / 1e12:.0f} TFLOP/s;"
-          f" bytes / {NVLINK / 1e9:.0f} GB/s, / {INFINIBAND / 1e9:.0f} GB/s")  # fmt: skip
+    print(f"\nfloors of a step of {step_tokens} tokens on {ranks} GPUs, computed, ms: FLOPs over"
+          f" {PEAK_FLOPS / 1e12:.0f} TFLOP/s; bytes over {NVLINK / 1e9:.0f} GB/s (NVLink) or {INFINIBAND / 1e9:.0f} GB/s (IB)")  # fmt: skip
     print(f"{'':10}{'':>10}{'gradients':>20}{'weights, bf16':>20}{'4 bits':>20}{'1 bit':>20}")
     print(f"{'model':10}{'compute':>10}" + f"{'NVLink':>10}{'IB':>10}" * 4)
     for name, shape in shapes.items():
@@ -246,42 +161,47 @@ def bench_bytes(launcher, arguments):
 
 
 class Contestant:
-    """A step of `sequences` sequences, trained in one way; `copies` processes side by side, which know nothing of one
-    another, or `ranks` of them."""
+    """A step of 8 sequences, trained in one way: by `ranks` ranks, or by `copies` processes side by side that know
+    nothing of one another."""
 
     def __init__(self, name, threads=1, batch=8, ranks=1, zero=1, copies=1):
         self.name, self.threads, self.ranks, self.copies = name, threads, ranks, copies
         self.words = ["-batch", batch, "-zero", zero]
-        self.rounds = {"FP": [], "QAT": []}  # of each round the median milliseconds of a step
+        self.rounds = {"FP": [], "QAT": []}  # of each round the median milliseconds of a step; None: disturbed
 
     def run(self, launcher, words):
+        watch = Watch(launcher)
         prefix = launcher.ranks(self.ranks) if self.ranks > 1 else ()
         outputs = [launcher.output() for _ in range(self.copies)]
         processes = [launcher.start([*words, *self.words, "-o", output], launcher=prefix, threads=self.threads)
                      for output in outputs]  # fmt: skip
         for process in processes:
             launcher.finish(process)
+        disturbed = watch.stop()
         for phase, rounds in self.rounds.items():
-            rounds.append(statistics.mean(median_step(output, phase) for output in outputs))
+            step = statistics.mean(median_step(output, phase) for output in outputs)
+            rounds.append(None if disturbed else step)
+        return not disturbed
 
     def median(self, phase):
-        return statistics.median(self.rounds[phase])
+        """As text."""
+        times = [milliseconds for milliseconds in self.rounds[phase] if milliseconds is not None]
+        return f"{statistics.median(times):.1f}" if times else "-"
 
-    def ratio(self, other, phase):
-        """Median over the rounds of our time / the other's."""
-        return statistics.median(mine / its for mine, its in zip(self.rounds[phase], other.rounds[phase]))
-
-    def spread(self, other, phase):
-        ratios = [mine / its for mine, its in zip(self.rounds[phase], other.rounds[phase])]
-        return max(ratios) - min(ratios)
+    def ratio(self, other, phase, spread=False):
+        """Of our time to the other's in the same round, as text: the median, and half the distance of the extremes."""
+        pairs = zip(self.rounds[phase], other.rounds[phase])
+        ratios = [mine / its for mine, its in pairs if mine is not None and its is not None]
+        if not ratios:
+            return "-"
+        half = f" +-{(max(ratios) - min(ratios)) / 2:.3f}" if spread else ""
+        return f"{statistics.median(ratios):.3f}{half}"
 
 
 def median_step(output, phase):
     """Milliseconds, without the first step of a phase, which creates matmuls and touches memory."""
-    record = read_record(output)
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    tokens = record["plan"]["tokens_per_step"]
-    times = [1e3 * tokens / step["tokens_per_second"] for step in records if step.get("phase") == phase]
+    tokens = read_record(output)["plan"]["tokens_per_step"]
+    times = [1e3 * tokens / step["tokens_per_second"] for step in read_metrics(output) if step.get("phase") == phase]
     return statistics.median(times[1:])
 
 
@@ -295,28 +215,31 @@ def bench_time(launcher, arguments):
     undivided = Contestant("2 ranks, 1 thread each, -zero 0", batch=4, ranks=2, zero=0)
     strangers = Contestant("2 processes that share nothing, half each", batch=4, copies=2)
     contestants = [one_thread, two_threads, ranks, undivided, strangers]
-    rounds = 2 if arguments.quick else arguments.rounds
+    rounds, good, quiet = 2 if arguments.quick else arguments.rounds, 0, Quiet(arguments.patience)
     for done in range(rounds):
         turn = done % len(contestants)
         for contestant in contestants[turn:] + contestants[:turn]:
+            quiet.wait()
             progress(f"time: round {done + 1} of {rounds}, {contestant.name}")
-            contestant.run(launcher, words)
+            good += contestant.run(launcher, words)
 
-    print("\ntime of an optimizer step of 8 sequences: 13.8M model (6 layers, width 384, 6 heads, FFN 1024, vocabulary\n"
-          f"8192), T 256, 4 bits; {rounds} rounds in turn, medians; load of this machine now {os.getloadavg()[0]:.1f}\n")  # fmt: skip
+    print("\ntime of an optimizer step of 8 sequences: 13.8M model (6 layers, width 384, 6 heads, FFN 1024,\n"
+          f"vocabulary 8192), T 256, 4 bits; {rounds} rounds in turn, medians of the {good} of {rounds * len(contestants)}"
+          " runs that no other\nprogram disturbed\n")  # fmt: skip
+    phases = "FP", "QAT"
     print(f"{'':44}{'ms, FP':>9}{'ms, QAT':>9}{'FP / first':>12}{'QAT / first':>13}")
     for contestant in contestants:
-        print(f"{contestant.name:44}{contestant.median('FP'):9.1f}{contestant.median('QAT'):9.1f}"
-              f"{contestant.ratio(one_thread, 'FP'):12.3f}{contestant.ratio(one_thread, 'QAT'):13.3f}")  # fmt: skip
-    print(f"\n  ratios of the rounds' medians, and how far apart the rounds are{'FP':>7}{'':9}{'QAT':>5}")
+        times = "".join(f"{contestant.median(phase):>9}" for phase in phases)
+        ratios = [contestant.ratio(one_thread, phase) for phase in phases]
+        print(f"{contestant.name:44}{times}{ratios[0]:>12}{ratios[1]:>13}")
+    print(f"\n  {'ratios in the same round: median, +- half their range':54}{'FP':>16}{'QAT':>16}")
     for text, mine, other in (
-        ("2 ranks / 2 threads of 1 process", ranks, two_threads),
-        ("-zero 0 / -zero 1", undivided, ranks),
-        ("-zero 1 / the same work without exchange", ranks, strangers),
-        ("-zero 0 / the same work without exchange", undivided, strangers),
+        ("2 ranks, -zero 1 / 1 process, 2 threads", ranks, two_threads),
+        ("2 ranks, -zero 0 / 2 ranks, -zero 1", undivided, ranks),
+        ("2 ranks, -zero 1 / 2 processes that share nothing", ranks, strangers),
+        ("2 ranks, -zero 0 / 2 processes that share nothing", undivided, strangers),
     ):
-        columns = [f"{mine.ratio(other, phase):.3f} +-{mine.spread(other, phase) / 2:.3f}" for phase in ("FP", "QAT")]
-        print(f"  {text:54}{columns[0]:>16}{columns[1]:>16}")
+        print(f"  {text:54}" + "".join(f"{mine.ratio(other, phase, spread=True):>16}" for phase in phases))
 
 
 # ---- sweep
@@ -341,8 +264,8 @@ def tiny_grid(grid, tokens_per_step, least_steps):
 
 def steps_and_losses(directory):
     """metrics.jsonl but for the speed."""
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "tokens_per_second"} for record in records]
+    return [{key: value for key, value in record.items() if key != "tokens_per_second"}
+            for record in read_metrics(directory)]  # fmt: skip
 
 
 def final_weights(directory):
@@ -360,10 +283,33 @@ def compare_runs(shared, alone):
     return "" if final_weights(shared) == final_weights(alone) else "weights differ"
 
 
-def train_alone(launcher, words, flags):
+def train_shared(launcher, words, arguments):
+    """What the sweep printed, its runs' directories by (tokens, fraction, bits), and how long it took."""
     output = launcher.output()
-    launcher.run([*words, *flags, "-o", output])
-    return output
+    Quiet(arguments.patience).wait()
+    progress("sweep: 500K, trained with shared steps")
+    watch = Watch(launcher)
+    text = launcher.run([*words, "-o", output], launcher=launcher.ranks(2))
+    watch.stop()
+    records = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    done = [record for record in records if record["status"] == "done"]
+    return text, {(str(r["tokens"]), r["qat_frac"], r["b"]): launcher.directory / r["directory"] for r in done}, watch
+
+
+def train_alone(launcher, words, points, arguments):
+    """The directories of the runs, and how long all took, two at a time."""
+    def train(point, output):
+        tokens, fraction, bits = point
+        launcher.run([*words, "-tokens", tokens, "-qat_frac", fraction, "-b", bits, "-o", output])
+        return output
+
+    Quiet(arguments.patience).wait()
+    progress(f"sweep: 500K, {len(points)} runs trained alone, two at a time")
+    watch = Watch(launcher)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        directories = list(pool.map(train, points, [launcher.output() for _ in points]))
+    watch.stop()
+    return directories, watch
 
 
 def bench_sweep(launcher, arguments):
@@ -380,41 +326,29 @@ def bench_sweep(launcher, arguments):
     path.write_text(json.dumps(tiny))
     words = ["-n", "500K", "-vocab", 512, "-seq_len", sequence, "-batch", batch, "-warmup", 4, *train, *validation,
              "-val_sequences", 16]  # fmt: skip
-    output = launcher.output()
-    progress("sweep: 500K, trained with shared steps")
-    begin = time.monotonic()
-    text = launcher.run([*words, "-sweep", path, "-o", output], launcher=launcher.ranks(2))
-    shared_seconds = time.monotonic() - begin
-    records = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    directories = {(str(r["tokens"]), r["qat_frac"], r["b"]): launcher.directory / r["directory"]
-                   for r in records if r["status"] == "done"}  # fmt: skip
-
     points = list(itertools.product(tiny["tokens"], tiny["qat_frac"], tiny["b"]))
     points.sort(key=lambda point: -int(point[0]))  # large ones first, as the sweep does it
-    progress(f"sweep: 500K, {len(points)} runs trained alone, two at a time")
-    begin = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        alone = list(pool.map(lambda p: train_alone(launcher, words, ["-tokens", p[0], "-qat_frac", p[1], "-b", p[2]]),
-                              points))  # fmt: skip
-    alone_seconds = time.monotonic() - begin
-    rows.append(("500K, trained", *planned_saving(text),
-                 f"{alone_seconds:.1f} s alone, {shared_seconds:.1f} s shared: "
-                 f"{100 * (1 - shared_seconds / alone_seconds):.1f}%"))  # fmt: skip
+    text, shared, together = train_shared(launcher, [*words, "-sweep", path], arguments)
+    alone, apart = train_alone(launcher, words, points, arguments)
+    seconds = f"{apart.seconds:.1f} s alone, {together.seconds:.1f} s shared: "
+    seconds += f"{100 * (1 - together.seconds / apart.seconds):.1f}%"
+    if apart.disturbed or together.disturbed:
+        seconds += " (disturbed by other programs)"
+    rows.append(("500K, trained", *planned_saving(text), seconds))
 
     print(f"\nsweep of {GRID.name}: {len(grid['tokens'])} budgets x {len(grid['qat_frac'])} fractions x"
           f" {len(grid['b'])} bit widths\n")  # fmt: skip
-    print(f"{'':16}{'runs':>6}{'segments':>10}{'tokens alone':>14}{'shared':>9}{'saving':>9}  wall-clock time on 2 ranks")
+    print(f"{'':16}{'runs':>6}{'segments':>10}{'tokens alone':>14}{'shared':>9}{'saving':>9}  wall-clock on 2 ranks")
     for name, *numbers, seconds in rows:
         print(f"{name:16}" + "".join(f"{n:>{w}}" for n, w in zip(numbers, (6, 10, 14, 9, 9))) + f"  {seconds}")
     different = []
     for point, directory in zip(points, alone):
-        shared = directories.get(point)
-        difference = "no result of the sweep" if shared is None else compare_runs(shared, directory)
+        difference = compare_runs(shared[point], directory) if point in shared else "no result of the sweep"
         if difference:
             different.append(f"tokens {point[0]}, fraction {point[1]}, {point[2]} bits: {difference}")
     print()
     check(not different, f"{len(different)} of {len(points)} runs differ: {different[0]}" if different else
-          f"all {len(points)} runs are the same both ways, bit by bit: losses of all steps, validations, weights")  # fmt: skip
+          f"all {len(points)} runs are the same both ways, bit by bit: losses, validations, weights")  # fmt: skip
 
 
 def main():
@@ -422,6 +356,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", type=pathlib.Path, default=HERE.parent / "build" / "train_qat")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--patience", type=float, default=30, help="seconds to wait in all for a quiet machine")
     parser.add_argument("--quick", action="store_true", help="two rounds, and half the steps of the trained sweep")
     parser.add_argument("part", nargs="*", help="bytes, time, sweep: some of it (default: all)")
     arguments = parser.parse_args()
