@@ -50,7 +50,8 @@ quickstart:
 test:
 	$(INSTALL) test
 	@$(MAKE) --no-print-directory configure
-	@$(BUILD_TARGETS) train_qat train_qat_test train_qat_kernel_test train_qat_kernel_check train_qat_parity
+	@$(BUILD_TARGETS) train_qat train_qat_test train_qat_kernel_test train_qat_kernel_check train_qat_parity \
+		train_qat_rank_test
 	@ln -sfn $(BUILD)/train_qat train_qat
 	@$(if $(or $(filter address,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,address,address$(comma)undefined))
 	@$(if $(or $(filter thread,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,thread,thread))

@@ -26,8 +26,10 @@
 #include "model/metrics.h"
 #include "model/optimizer.h"
 #include "model/plan.h"
+#include "model/program.h"
 #include "model/run_checkpoints.h"
 #include "model/run_guard.h"
+#include "model/run_log.h"
 #include "model/run_state.h"
 #include "model/schedule.h"
 #include "model/sweep.h"
@@ -44,7 +46,7 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-constexpr int interrupted_exit_code = 130, user_error = 2, internal_error = 1;
+constexpr int interrupted_exit_code = 130;
 
 // Set by Ctrl-C and by a job manager's TERM; the loop looks at it after every step. A second signal ends at
 // once.
@@ -70,21 +72,6 @@ int64_t vocabulary(const Options& options) {
 
 ModelConfig config_of(const Options& options) {
     return resolve_config(options.size, vocabulary(options), options.sequence_length, options.shape);
-}
-
-Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout) {
-    PlanRequest request = options.plan;
-    request.parameters = parameter_count(config);
-    request.tokens_per_step = layout.step_sequences() * options.sequence_length;
-    return make_plan(request);
-}
-
-QuantizationConfig quantization_of(const Options& options, const Plan& plan) {
-    QuantizationConfig quantization;
-    quantization.bits = plan.qat_steps > 0 || options.bits < 16 ? options.bits : 16;
-    quantization.group = options.group;
-    quantization.master_type = options.master == "off" ? DType::bfloat16 : DType::float32;
-    return quantization;
 }
 
 LoaderOptions loader_options(const Options& options, const ModelConfig& config, bool shuffle) {
@@ -129,7 +116,8 @@ class Run {
           training_data_(options.train_pattern, training_options(options, config, communicator)),
           settings_(run_settings(options, config, plan, model.compute_type())),
           checkpoints_(options.output_directory, backend, model.parameters(), optimizer_, settings_,
-                       training_data_.fingerprint()) {
+                       training_data_.fingerprint()),
+          run_log_(options.output_directory, {settings_, layout, backend.describe()}, plan, is_first_rank()) {
         if (!options.validation_pattern.empty())
             validation_data_ = std::make_unique<DataLoader>(options.validation_pattern,
                                                             loader_options(options, config, false));
@@ -140,16 +128,14 @@ class Run {
 
     TrainingOutcome train() {
         const Clock::time_point start = Clock::now();
-        inputs_.resize(options_.batch * config_.sequence_length);
+        inputs_.resize(layout_.batch * config_.sequence_length);
         targets_.resize(inputs_.size());
         start_or_resume();
         const double peak_flops = sum_over_ranks(backend_.peak_flops(model_.compute_type()));
-        run_on_rank_0(communicator_, [&] {
-            metrics_ = std::make_unique<MetricsWriter>(options_.output_directory, first_metrics_step_);
-            write_run_record();
+        run_together(communicator_, [&] {
+            run_log_.begin(log_, first_metrics_step_, options_.print_every, training_flops_per_token(config_),
+                           peak_flops);
         });
-        progress_ = std::make_unique<ConsoleProgress>(log_, plan_.total_steps, options_.print_every,
-                                                      training_flops_per_token(config_), peak_flops);
         const bool finished = train_steps();
         return {finished || reached_until(), results_, seconds_since(start)};
     }
@@ -181,7 +167,7 @@ class Run {
             if (reached_until()) return false;
             const Clock::time_point start = Clock::now();
             for (int64_t micro = 0; micro < micro_batches; ++micro) {
-                training_data_.next_batch(options_.batch, inputs_.data(), targets_.data());
+                training_data_.next_batch(layout_.batch, inputs_.data(), targets_.data());
                 model_.train_micro_batch(inputs_.data(), targets_.data(), micro,
                                          micro_batches * communicator_.size(),
                                          micro + 1 == micro_batches ? &optimizer_.data_parallel() : nullptr);
@@ -192,9 +178,10 @@ class Run {
             const double rate = learning_rate(plan_, step_);
             optimizer_.step(rate);
             ++step_;
-            report<phase>(mean(losses), norm, rate, seconds_since(start));
+            run_log_.step(phase, step_, mean(losses), norm, rate, seconds_since(start));
+            if (on_step) on_step(step_, mean(losses), run_log_.tokens_per_second());
             const bool last = step_ == range_end || reached_until();
-            if (validation_is_due() && !last) validate<phase>();
+            if (validation_is_due() && step_ != range_end) validate<phase>();
             if (stop_ && step_ < plan_.total_steps) return false;
             if (save_is_due() && !last) save();
         }
@@ -245,24 +232,6 @@ class Run {
         return options_.validate_every > 0 && step_ % options_.validate_every == 0;
     }
 
-    template <Phase phase>
-    void report(double loss, double norm, double rate, double seconds) {
-        PhaseTime& time = phase == Phase::full_precision ? fp_time_ : qat_time_;
-        time.add(plan_.tokens_per_step, seconds);
-        write_metrics({{"step", step_},
-                       {"phase", to_string(phase)},
-                       {"loss", loss},
-                       {"learning_rate", rate},
-                       {"gradient_norm", norm},
-                       {"tokens_per_second", plan_.tokens_per_step / seconds}});
-        progress_->step({step_, to_string(phase), loss, rate, norm, plan_.tokens_per_step, seconds});
-        if (on_step) on_step(step_, loss, progress_->throughput().tokens_per_second());
-    }
-
-    void write_metrics(const nlohmann::ordered_json& record) {
-        if (metrics_ != nullptr) metrics_->write(record);
-    }
-
     // Mean loss over the first -val_sequences sequences of the validation shards, each rank taking its part
     // of them, with the weights as they are quantized now. `weights` says how that is: full_precision,
     // rounded (never trained so) or quantized.
@@ -275,16 +244,14 @@ class Run {
         validation_data_->seek(first);
         double sum = 0;
         for (int64_t i = first; i < end;) {
-            const int64_t count = std::min(options_.batch, end - i);
+            const int64_t count = std::min(layout_.batch, end - i);
             validation_data_->next_batch(count, inputs_.data(), targets_.data());
             sum += model_.evaluate(inputs_.data(), targets_.data(), count) * static_cast<double>(count);
             i += count;
         }
         const double loss = sum_over_ranks(sum) / static_cast<double>(sequences);
-        write_metrics(
-            {{"step", step_}, {"phase", to_string(phase)}, {"validation_loss", loss}, {"weights", weights}});
-        progress_->validation(step_, std::string(to_string(phase)) + " " + weights, loss,
-                              sequences * config_.sequence_length, seconds_since(start));
+        run_log_.validation(phase, step_, weights, loss, sequences * config_.sequence_length,
+                            seconds_since(start));
         return loss;
     }
     template <Phase phase>
@@ -293,7 +260,7 @@ class Run {
             validate(phase, phase == Phase::full_precision ? "full_precision" : "quantized");
     }
 
-    // The other run did not validate where this one branched off from it, this one alone would have.
+    // Alone it would have. What the other run measured at this step is not copied.
     void validate_where_branched() {
         if (validation_is_due() && step_ > 0 && step_ < plan_.fp_steps) validate<Phase::full_precision>();
     }
@@ -312,13 +279,18 @@ class Run {
     void start_or_resume() {
         const std::optional<std::string> checkpoint = checkpoints_.find(options_.resume, log_);
         if (checkpoint) {
-            go_on_from(checkpoints_.load(*checkpoint), "resume");
+            // A run that ends within its full-precision steps is a trunk of others, and theirs are as good.
+            const bool trunk = options_.until && *options_.until <= plan_.fp_steps;
+            go_on_from(trunk ? checkpoints_.load_branch(*checkpoint, plan_) : checkpoints_.load(*checkpoint),
+                       "resume");
             return;
         }
-        if (options_.resume) log_ << "resume: no checkpoint in " << options_.output_directory << "\n";
+        if (options_.resume)
+            log_ << "resume: no checkpoint in " << options_.output_directory << ", starting "
+                 << (options_.from.empty() ? "at step 0" : "from " + options_.from) << "\n";
         if (!options_.from.empty()) {
             branched_ = true;
-            go_on_from(checkpoints_.load_branch(options_.from, plan_), "from");
+            go_on_from(checkpoints_.load_branch(options_.from, plan_), "branch");
             run_on_rank_0(communicator_, [&] { copy_metrics_of_branch(); });
             return;
         }
@@ -333,7 +305,7 @@ class Run {
         step_ = position.step;
         first_metrics_step_ = step_ + 1;
         guard_.set_last_checkpoint(position.checkpoint);
-        log_ << how << ": step " << step_ << ", " << position.checkpoint << "\n";
+        log_ << how << ": step " << step_ << " from " << position.checkpoint << "\n";
     }
 
     // The metrics of a branch are those of the run alone: the other run's up to here.
@@ -341,14 +313,14 @@ class Run {
         const std::filesystem::path of_other =
             std::filesystem::path(options_.from).lexically_normal().parent_path() / "metrics.jsonl";
         if (std::filesystem::exists(of_other))
-            copy_metrics(of_other.string(), options_.output_directory, options_.resume);
+            copy_metrics(of_other.string(), step_, options_.output_directory, options_.resume);
         else
             log_ << "from: " << of_other.string() << " is not there; metrics begin at step " << step_ + 1
                  << "\n";
     }
 
     void save() {
-        if (metrics_ != nullptr) metrics_->sync();
+        run_log_.sync();
         const std::string path = checkpoints_.save({step_, training_data_.position(), results_, ""},
                                                    options_.resume, options_.keep);
         guard_.set_last_checkpoint(path);
@@ -366,12 +338,8 @@ class Run {
         DataParallel::StepTraffic& traffic = plan_.qat_steps > 0 ? results_.qat_traffic : results_.fp_traffic;
         traffic = optimizer_.data_parallel().step_traffic();
         save();
-        results_.fp_tokens_per_second = fp_time_.tokens_per_second();
-        results_.qat_tokens_per_second = qat_time_.tokens_per_second();
-        if (!is_first_rank()) return;
-        if (tokenizer_ && options_.sample_tokens > 0) results_.sample = sample();
-        write_run_record();
-        log_ << "\n" << results_table(results_, plan_) << std::flush;
+        if (is_first_rank() && tokenizer_ && options_.sample_tokens > 0) results_.sample = sample();
+        run_log_.end(results_, log_);
     }
 
     // A checkpoint of the last step holds what was measured at it: a resume from there does not measure
@@ -419,11 +387,6 @@ class Run {
         return tokenizer_->decode(ids);
     }
 
-    void write_run_record() const {
-        write_run_json((std::filesystem::path(options_.output_directory) / "run.json").string(),
-                       run_record(settings_, layout_, plan_, results_, backend_.describe()));
-    }
-
     const Options& options_;
     const RunLayout& layout_;
     const ModelConfig& config_;
@@ -439,12 +402,10 @@ class Run {
     RunCheckpoints checkpoints_;
     std::optional<Tokenizer> tokenizer_;
     std::vector<int32_t> prompt_;
-    std::vector<int32_t> inputs_, targets_;   // (batch, T)
-    std::unique_ptr<MetricsWriter> metrics_;  // of rank 0
-    std::unique_ptr<ConsoleProgress> progress_;
+    std::vector<int32_t> inputs_, targets_;  // (batch, T)
+    RunLog run_log_;
     RunGuard guard_{config_.vocabulary};
     RunResults results_;
-    PhaseTime fp_time_, qat_time_;
     int64_t step_ = 0;                           // optimizer steps done
     std::optional<int64_t> first_metrics_step_;  // of a metrics file that is there already
     bool branched_ = false;                      // off another run, just now
@@ -466,10 +427,18 @@ TrainingOutcome train(const Options& options, Backend& backend, Communicator& co
         plan = plan_of(options, config, layout);
         StateShard shard;
         if (options.zero == 1) shard = {communicator.rank(), communicator.size()};
-        model = std::make_unique<Transformer>(backend, config, quantization_of(options, plan),
-                                              compute_type(options, backend, log), options.batch, shard);
+        QuantizationConfig quantization;
+        quantization.bits = options.bits;
+        quantization.group = options.group;
+        quantization.master_type = options.master == "off" ? DType::bfloat16 : DType::float32;
+        model = std::make_unique<Transformer>(backend, config, quantization,
+                                              compute_type(options, backend, log), layout.batch, shard);
         log << describe(config) << "\n"
-            << format_plan(plan, config) << "\nmemory (" << name_of(model->compute_type())
+            << format_plan(plan, config) << "  a step            " << layout.ranks
+            << (layout.ranks == 1 ? " rank x " : " ranks x ") << layout.gradient_accumulation
+            << (layout.gradient_accumulation == 1 ? " micro-batch" : " micro-batches") << " of "
+            << layout.batch << " sequences\n"
+            << "\nmemory (" << name_of(model->compute_type())
             << (communicator.size() > 1 ? ", of each rank" : "") << ")\n"
             << model->memory_table() << std::endl;
         if (options.plan_only) return;
@@ -511,45 +480,13 @@ int run(const std::vector<std::string>& arguments, const Options& options, World
     }
     std::ostream nowhere(nullptr);
     std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
-    const std::unique_ptr<Backend> backend = world.make_backend(options, options.output_directory, log);
+    std::unique_ptr<Backend> backend;
+    world.run_together([&] { backend = world.make_backend(options, options.output_directory, log); });
     const std::unique_ptr<Communicator> communicator = world.connect(world.team(world.size()), *backend);
     if (world.size() > 1) log << "ranks: " << communicator->describe() << "\n";
-    return train(options, *backend, *communicator, log, {}).finished ? 0 : interrupted_exit_code;
-}
-
-// ---- errors
-// ----------------------------------------------------------------------------------------------------
-
-// Says what went wrong and returns the exit code.
-int report(const std::exception& error, const std::string& where) {
-    const bool internal = dynamic_cast<const std::logic_error*>(&error) != nullptr;
-    std::cerr << (std::string("train_qat: ") + (internal ? "internal error: " : "error: ") + where +
-                  error.what() + "\n")
-              << std::flush;
-    return internal ? internal_error : user_error;
-}
-
-// The program on this rank, with errors that other ranks must hear of.
-int guarded_run(const std::vector<std::string>& arguments) {
-    std::optional<Options> options;
-    try {
-        options = parse_command_line(arguments);
-    } catch (const std::runtime_error& error) {
-        // All ranks have the same command line.
-        return find_launch().rank == 0 ? report(error, "") : user_error;
-    }
-    if (!options) return 0;
-    World world(*options);
-    try {
-        return run(arguments, *options, world);
-    } catch (const JointError& error) {
-        return world.rank() == 0 ? report(error, "") : user_error;
-    } catch (const std::exception& error) {
-        if (world.size() == 1) throw;
-        // The other ranks wait for this one.
-        const bool named = dynamic_cast<const RankError*>(&error) != nullptr;
-        world.abort(report(error, named ? "" : "rank " + std::to_string(world.rank()) + ": "));
-    }
+    TrainingOutcome outcome;
+    end_job_on_failure(world, [&] { outcome = train(options, *backend, *communicator, log, {}); });
+    return outcome.finished ? 0 : interrupted_exit_code;
 }
 
 }  // namespace
@@ -560,9 +497,5 @@ int main(int argc, char** argv) {
     std::signal(SIGINT, train_qat::request_stop);
     std::signal(SIGTERM, train_qat::request_stop);
     std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is an error of the write, with a message
-    try {
-        return train_qat::guarded_run({argv + 1, argv + argc});
-    } catch (const std::exception& error) {
-        return train_qat::report(error, "");
-    }
+    return train_qat::run_program({argv + 1, argv + argc}, train_qat::run);
 }

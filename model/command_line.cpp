@@ -4,7 +4,6 @@
 #include <cctype>
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <iostream>
 #include <stdexcept>
 
 #include "model/quantizer.h"
@@ -164,8 +163,9 @@ void add_run_flags(CLI::App& app, Options& o) {
 
 void add_rank_flags(CLI::App& app, Options& o) {
     const char* group = "Many ranks and sweeps (mpirun -np 4 train_qat ...)";
-    app.add_option("--total_batch", o.total_batch,
-                   "sequences of an optimizer step over all ranks, instead of -grad_accum")
+    app.add_option(
+           "--total_batch", o.total_batch,
+           "sequences of an optimizer step over all ranks; -batch is then the most, -grad_accum follows")
         ->group(group);
     app.add_option("--zero", o.zero, "1: ranks divide the optimizer's state, 0: each has all of it")
         ->group(group)
@@ -263,7 +263,7 @@ std::string one_line(std::string text) {
 
 }  // namespace
 
-std::optional<Options> parse_command_line(const std::vector<std::string>& arguments) {
+std::optional<Options> parse_command_line(const std::vector<std::string>& arguments, std::ostream& help) {
     Options options;
     Texts texts;
     CLI::App app(
@@ -281,7 +281,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     try {
         app.parse(reversed);
     } catch (const CLI::CallForHelp&) {
-        std::cout << app.help();
+        help << app.help();
         return std::nullopt;
     } catch (const CLI::ParseError& error) {
         throw std::runtime_error(

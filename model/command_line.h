@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iostream>
 #include <optional>
 #include <string>
 #include <vector>
@@ -60,7 +61,8 @@ struct Options {
 };
 
 // Reads the arguments (without the program's name). Returns nothing when only help was asked for, which is
-// then printed. Throws std::runtime_error with one line that names the flag.
-std::optional<Options> parse_command_line(const std::vector<std::string>& arguments);
+// then written to `help`. Throws std::runtime_error with one line that names the flag.
+std::optional<Options> parse_command_line(const std::vector<std::string>& arguments,
+                                          std::ostream& help = std::cout);
 
 }  // namespace train_qat

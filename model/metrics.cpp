@@ -16,24 +16,24 @@
 namespace train_qat {
 namespace {
 
-int64_t step_of_line(const std::string& path, std::string_view line, int64_t number) {
-    const auto record = nlohmann::json::parse(line, nullptr, false);
-    if (record.is_object() && record.contains("step") && record["step"].is_number_integer())
-        return record["step"].get<int64_t>();
+nlohmann::json read_record(const std::string& path, std::string_view line, int64_t number) {
+    auto record = nlohmann::json::parse(line, nullptr, false);
+    if (record.is_object() && record.contains("step") && record["step"].is_number_integer()) return record;
     throw_file_error(
         path, "line " + std::to_string(number) +
                   " is no JSON object with an integer \"step\"; move the file away to resume without it");
 }
 
-// The whole lines of `text` with a step before `end_step`, byte by byte.
-std::string records_before(const std::string& path, const std::string& text, int64_t end_step) {
+// The whole lines of `text` whose records are to be kept, byte by byte.
+template <typename Keep>
+std::string kept_records(const std::string& path, const std::string& text, const Keep& keep) {
     std::string kept;
     int64_t number = 0;
     for (size_t begin = 0; begin < text.size();) {
         const size_t newline = text.find('\n', begin);
         if (newline == std::string::npos) break;  // cut off in the middle of a write
         const std::string_view line(text.data() + begin, newline - begin);
-        if (step_of_line(path, line, ++number) < end_step) kept.append(line).push_back('\n');
+        if (keep(read_record(path, line, ++number))) kept.append(line).push_back('\n');
         begin = newline + 1;
     }
     return kept;
@@ -53,7 +53,8 @@ MetricsWriter::MetricsWriter(const std::string& output_directory, std::optional<
                              "resume the run that wrote it");
         }
         const std::string text = read_text_file(path_);
-        const std::string kept = records_before(path_, text, *resume_from_step);
+        const std::string kept = kept_records(
+            path_, text, [&](const nlohmann::json& record) { return record["step"] < *resume_from_step; });
         if (kept.size() != text.size()) write_file_atomically(path_, kept);
     }
     descriptor_ = std::make_unique<FileDescriptor>(
@@ -81,14 +82,17 @@ void MetricsWriter::sync() {
         throw_file_error(path_, std::string("cannot flush: ") + std::strerror(errno));
 }
 
-void copy_metrics(const std::string& from, const std::string& output_directory, bool replace) {
+void copy_metrics(const std::string& from, int64_t step, const std::string& output_directory, bool replace) {
     std::error_code error;
     std::filesystem::create_directories(output_directory, error);
     if (error) throw_file_error(output_directory, "cannot create directory: " + error.message());
     const std::string path = output_directory + "/metrics.jsonl";
     if (!replace && std::filesystem::exists(path))
         throw_file_error(path, "exists already and is not overwritten; choose another output directory");
-    write_file_atomically(path, read_text_file(from));
+    const auto shared = [step](const nlohmann::json& record) {
+        return record["step"] < step || (record["step"] == step && !record.contains("validation_loss"));
+    };
+    write_file_atomically(path, kept_records(from, read_text_file(from), shared));
 }
 
 void write_run_json(const std::string& path, const nlohmann::ordered_json& value) {

@@ -38,9 +38,10 @@ class MetricsWriter {
     int64_t bytes_ = 0;
 };
 
-// Makes OUTPUT/metrics.jsonl a copy of another run's, before a MetricsWriter goes on with it. Replaces an
-// older one only with `replace`: std::runtime_error.
-void copy_metrics(const std::string& from, const std::string& output_directory, bool replace);
+// Makes OUTPUT/metrics.jsonl a copy of another run's records up to `step`, before a MetricsWriter goes on
+// with it. Without validations of `step` itself: there another run may measure what this one does not, at its
+// switch or its end. Replaces an older file only with `replace`: std::runtime_error.
+void copy_metrics(const std::string& from, int64_t step, const std::string& output_directory, bool replace);
 
 // Writes `value`, indented, atomically; replaces an older one.
 void write_run_json(const std::string& path, const nlohmann::ordered_json& value);

@@ -1,5 +1,6 @@
 #include "model/run_state.h"
 
+#include <algorithm>
 #include <set>
 #include <stdexcept>
 
@@ -101,13 +102,21 @@ std::string traffic_row(const char* name, const DataParallel::StepTraffic& traff
 RunLayout run_layout(const Options& options, int ranks) {
     RunLayout layout{ranks, options.zero, options.batch, options.gradient_accumulation};
     if (!options.total_batch) return layout;
-    const int64_t at_once = options.batch * ranks;
-    if (*options.total_batch % at_once != 0)
+    const int64_t of_rank = *options.total_batch / ranks;
+    if (*options.total_batch % ranks != 0)
         throw std::runtime_error("-total_batch " + std::to_string(*options.total_batch) +
-                                 ": must be a multiple of -batch times the number of ranks, " +
-                                 std::to_string(options.batch) + " x " + std::to_string(ranks));
-    layout.gradient_accumulation = *options.total_batch / at_once;
+                                 ": must be a multiple of the number of ranks, " + std::to_string(ranks));
+    // The largest micro-batch that divides it.
+    for (layout.batch = std::min(options.batch, of_rank); of_rank % layout.batch != 0;) --layout.batch;
+    layout.gradient_accumulation = of_rank / layout.batch;
     return layout;
+}
+
+Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout) {
+    PlanRequest request = options.plan;
+    request.parameters = parameter_count(config);
+    request.tokens_per_step = layout.step_sequences() * config.sequence_length;
+    return make_plan(request);
 }
 
 nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,

@@ -35,8 +35,12 @@ struct RunLayout {
     int64_t step_sequences() const { return ranks * batch * gradient_accumulation; }
 };
 
-// The layout that the options ask for. std::runtime_error when -total_batch cannot be divided so.
+// The layout that the options ask for: with -total_batch micro-batches of -batch sequences or the next
+// smaller number that divides a rank's share. std::runtime_error when ranks cannot share it evenly.
 RunLayout run_layout(const Options& options, int ranks);
+
+// The plan of the options for this model.
+Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout);
 
 // Everything that the numbers of a run depend on, by flag name.
 nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,

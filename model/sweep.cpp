@@ -12,6 +12,7 @@
 
 #include "model/manifest.h"
 #include "model/metrics.h"
+#include "model/program.h"
 #include "model/sweep_grid.h"
 #include "model/sweep_progress.h"
 #include "model/sweep_queue.h"
@@ -286,9 +287,12 @@ void prepare(const SweepQueue& queue, const Options& options, const SweepPlan& p
 
 bool run_sweep(const std::vector<std::string>& arguments, const Options& options, World& world,
                const SweepWork& work) {
-    const Team team = world.team(options.sweep_ranks);
+    Team team;
     Sweep sweep;
-    world.run_together([&] { sweep = plan_all_runs(arguments, options, work); });
+    world.run_together([&] {
+        team = world.team(options.sweep_ranks);
+        sweep = plan_all_runs(arguments, options, work);
+    });
     if (world.rank() == 0) std::cout << format_sweep_plan(sweep.plan) << std::flush;
     if (options.plan_only) return true;
 
@@ -303,14 +307,16 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
 
     std::ostream nowhere(nullptr);
     std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
-    const std::unique_ptr<Backend> backend = world.make_backend(options, options.output_directory, log);
+    std::unique_ptr<Backend> backend;
+    world.run_together([&] { backend = world.make_backend(options, options.output_directory, log); });
     const std::unique_ptr<Communicator> communicator = world.connect(team, *backend);
     const std::string name =
         team.size == 1 ? "rank " + std::to_string(world.rank()) : "team " + std::to_string(team.number);
     Worker worker(sweep, options, *queue, *backend, *communicator, work, name);
     std::optional<ProgressPrinter> printer;
     if (world.rank() == 0) printer.emplace(*queue);
-    const bool finished = worker.run();
+    bool finished = false;
+    end_job_on_failure(world, [&] { finished = worker.run(); });
     printer.reset();
     log << "\n"
         << format_progress(sweep.plan, view_of(*queue)) << "results  " << options.output_directory

@@ -108,7 +108,8 @@ void Transformer::allocate() {
 
 std::string Transformer::what_would_fit(int64_t bytes) const {
     const auto needed = [this](int64_t batch) {
-        return Transformer(backend_, config_, quantization_, compute_type_, batch).memory_bytes();
+        return Transformer(backend_, config_, quantization_, compute_type_, batch, parameters_.shard())
+            .memory_bytes();
     };
     if (needed(1) > bytes)
         return "with -batch 1 it needs " + gibibytes(needed(1)) +

@@ -53,8 +53,8 @@ Team World::team(int size) const {
 
 std::unique_ptr<Backend> World::make_backend(const Options& options, const std::string& tuning_directory,
                                              std::ostream& log) const {
-    // With many ranks on a machine, each has the device of its number there; some launchers show each rank its
-    // own alone.
+    // With many ranks on a machine, each has the device of its number there; some launchers show each rank
+    // its own alone.
     const int device = cuda_unavailable(1).empty() ? launch_.local_rank : 0;
     // Whether there is CUDA at all decides for all ranks alike; a rank that then lacks a device is an error.
     const std::string missing = options.device == "cpu" ? "" : cuda_unavailable(0);
@@ -123,11 +123,7 @@ void World::run_together(const std::function<void()>& function) {
         train_qat::run_together(*everyone_, function);
         return;
     }
-    try {
-        function();
-    } catch (const std::runtime_error& error) {
-        throw JointError(error.what());
-    }
+    function();
 }
 
 void World::run_on_rank_0(const std::function<void()>& function) {

@@ -40,7 +40,7 @@ class World {
     std::unique_ptr<Communicator> connect(const Team& team, Backend& backend);
 
     // run_together and run_on_rank_0 (model/together.h) over all ranks of the job. Where no MPI connects
-    // them, run_together trusts that all ranks fail alike.
+    // them, run_together leaves each rank to itself.
     void run_together(const std::function<void()>& function);
     void run_on_rank_0(const std::function<void()>& function);
 

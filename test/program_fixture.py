@@ -1,6 +1,7 @@
-"""What the tests of the program share: tiny shards and tokenizers, readers of what a run leaves, and a test case that runs
-the program in a temporary directory. The readers share nothing with the code under test.
+"""What the tests of the program share: tiny shards and tokenizers, readers of what a run leaves, and test cases that run
+the program in a temporary directory, alone or as many ranks. The readers share nothing with the code under test.
 """
+import argparse
 import array
 import hashlib
 import json
@@ -8,10 +9,13 @@ import math
 import os
 import random
 import re
+import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -117,6 +121,23 @@ def parameter_count():
     return sum(math.prod(shape) for shape in expected_shapes(False, 0).values())
 
 
+def read_run_record(directory):
+    """run.json without the measured speeds."""
+    record = json.loads(read_bytes(directory, "run.json"))
+    for phase in ("fp", "qat"):
+        record["results"].pop(f"tokens_per_second_{phase}")
+    return record
+
+
+def read_checkpoint(directory, step):
+    """{name: content} of a checkpoint, without the time at which it was written."""
+    path = checkpoint(directory, step)
+    files = {name: read_bytes(path, name) for name in os.listdir(path)}
+    files["manifest.json"] = json.loads(files["manifest.json"])
+    files["manifest.json"].pop("written")
+    return files
+
+
 def snapshot(directory):
     """{path: hash} of everything below a directory."""
     result = {}
@@ -197,3 +218,156 @@ class ProgramTest(unittest.TestCase):
         results = [json.loads(read_bytes(run, "run.json"))["results"] for run in (first, second)]
         for key in ("full_precision_at_switch", "rounded_at_switch", "quantized", "sample"):
             self.assertEqual(results[0][key], results[1][key], key)
+
+    def same_folders(self, first, second):
+        """Equal in everything that is not a measured time; log.txt, which only runs of a sweep have, may differ."""
+        names = [sorted(name for name in os.listdir(run) if name != "log.txt") for run in (first, second)]
+        self.assertEqual(*names)
+        self.assertEqual(read_metrics(first), read_metrics(second))
+        self.assertEqual(read_run_record(first), read_run_record(second))
+        for step in checkpoints(first):
+            files = [read_checkpoint(run, step) for run in (first, second)]
+            self.assertEqual(*map(sorted, files))
+            for name in files[0]:
+                self.assertTrue(files[0][name] == files[1][name], f"{name} of step {step} differs")
+
+
+# ---- many ranks ---------------------------------------------------------------------------------------------------
+
+def launcher(ranks):
+    """What starts a program as `ranks` ranks on this machine, more than it has cores if need be; None without mpirun."""
+    if shutil.which("mpirun") is None:
+        return None
+    version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, timeout=LIMIT_SECONDS).stdout
+    command = ["mpirun", "-np", str(ranks)]
+    if "Open MPI" in version or "OpenRTE" in version:
+        command += ["--oversubscribe", "--bind-to", "none"]
+        command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return command
+
+
+class Job:
+    """A command and all processes that it starts, in a session of their own by which they are found again."""
+
+    def __init__(self, command, directory):
+        self.output, self.errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.errors,
+                                        cwd=directory, start_new_session=True)
+
+    def processes(self):
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                state, _, _, session = read_bytes("/proc", name, "stat").decode().rsplit(")", 1)[1].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(session) == self.process.pid and state != "Z":
+                found.append(int(name))
+        return found
+
+    def rank(self, number):
+        """The process that is this rank."""
+        for process in self.processes():
+            variables = read_bytes("/proc", str(process), "environ").split(b"\0")
+            if {b"OMPI_COMM_WORLD_RANK=%d" % number, b"PMI_RANK=%d" % number} & set(variables):
+                return process
+        raise AssertionError(f"there is no rank {number}")
+
+    def kill(self):
+        """Whatever is left, also what has been stopped."""
+        while left := self.processes():
+            for process in left:
+                try:
+                    os.kill(process, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self.process.poll()
+            time.sleep(0.01)
+        self.process.wait()
+
+    def end(self, limit_seconds=LIMIT_SECONDS):
+        """Waits for the end. Returns the exit code, and what it printed; over the limit everything is killed."""
+        try:
+            self.process.wait(limit_seconds)
+        finally:
+            late = self.process.poll() is None
+            self.kill()
+        assert not late
+        for file in (self.output, self.errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, self.output.read(),
+                                           self.errors.read())
+
+
+class RanksTest(ProgramTest):
+    """Jobs of many ranks under mpirun; skipped where there is none."""
+
+    def launched(self, ranks, command):
+        start = launcher(ranks)
+        if start is None:
+            self.skipTest("there is no mpirun: install openmpi-bin to test many ranks")
+        return [*start, *command]
+
+    def start_job(self, ranks, *arguments, **options):
+        """ranks 0: one process, without mpirun."""
+        command = self.command(*arguments, **options)
+        job = Job(self.launched(ranks, command) if ranks else command, self.directory)
+        self.addCleanup(job.kill)
+        return job
+
+    def job(self, ranks, *arguments, **options):
+        return self.start_job(ranks, *arguments, **options).end()
+
+    def run_job(self, ranks, *arguments, **options):
+        """A job that must succeed; returns what it printed."""
+        result = self.job(ranks, *arguments, **options)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        return result.stdout
+
+    @staticmethod
+    def own_lines(result):
+        """What the program, and not mpirun, wrote to stderr."""
+        return re.findall(r"^train_qat: .*$", result.stderr, re.MULTILINE)
+
+    def check_job_error(self, result, *words):
+        """One error line of the whole job, and the exit code of a user's mistake."""
+        lines = self.own_lines(result)
+        self.assertEqual((result.returncode, len(lines)), (2, 1), result.stderr)
+        self.assertTrue(lines[0].startswith("train_qat: error: "), lines[0])
+        for word in words:
+            self.assertIn(word, lines[0])
+
+    def job_fails(self, ranks, *arguments, text=(), **options):
+        """A job that must fail so, and change nothing."""
+        with self.subTest(ranks=ranks, arguments=arguments):
+            before = snapshot(self.directory)
+            self.check_job_error(self.job(ranks, *arguments, **options), *text)
+            self.assertEqual(snapshot(self.directory), before)
+
+    def wait_for(self, job, path):
+        """Until a file is there, which a running job writes."""
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not os.path.exists(path):
+            if job.process.poll() is not None or time.monotonic() > deadline:
+                self.fail(f"{path} did not appear: {job.end().stderr}")
+            time.sleep(0.002)
+
+
+# ---- the command line of a test -----------------------------------------------------------------------------------
+
+def run_tests(description, module, default_names):
+    """Runs the tests that the command line names, of the program that it names; the last line printed is the sum."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", default=ProgramTest.program, metavar="PATH")
+    parser.add_argument("tests", nargs="*", metavar="TESTS", help=f"such as {default_names[0]}; all")
+    arguments = parser.parse_args()
+    ProgramTest.program = os.path.abspath(arguments.program)
+    if not os.access(ProgramTest.program, os.X_OK):
+        parser.error(f"{arguments.program} is not there; build it with make")
+    suite = unittest.defaultTestLoader.loadTestsFromNames(arguments.tests or default_names, module)
+    result = unittest.TextTestRunner(verbosity=2).run(suite)
+    failed_tests = {str(getattr(test, "test_case", test)) for test, _ in result.failures + result.errors}
+    failed = max(len(failed_tests), 0 if result.wasSuccessful() else 1)
+    sys.stderr.flush()
+    print(f"{max(0, result.testsRun - len(result.skipped) - failed)} passed, {failed} failed", flush=True)
+    return 1 if failed else 0

@@ -43,7 +43,11 @@ def suites(build):
         "torch": ("the PyTorch reference itself", [python, "test/torch/self_test.py"], {}),
         "parity": ("training, against PyTorch",
                    [python, "test/torch/run_parity.py", "--tool", f"{build}/train_qat_parity"], {}),
+        "collectives": ("ranks as processes: collectives and training, on the CPU and the emulated device",
+                        [python, "test/rank_processes.py", "--program", f"{build}/train_qat_rank_test"], {"GOMP_SPINCOUNT": "1000"}),
         "program": ("the program, end to end", [python, "test/test_program.py", "--program", "./train_qat"], {}),
+        "recipes": ("recipes and launchers", [python, "test/test_recipes.py", "--program", "./train_qat"], {}),
+        "ranks": ("many ranks and sweeps, over MPI", [python, "test/test_ranks.py", "--program", "./train_qat"], {}),
     }
 
 
@@ -137,9 +141,9 @@ def run_suite(name, title, command, environment, limit_seconds):
 
 
 def print_table(results):
-    print(f"\n{'suite':<10}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
+    print(f"\n{'suite':<13}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
     for name, (passed, failed, skipped, seconds, note) in results.items():
-        print(f"{name:<10}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9.1f}  {note}".rstrip())
+        print(f"{name:<13}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9.1f}  {note}".rstrip())
     passed, failed = (sum(result[index] for result in results.values()) for index in (0, 1))
     print(f"\n{passed} passed, {failed} failed", flush=True)
     return failed

@@ -80,7 +80,16 @@ TEST_CASE("defaults of the command line", "[command_line]") {
     CHECK(options.optimizer.clip_norm == 1);
     CHECK(options.optimizer.scale_learning_rate_factor == 1);
     CHECK(options.validate_every == 0);
-    CHECK(options.validation_batches == 20);
+    CHECK(options.validation_sequences == 160);
+    CHECK(options.from.empty());
+    CHECK_FALSE(options.until);
+    CHECK_FALSE(options.total_batch);
+    CHECK(options.zero == 1);
+    CHECK(options.rank_timeout == 600);
+    CHECK(options.rendezvous.empty());
+    CHECK(options.sweep.empty());
+    CHECK(options.sweep_ranks == 1);
+    CHECK_FALSE(options.retry_failed);
     CHECK(options.save_every == 0);
     CHECK(options.keep == 2);
     CHECK(options.print_every == 1);
@@ -98,10 +107,11 @@ TEST_CASE("every flag reaches its option", "[command_line]") {
         "2e-4 "
         "-final_lr_frac 0.1 -qat_lr 3e-4 -qat_warmup 0.07 -plan -i train*.bin -j val*.bin -tokenizer x.model "
         "-o "
-        "runs/a -val_every 5 -val_batches 6 -save_every 7 -keep 8 -resume -print_every 9 -prompt Once "
+        "runs/a -val_every 5 -val_sequences 6 -save_every 7 -keep 8 -resume -print_every 9 -prompt Once "
         "-sample 10 "
         "-temperature 0.5 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 0.99 -eps 1e-6 -clip "
         "3 "
+        "-from runs/b/step_00000003 -until 44 -zero 0 -rank_timeout 1.5 -rendezvous shared/meet "
         "-scale_lr 0.25 -seed 18446744073709551615 -device cpu -dtype bf16 -threads 4");
     CHECK(options.size == "1.5M");
     CHECK(options.shape.layers == 3);
@@ -130,7 +140,12 @@ TEST_CASE("every flag reaches its option", "[command_line]") {
     CHECK(options.tokenizer == "x.model");
     CHECK(options.output_directory == "runs/a");
     CHECK(options.validate_every == 5);
-    CHECK(options.validation_batches == 6);
+    CHECK(options.validation_sequences == 6);
+    CHECK(options.from == "runs/b/step_00000003");
+    CHECK(options.until == 44);
+    CHECK(options.zero == 0);
+    CHECK(options.rank_timeout == 1.5);
+    CHECK(options.rendezvous == "shared/meet");
     CHECK(options.save_every == 7);
     CHECK(options.keep == 8);
     CHECK(options.resume);
@@ -232,7 +247,14 @@ TEST_CASE("an error is one line that names the flag", "[command_line]") {
     check("-val_every -1", {"-val_every"});
     check("-save_every -1", {"-save_every"});
     check("-sample -1", {"-sample"});
-    check("-val_batches 0", {"-val_batches"});
+    check("-val_sequences 0", {"-val_sequences"});
+    check("-zero 2", {"-zero"});
+    check("-rank_timeout 0", {"-rank_timeout"});
+    check("-sweep_ranks 0", {"-sweep_ranks"});
+    check("-until 0", {"-until"});
+    check("-total_batch 0", {"-total_batch"});
+    check("-total_batch 8 -grad_accum 2", {"-total_batch", "-grad_accum"});
+    check("-sweep grid.json -resume", {"-sweep", "-resume"});
     for (const char* wrong : {"-1", "nan"}) {
         const std::string value = wrong;
         check("-temperature " + value, {"-temperature"});

@@ -106,6 +106,27 @@ TEST_CASE("foreign and existing metrics are not overwritten", "[metrics]") {
                    {"metrics.jsonl", "cannot create directory"}));
 }
 
+TEST_CASE("a branch copies the steps up to its own, and validations of those before", "[metrics]") {
+    const TemporaryDirectory directory;
+    const std::string from = directory / "trunk", to = directory / "branch";
+    MetricsWriter writer(from);
+    write_steps(writer, 1, 3);
+    const std::string before = read_bytes(writer.path());
+    writer.write({{"step", 4}, {"loss", 2.5}});
+    const std::string shared = read_bytes(writer.path());
+    writer.write({{"step", 4}, {"validation_loss", 3.25}});
+    writer.write({{"step", 4}, {"validation_loss", 3.5}, {"weights", "rounded"}});
+    write_steps(writer, 5, 7);
+    copy_metrics(writer.path(), 4, to, false);
+    CHECK(read_bytes(to + "/metrics.jsonl") == shared);
+    CHECK(mentions(error_of([&] { copy_metrics(writer.path(), 4, to, false); }), {to, "exists already"}));
+    CHECK(read_bytes(to + "/metrics.jsonl") == shared);
+    copy_metrics(writer.path(), 3, to, true);
+    CHECK(read_bytes(to + "/metrics.jsonl") == before);
+    copy_metrics(writer.path(), 0, to, true);
+    CHECK(read_bytes(to + "/metrics.jsonl").empty());
+}
+
 TEST_CASE("a full disk leaves whole lines only", "[metrics]") {
     const TemporaryDirectory directory;
     MetricsWriter writer(directory / "");

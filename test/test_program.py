@@ -309,7 +309,7 @@ class ResumeTest(ProgramTest):
     def test_refused(self):
         flags = "-qat_frac 0.5 -steps 12 -save_every 4 -keep 0"
         self.run_program(flags)
-        for changed, name in [("-lr 2e-3", "lr"), ("-batch 5", "batch"), ("-grad_accum 2", "grad_accum"),
+        for changed, name in [("-lr 2e-3", "lr"), ("-batch 5", "total_batch"), ("-grad_accum 2", "total_batch"),
                               ("-qat_frac 0.25", "qat_frac"), ("-steps 13", "steps"), ("-b 3", "b"),
                               ("-seed 2", "seed"), ("-group 32", "group"), ("-ffn 96", "ffn"),
                               ("-dtype fp32", "dtype"), ("-clip 2", "clip"), ("-schedule cosine", "schedule")]:
@@ -549,9 +549,10 @@ class PlanTest(ProgramTest):
 
     def test_help(self):
         options = """n layers width heads kv_heads ffn vocab seq_len b group qat_frac tokens steps schedule cooldown
-            cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_batches
+            cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_sequences
             save_every keep resume print_every prompt sample temperature batch grad_accum weight_decay beta1 beta2 eps
-            clip scale_lr seed device dtype qat_gemm master threads""".split()
+            clip scale_lr seed device dtype qat_gemm master threads from until total_batch zero rank_timeout rendezvous
+            sweep sweep_ranks retry_failed""".split()
         for flag in ("-h", "--help", "-help"):
             result = self.start([self.program, flag])
             self.assertEqual((result.returncode, result.stderr), (0, ""))

@@ -74,7 +74,7 @@ std::string resume_error(const nlohmann::json& saved, const nlohmann::ordered_js
 
 std::string guard_error(RunGuard& guard, int64_t step, double loss, double norm,
                         const std::string& offender = "") {
-    return error_of([&] { guard.check(step, loss, norm, offender); });
+    return error_of([&] { guard.check(step, {&loss, 1}, norm, offender); });
 }
 
 }  // namespace
@@ -108,8 +108,7 @@ TEST_CASE("settings hold what the numbers of a run depend on", "[run_state]") {
     CHECK(settings["steps"] == 30);
     CHECK(settings["fp_steps"] == 18);
     CHECK(settings["qat_steps"] == 12);
-    CHECK(settings["batch"] == 3);
-    CHECK(settings["grad_accum"] == 5);
+    CHECK(settings["total_batch"] == 3 * 5);
     CHECK(settings["cooldown"] == "classic");
     CHECK(settings["lr"] == 1e-3 / 3.0);
     CHECK(settings["seed"] == UINT64_MAX - 1);
@@ -149,11 +148,37 @@ TEST_CASE("the flag that the user gave is named before what follows from it", "[
     CHECK(mentions(resume_error(saved, settings_of(0.5)), {"trained with qat_frac 0.4", "this run has 0.5"}));
 }
 
+TEST_CASE("a total batch is divided among ranks and micro-batches", "[run_state]") {
+    Options options;
+    options.batch = 8;
+    options.gradient_accumulation = 3;
+    RunLayout layout = run_layout(options, 4);
+    CHECK(layout.batch == 8);
+    CHECK(layout.gradient_accumulation == 3);
+    CHECK(layout.step_sequences() == 96);
+    options.gradient_accumulation = 1;
+    for (int64_t total : {1, 2, 7, 12, 48, 60, 96, 1000})
+        for (int ranks : {1, 2, 3, 4, 5, 12}) {
+            options.total_batch = total;
+            INFO(total << " on " << ranks);
+            if (total % ranks != 0) {
+                CHECK(mentions(error_of([&] { run_layout(options, ranks); }), {"-total_batch", "ranks"}));
+                continue;
+            }
+            layout = run_layout(options, ranks);
+            CHECK(layout.step_sequences() == total);
+            CHECK(layout.batch <= 8);
+            for (int64_t larger = layout.batch + 1; larger <= 8; ++larger)
+                CHECK((total / ranks) % larger != 0);
+        }
+}
+
 TEST_CASE("run.json holds settings, results and where they are from", "[run_state]") {
     RunResults results = some_state().results;
     results.qat_tokens_per_second = 1234.5;
     results.sample = "Once \xff";
-    const nlohmann::ordered_json record = run_record(some_settings(), some_plan(), results, "a processor");
+    const nlohmann::ordered_json record =
+        run_record(some_settings(), {4, 0, 3, 5}, some_plan(), results, "a processor");
     CHECK(record["configuration"] == some_settings());
     CHECK(record["plan"]["bits"] == some_plan().bits);
     CHECK(record["plan"]["fp_steps"] == some_plan().fp_steps);

@@ -41,8 +41,11 @@ TEST_CASE("an error of one rank is the error of all", "[checkpoint]") {
     CHECK(errors_of(2, [](int rank) {
               if (rank == 0) throw std::runtime_error("");
           }) == std::vector<std::string>(2, "rank 0: "));
+    // The same from all: no rank is named.
+    CHECK(errors_of(3, [](int) { throw std::runtime_error("-b: wrong"); }) ==
+          std::vector<std::string>(3, "-b: wrong"));
     const auto cut_off = errors_of(2, [](int) { throw std::runtime_error(std::string(3000, 'x')); });
-    CHECK(cut_off[0].find("rank 0: xxx") == 0);
+    CHECK(cut_off[0].find("xxx") == 0);
     CHECK(cut_off[0].size() > 990);
     CHECK(cut_off[1] == cut_off[0]);
 }
@@ -88,6 +91,15 @@ TEST_CASE("rank 0 acts and tells, sums wrap around", "[checkpoint]") {
         sums[rank] = sum_over_ranks(communicator, UINT64_MAX - static_cast<uint64_t>(rank));
     });
     CHECK(calls == std::vector<int>{1, 0, 0});
+    run_ranks(3, [&](Communicator& communicator) {
+        texts[communicator.rank()] =
+            error_of([&] { run_on_rank_0(communicator, [] { throw std::runtime_error("x: exists"); }); });
+    });
+    CHECK(texts == std::vector<std::string>(3, "x: exists"));
+    run_ranks(3, [&](Communicator& communicator) {
+        texts[communicator.rank()] =
+            text_of_rank_0(communicator, "of " + std::to_string(communicator.rank()));
+    });
     CHECK(texts == std::vector<std::string>(3, "of 0"));
     CHECK(sums == std::vector<uint64_t>(3, UINT64_MAX - 5));
 }

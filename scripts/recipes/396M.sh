@@ -7,7 +7,7 @@
 # Published rates are for cosine schedules and full precision: scripts/recipes are starting points, not tuned optima.
 recipe=(
     -b 4                # ours: of the widths whose cooldown fuses with QAT the one most runtimes read
-    -qat_frac auto      # QAT: exp(-6.7297 / ln S) / S in terms of S = tokens per parameter byte; the planner prints it
+    -qat_frac auto      # QAT: exp(-6.7297 / ln S), S = tokens per parameter byte; -plan prints it
     -cooldown auto      # QAT: fused from 3 bits up, classic below
     -tokens 20B         # ours: 50 tokens a parameter; Chinchilla's 20 (arXiv 2203.15556) are for training cost alone
     -seq_len 2048       # GPT-3, section 2.1
@@ -24,7 +24,7 @@ recipe=(
     -weight_decay 0.1   # Llama 2 and GPT-3
     -clip 1.0           # Llama 2 and GPT-3
     -val_every 500      # this and below: ours
-    -val_batches 20
+    -val_sequences 512
     -save_every 1000
     -print_every 10
 )
