@@ -303,7 +303,7 @@ class MishapTest(RanksTest):
         flags = f"-steps 4 -qat_frac 0.5 -total_batch {TOTAL_BATCH}"
         self.run_job(3, flags)
         for mistake, text in [("-step 9", ["--step", "-h"]),
-                              ("-total_batch 20", ["-total_batch 20", "4 x 3"]),
+                              ("-total_batch 20", ["-total_batch 20", "ranks, 3"]),
                               ("-device cuda", ["no CUDA device", "-device cpu"]),
                               ("", ["holds a run already", "step_00000004", "-resume"]),
                               ("-lr 2e-3 -resume", ["-resume: the checkpoint was trained with lr"])]:

@@ -16,8 +16,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <set>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "kernels/ranks/task_thread.h"
 
@@ -45,33 +48,57 @@ std::string library_version() {
     return version.substr(0, version.find_first_of(",\n"));
 }
 
+// An MPI communicator of our own.
+class OwnComm {
+  public:
+    explicit OwnComm(MPI_Comm communicator) : communicator_(communicator) {}
+    ~OwnComm() { MPI_Comm_free(&communicator_); }
+    OwnComm(const OwnComm&) = delete;
+    OwnComm& operator=(const OwnComm&) = delete;
+    MPI_Comm get() const { return communicator_; }
+
+  private:
+    MPI_Comm communicator_;
+};
+
 // Messages on their way, and whom each is from or for.
+//
+// A rank that is waited for may itself wait for another one, which is the one to name. So before a rank gives
+// up it asks those that it waits for: whoever waits in turn answers, whoever has died or hangs does not.
 class Messages {
   public:
-    Messages(MPI_Comm communicator, int rank, double timeout_seconds)
-        : communicator_(communicator), rank_(rank), timeout_seconds_(timeout_seconds) {}
+    // names: of the ranks in messages for people, their numbers in the whole job.
+    Messages(MPI_Comm communicator, int rank, std::vector<int> names, double timeout_seconds)
+        : communicator_(communicator),
+          rank_(rank),
+          names_(std::move(names)),
+          timeout_seconds_(timeout_seconds) {}
 
     void send(const void* data, int64_t bytes, int to) {
         MPI_Request request;
-        check_mpi(MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, to, tag, communicator_, &request),
+        check_mpi(MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, to, data_tag, communicator_, &request),
                   "a send");
         add(request, to);
     }
     void receive(void* data, int64_t bytes, int from) {
         MPI_Request request;
-        check_mpi(MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, from, tag, communicator_, &request),
+        check_mpi(MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, from, data_tag, communicator_, &request),
                   "a receive");
         add(request, from);
     }
 
     // Looks again and again, ever less often, so that waiting ranks leave the processors to others.
     void wait_for_all(const char* collective) {
-        using Clock = std::chrono::steady_clock;
-        Clock::time_point progress = Clock::now();
+        constexpr auto first_pause = std::chrono::microseconds(20),
+                       longest_pause = std::chrono::microseconds(500);
+        constexpr int first_looks = 100, most_questions = 20;
+        // More seconds between two looks: this process itself was stopped, which says nothing of the others.
+        constexpr double longest_look = 1;
+        Clock::time_point last_look = Clock::now();
+        double waited = 0;  // seconds without progress
         std::vector<int> finished(requests_.size());
-        int quick_looks = 100;
-        auto pause = std::chrono::microseconds(20);
-        constexpr auto longest_pause = std::chrono::microseconds(500);
+        int quick_looks = first_looks, questions = 0;
+        auto pause = first_pause;
         for (size_t open = requests_.size(); open > 0;) {
             int count = 0;
             check_mpi(MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &count,
@@ -79,15 +106,23 @@ class Messages {
                       collective);
             if (count > 0) {
                 open -= static_cast<size_t>(count);
-                progress = Clock::now();
+                waited = 0;
+                last_look = Clock::now();
             } else if (quick_looks > 0) {
                 --quick_looks;
                 std::this_thread::yield();
             } else {
+                answer_questions();
                 std::this_thread::sleep_for(pause);
                 pause = std::min(pause * 2, longest_pause);
-                const double seconds = std::chrono::duration<double>(Clock::now() - progress).count();
-                if (seconds > timeout_seconds_) give_up(collective);
+                waited += std::min(seconds_since(last_look), longest_look);
+                last_look = Clock::now();
+                if (waited <= timeout_seconds_) continue;
+                const std::set<int> silent = without_answer(open_peers());
+                if (!silent.empty() || ++questions == most_questions)
+                    give_up(collective, silent.empty() ? open_peers() : silent);
+                waited = 0;  // those wait too: one that knows for whom will say so
+                last_look = Clock::now();
             }
         }
         requests_.clear();
@@ -95,26 +130,78 @@ class Messages {
     }
 
   private:
-    static constexpr int tag = 1;
+    using Clock = std::chrono::steady_clock;
+    static constexpr int data_tag = 1, question_tag = 2, answer_tag = 3;
+
+    static double seconds_since(Clock::time_point start) {
+        return std::chrono::duration<double>(Clock::now() - start).count();
+    }
 
     void add(MPI_Request request, int peer) {
         requests_.push_back(request);
         peers_.push_back(peer);
     }
 
-    [[noreturn]] void give_up(const char* collective) const {
-        std::set<int> missing;
+    std::set<int> open_peers() const {
+        std::set<int> peers;
         for (size_t i = 0; i < requests_.size(); ++i)
-            if (requests_[i] != MPI_REQUEST_NULL) missing.insert(peers_[i]);
-        std::string names;
-        for (int peer : missing) names += (names.empty() ? "" : ", ") + std::to_string(peer);
-        throw RankError("rank " + std::to_string(rank_) + ": no answer from rank " + names + " for " +
+            if (requests_[i] != MPI_REQUEST_NULL) peers.insert(peers_[i]);
+        return peers;
+    }
+
+    // An empty message, which needs no buffer that would have to outlive it.
+    void send_empty(int to, int tag) {
+        MPI_Request request;
+        check_mpi(MPI_Isend(nullptr, 0, MPI_BYTE, to, tag, communicator_, &request), "a question");
+        check_mpi(MPI_Request_free(&request), "a question");
+    }
+
+    // The sender of an empty message that has come, if one has.
+    std::optional<int> receive_empty(int tag) {
+        int there = 0;
+        MPI_Status status;
+        check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, tag, communicator_, &there, &status), "a question");
+        if (there == 0) return std::nullopt;
+        check_mpi(MPI_Recv(nullptr, 0, MPI_BYTE, status.MPI_SOURCE, tag, communicator_, MPI_STATUS_IGNORE),
+                  "a question");
+        return status.MPI_SOURCE;
+    }
+
+    void answer_questions() {
+        while (const std::optional<int> asking = receive_empty(question_tag)) send_empty(*asking, answer_tag);
+    }
+
+    // Those of the ranks that do not answer for a while.
+    std::set<int> without_answer(std::set<int> peers) {
+        constexpr double patience_seconds = 2;
+        while (receive_empty(answer_tag)) {  // late ones, to earlier questions
+        }
+        for (int peer : peers) send_empty(peer, question_tag);
+        const Clock::time_point start = Clock::now();
+        while (!peers.empty() && seconds_since(start) < patience_seconds) {
+            answer_questions();
+            while (const std::optional<int> answering = receive_empty(answer_tag)) peers.erase(*answering);
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        // To let others that ask now know that this rank only waits.
+        while (seconds_since(start) < patience_seconds / 4) {
+            answer_questions();
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        return peers;
+    }
+
+    [[noreturn]] void give_up(const char* collective, const std::set<int>& peers) const {
+        std::string text;
+        for (int peer : peers) text += (text.empty() ? "" : ", ") + std::to_string(names_[peer]);
+        throw RankError("rank " + std::to_string(names_[rank_]) + ": no answer from rank " + text + " for " +
                         std::to_string(static_cast<int64_t>(timeout_seconds_)) + " s (" + collective +
                         "): it has died or hangs; -rank_timeout sets how long to wait");
     }
 
     MPI_Comm communicator_;
     int rank_;
+    std::vector<int> names_;
     double timeout_seconds_;
     std::vector<MPI_Request> requests_;
     std::vector<int> peers_;
@@ -151,12 +238,10 @@ std::vector<Round> rounds_of(std::span<const RankRows> arrays, int ranks) {
 
 class MpiCommunicator final : public Communicator {
   public:
-    MpiCommunicator(MPI_Comm communicator, int rank, int size, double timeout_seconds)
-        : Communicator(rank, size),
+    MpiCommunicator(MPI_Comm communicator, int rank, std::vector<int> names, double timeout_seconds)
+        : Communicator(rank, static_cast<int>(names.size())),
           communicator_(communicator),
-          messages_(communicator, rank, timeout_seconds) {}
-
-    ~MpiCommunicator() override { MPI_Comm_free(&communicator_); }
+          messages_(communicator, rank, std::move(names), timeout_seconds) {}
 
     bool recordable() const override { return size() == 1; }
     std::string describe() const override {
@@ -248,7 +333,7 @@ class MpiCommunicator final : public Communicator {
         messages_.wait_for_all("all_gather");
     }
 
-    MPI_Comm communicator_;
+    const OwnComm communicator_;
     Messages messages_;
     std::vector<float> received_;  // (size, own floats of a round)
     TaskThread thread_;            // last: it uses the members above
@@ -257,10 +342,13 @@ class MpiCommunicator final : public Communicator {
 std::unique_ptr<Communicator> make_communicator(MPI_Comm communicator, double timeout_seconds) {
     // A mismatch of ranks is an error that names the operation, not the end of the process.
     check_mpi(MPI_Comm_set_errhandler(communicator, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-    int rank = 0, size = 1;
+    int rank = 0, size = 1, name = 0;
     check_mpi(MPI_Comm_rank(communicator, &rank), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(communicator, &size), "MPI_Comm_size");
-    return std::make_unique<MpiCommunicator>(communicator, rank, size, timeout_seconds);
+    check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &name), "MPI_Comm_rank");
+    std::vector<int> names(static_cast<size_t>(size));
+    check_mpi(MPI_Allgather(&name, 1, MPI_INT, names.data(), 1, MPI_INT, communicator), "MPI_Allgather");
+    return std::make_unique<MpiCommunicator>(communicator, rank, std::move(names), timeout_seconds);
 }
 
 }  // namespace
