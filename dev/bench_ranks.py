@@ -196,7 +196,7 @@ class Contestant:
         ratios = [mine / its for mine, its in pairs if mine is not None and its is not None]
         if not ratios:
             return "-"
-        half = f" +-{(max(ratios) - min(ratios)) / 2:.3f}" if spread else ""
+        half = f" +-{(max(ratios) - min(ratios)) / 2:.3f}" if spread and len(ratios) > 1 else ""
         return f"{statistics.median(ratios):.3f}{half}"
 
 
@@ -217,11 +217,11 @@ def bench_time(launcher, arguments):
     undivided = Contestant("2 ranks, 1 thread each, -zero 0", batch=4, ranks=2, zero=0)
     strangers = Contestant("2 processes that share nothing, half each", batch=4, copies=2)
     contestants = [one_thread, two_threads, ranks, undivided, strangers]
-    rounds, good, quiet = 2 if arguments.quick else arguments.rounds, 0, Quiet(arguments.patience)
+    rounds, good = 2 if arguments.quick else arguments.rounds, 0
     for done in range(rounds):
         turn = done % len(contestants)
         for contestant in contestants[turn:] + contestants[:turn]:
-            quiet.wait()
+            launcher.quiet.wait()
             progress(f"time: round {done + 1} of {rounds}, {contestant.name}")
             good += contestant.run(launcher, words)
 
@@ -242,6 +242,8 @@ def bench_time(launcher, arguments):
         ("2 ranks, -zero 0 / 2 processes that share nothing", undivided, strangers),
     ):
         print(f"  {text:54}" + "".join(f"{mine.ratio(other, phase, spread=True):>16}" for phase in phases))
+    if any(contestant.median("FP") == "-" for contestant in contestants):
+        print("  -: always disturbed; --patience SECONDS waits longer for a quiet machine")
 
 
 # ---- sweep
@@ -285,10 +287,10 @@ def compare_runs(shared, alone):
     return "" if final_weights(shared) == final_weights(alone) else "weights differ"
 
 
-def train_shared(launcher, words, arguments):
+def train_shared(launcher, words):
     """What the sweep printed, its runs' directories by (tokens, fraction, bits), and how long it took."""
     output = launcher.output()
-    Quiet(arguments.patience).wait()
+    launcher.quiet.wait()
     progress("sweep: 500K, trained with shared steps")
     watch = Watch(launcher)
     text = launcher.run([*words, "-o", output], launcher=launcher.ranks(2))
@@ -298,14 +300,14 @@ def train_shared(launcher, words, arguments):
     return text, {(str(r["tokens"]), r["qat_frac"], r["b"]): launcher.directory / r["directory"] for r in done}, watch
 
 
-def train_alone(launcher, words, points, arguments):
+def train_alone(launcher, words, points):
     """The directories of the runs, and how long all took, two at a time."""
     def train(point, output):
         tokens, fraction, bits = point
         launcher.run([*words, "-tokens", tokens, "-qat_frac", fraction, "-b", bits, "-o", output])
         return output
 
-    Quiet(arguments.patience).wait()
+    launcher.quiet.wait()
     progress(f"sweep: 500K, {len(points)} runs trained alone, two at a time")
     watch = Watch(launcher)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -330,8 +332,8 @@ def bench_sweep(launcher, arguments):
              "-val_sequences", 16]  # fmt: skip
     points = list(itertools.product(tiny["tokens"], tiny["qat_frac"], tiny["b"]))
     points.sort(key=lambda point: -int(point[0]))  # large ones first, as the sweep does it
-    text, shared, together = train_shared(launcher, [*words, "-sweep", path], arguments)
-    alone, apart = train_alone(launcher, words, points, arguments)
+    text, shared, together = train_shared(launcher, [*words, "-sweep", path])
+    alone, apart = train_alone(launcher, words, points)
     seconds = f"{apart.seconds:.1f} s alone, {together.seconds:.1f} s shared: "
     seconds += f"{100 * (1 - together.seconds / apart.seconds):.1f}%"
     if apart.disturbed or together.disturbed:
@@ -369,7 +371,7 @@ def main():
     if not program.exists():
         sys.exit(f"bench_ranks.py: error: {program} does not exist; build first (make bench-ranks does)")
     with tempfile.TemporaryDirectory(prefix="bench_ranks_") as directory:
-        launcher = Launcher(program, directory)
+        launcher = Launcher(program, directory, Quiet(arguments.patience))
         for name, part in parts.items():
             if not arguments.part or name in arguments.part:
                 part(launcher, arguments)

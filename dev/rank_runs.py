@@ -16,7 +16,7 @@ from rank_traffic import Shape  # noqa: E402
 from shard_files import Outputs, ShardWriter  # noqa: E402
 
 START = time.monotonic()
-ALLOWED_OTHERS = 0.1  # cores; a run beside busier programs does not count
+ALLOWED_OTHERS = 0.05 * (os.cpu_count() or 1)  # cores; a run beside busier programs does not count
 
 
 def progress(text):
@@ -26,8 +26,8 @@ def progress(text):
 class Launcher:
     """How the program runs, alone and on ranks."""
 
-    def __init__(self, program, directory):
-        self.program, self.directory, self.runs = program, pathlib.Path(directory), 0
+    def __init__(self, program, directory, quiet):
+        self.program, self.directory, self.quiet, self.runs = program, pathlib.Path(directory), quiet, 0
         self.processor_times = []  # of every finished process
         try:
             version = subprocess.run(["mpirun", "--version"], capture_output=True, text=True).stdout
