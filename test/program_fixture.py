@@ -3,6 +3,7 @@ the program in a temporary directory, alone or as many ranks. The readers share 
 """
 import argparse
 import array
+import ctypes
 import hashlib
 import json
 import math
@@ -249,21 +250,37 @@ def launcher(ranks):
 class Job:
     """A command and all processes that it starts, in a session of their own by which they are found again."""
 
+    PR_SET_CHILD_SUBREAPER = 36
+
     def __init__(self, command, directory):
+        # Whose parent has died becomes a child of ours, so that its end can be waited for.
+        ctypes.CDLL(None).prctl(self.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.output, self.errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.errors,
                                         cwd=directory, start_new_session=True)
 
     def processes(self):
+        """All that have not ended."""
         found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
             try:
                 state, _, _, session = read_bytes("/proc", name, "stat").decode().rsplit(")", 1)[1].split()[:4]
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if int(session) == self.process.pid and state != "Z":
+            if int(session) != self.process.pid:
+                continue
+            if state != "Z":
                 found.append(int(name))
+            elif int(name) != self.process.pid:
+                self.forget_orphan(int(name))
         return found
+
+    @staticmethod
+    def forget_orphan(process):
+        try:
+            os.waitpid(process, os.WNOHANG)
+        except ChildProcessError:
+            pass  # its parent is alive
 
     def rank(self, number):
         """The process that is this rank."""
@@ -284,6 +301,7 @@ class Job:
             self.process.poll()
             time.sleep(0.01)
         self.process.wait()
+        self.processes()
 
     def end(self, limit_seconds=LIMIT_SECONDS):
         """Waits for the end. Returns the exit code, and what it printed; over the limit everything is killed."""

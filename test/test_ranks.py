@@ -305,8 +305,7 @@ class MishapTest(RanksTest):
         for mistake, text in [("-step 9", ["--step", "-h"]),
                               ("-total_batch 20", ["-total_batch 20", "ranks, 3"]),
                               ("-device cuda", ["no CUDA device", "-device cpu"]),
-                              ("", ["holds a run already", "step_00000004", "-resume"]),
-                              ("-lr 2e-3 -resume", ["-resume: the checkpoint was trained with lr"])]:
+                              ("", ["holds a run already", "step_00000004", "-resume"])]:
             self.job_fails(3, flags, mistake, text=text)
         self.job_fails(3, flags, validation=self.path("none_*.bin"), text=["no token shard matches", "none_*.bin"])
 
@@ -552,6 +551,22 @@ class SweepTest(RanksTest):
             for key in set(undisturbed) - {"seconds", "directory"}:
                 self.assertEqual(results[name][key], undisturbed[key], (name, key))
 
+    def test_killed_and_reordered(self):
+        # Another run now owns the plan of the shared steps, and goes on from what is there of them.
+        flags = f"{SWEEP} -save_every 20 -print_every 100"
+        grid = {"tokens": [1001 * TOKENS_PER_STEP], "b": [4, 1], "qat_frac": [0.5]}
+        job = self.start_job(0, flags, self.grid(grid))
+        trunk = self.path("out", "trunks", "*", "step_00000040")
+        while not glob.glob(trunk):
+            self.assertIsNone(job.process.poll())
+            time.sleep(0.002)
+        job.kill()
+        grid["b"].reverse()
+        self.run_program(flags, self.grid(grid))
+        self.check_runs(grid, flags=flags)
+        log = read_bytes(glob.glob(self.path("out", "trunks", "*", "log.txt"))[0]).decode()
+        self.assertRegex(log, r"(?m)^resume: step \d+ from ")
+
     def test_two_sweeps_in_one_directory(self):
         sweep = self.grid({"tokens": ["1B"], "b": [4, 1], "qat_frac": [0.5]})
         job = self.start_job(2, SWEEP, sweep, "-print_every 1000")
@@ -600,10 +615,10 @@ class SweepTest(RanksTest):
             self.fails("-steps 20 -qat_frac 0.5", self.grid(grid), text=["-sweep" if "b7" in text else "", *text])
         sweep = self.grid({"bits": [4]})
         self.job_fails(3, "-steps 20", sweep, text=["grid.json", "unknown key \"bits\""])
-        self.job_fails(3, "-steps 20", f"-sweep {self.path('none.json')}", text=["none.json", "No such file"])
+        self.fails("-steps 20", f"-sweep {self.path('none.json')}", text=["none.json", "No such file"])
         sweep = self.grid({"b": [4], "qat_frac": [0.5]})
         self.job_fails(3, "-steps 20", sweep, "-sweep_ranks 2", text=["-sweep_ranks 2", "number of ranks, 3"])
-        self.job_fails(2, "-steps 20", sweep, train=self.path("none_*"), text=["no token shard matches"])
+        self.fails("-steps 20", sweep, train=self.path("none_*"), text=["run", "no token shard matches"])
 
 
 if __name__ == "__main__":
