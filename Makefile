@@ -28,7 +28,7 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
 .NOTPARALLEL:
-.PHONY: program all configure dependencies quickstart test bench clean format help
+.PHONY: program all configure dependencies quickstart test bench bench-ranks clean format help
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
@@ -63,6 +63,12 @@ bench:
 	@$(BUILD_TARGETS) train_qat_bench
 	@$(PYTHON) dev/bench.py $(BENCH_FLAGS)
 
+bench-ranks:
+	$(INSTALL) bench
+	@$(MAKE) --no-print-directory configure
+	@$(BUILD_TARGETS) train_qat
+	@$(PYTHON) dev/bench_ranks.py --program $(BUILD)/train_qat $(BENCH_FLAGS)
+
 # Data and the outputs of runs stay.
 clean:
 	@test ! -e $(BUILD) || test -f $(BUILD)/CMakeCache.txt || \
@@ -80,6 +86,7 @@ help:
 	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side"
+	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
 	@echo "make all                builds everything, the test and benchmark programs too"
 	@echo "make dependencies       installs all Debian packages; quickstart, test and bench install theirs themselves"
 	@echo "make format             clang-format on all C++ and CUDA files"
