@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -130,14 +131,21 @@ class Run {
         const Clock::time_point start = Clock::now();
         inputs_.resize(layout_.batch * config_.sequence_length);
         targets_.resize(inputs_.size());
+        check_ranks_agree(communicator_, settings_, layout_,
+                          {training_data_.fingerprint(),
+                           validation_data_ != nullptr ? validation_data_->fingerprint() : 0});
         start_or_resume();
+        if (step_ > last_step()) {
+            log_ << "step " << step_ << " is done already, -until " << last_step() << " is before it\n";
+            return {};
+        }
         const double peak_flops = sum_over_ranks(backend_.peak_flops(model_.compute_type()));
         run_together(communicator_, [&] {
             run_log_.begin(log_, first_metrics_step_, options_.print_every, training_flops_per_token(config_),
                            peak_flops);
         });
         const bool finished = train_steps();
-        return {finished || reached_until(), results_, seconds_since(start)};
+        return {finished, results_, seconds_since(start)};
     }
 
   private:
@@ -146,13 +154,15 @@ class Run {
     int64_t last_step() const {
         return std::min(options_.until.value_or(plan_.total_steps), plan_.total_steps);
     }
-    bool reached_until() const { return step_ == last_step(); }
+    bool reached_until() const { return step_ >= last_step(); }
+    // A part of a run: a trunk of others, or what -until cuts off.
+    bool is_part() const { return options_.trunk || last_step() < plan_.total_steps; }
 
-    // Both step ranges. False when it ended before the plan did.
+    // Both step ranges. False when a signal has ended them before.
     bool train_steps() {
         if (branched_) validate_where_branched();
         if (!train_range<Phase::full_precision>(plan_.fp_steps)) return stopped();
-        if (reached_until() && step_ < plan_.total_steps) return stopped();
+        if (reached_until() && is_part()) return stopped();
         if (plan_.qat_steps > 0 && !model_.parameters().quantized()) switch_to_quantization();
         if (!train_range<Phase::quantization_aware>(plan_.total_steps)) return stopped();
         finish();
@@ -179,7 +189,7 @@ class Run {
             optimizer_.step(rate);
             ++step_;
             run_log_.step(phase, step_, mean(losses), norm, rate, seconds_since(start));
-            if (on_step) on_step(step_, mean(losses), run_log_.tokens_per_second());
+            if (on_step && on_step(step_, mean(losses), run_log_.tokens_per_second())) stop_wanted_ = true;
             const bool last = step_ == range_end || reached_until();
             if (validation_is_due() && step_ != range_end) validate<phase>();
             if (stop_ && step_ < plan_.total_steps) return false;
@@ -207,8 +217,8 @@ class Run {
             double loss, stop;
         };
         std::vector<Report> reports(static_cast<size_t>(communicator_.size()));
-        reports[static_cast<size_t>(communicator_.rank())] = {model_.loss(),
-                                                              static_cast<double>(stop_requested)};
+        const bool stop = stop_requested != 0 || stop_wanted_;
+        reports[static_cast<size_t>(communicator_.rank())] = {model_.loss(), stop ? 1.0 : 0.0};
         communicator_.gather_on_host(reports.data(), sizeof(Report));
         std::vector<double> losses;
         for (const Report& report : reports) {
@@ -279,9 +289,9 @@ class Run {
     void start_or_resume() {
         const std::optional<std::string> checkpoint = checkpoints_.find(options_.resume, log_);
         if (checkpoint) {
-            // A run that ends within its full-precision steps is a trunk of others, and theirs are as good.
-            const bool trunk = options_.until && *options_.until <= plan_.fp_steps;
-            go_on_from(trunk ? checkpoints_.load_branch(*checkpoint, plan_) : checkpoints_.load(*checkpoint),
+            // A trunk belongs to all runs that branch off it, whichever of them it was planned for before.
+            go_on_from(options_.trunk ? checkpoints_.load_branch(*checkpoint, plan_)
+                                      : checkpoints_.load(*checkpoint),
                        "resume");
             return;
         }
@@ -327,10 +337,11 @@ class Run {
         log_ << "saved " << path << std::endl;
     }
 
+    // Whether it stopped where it was to.
     bool stopped() {
         save();
         log_ << "stopped after step " << step_ << "; go on with the same command and -resume" << std::endl;
-        return false;
+        return reached_until();
     }
 
     void finish() {
@@ -409,7 +420,8 @@ class Run {
     int64_t step_ = 0;                           // optimizer steps done
     std::optional<int64_t> first_metrics_step_;  // of a metrics file that is there already
     bool branched_ = false;                      // off another run, just now
-    bool stop_ = false;                          // a rank was told to stop
+    bool stop_wanted_ = false;                   // this rank's observer asks to stop
+    bool stop_ = false;                          // some rank is to stop
 };
 
 // One run, by the ranks of `communicator`. on_step may be empty.
@@ -434,11 +446,7 @@ TrainingOutcome train(const Options& options, Backend& backend, Communicator& co
         model = std::make_unique<Transformer>(backend, config, quantization,
                                               compute_type(options, backend, log), layout.batch, shard);
         log << describe(config) << "\n"
-            << format_plan(plan, config) << "  a step            " << layout.ranks
-            << (layout.ranks == 1 ? " rank x " : " ranks x ") << layout.gradient_accumulation
-            << (layout.gradient_accumulation == 1 ? " micro-batch" : " micro-batches") << " of "
-            << layout.batch << " sequences\n"
-            << "\nmemory (" << name_of(model->compute_type())
+            << format_plan(plan, config) << describe(layout) << "\nmemory (" << name_of(model->compute_type())
             << (communicator.size() > 1 ? ", of each rank" : "") << ")\n"
             << model->memory_table() << std::endl;
         if (options.plan_only) return;
@@ -450,38 +458,54 @@ TrainingOutcome train(const Options& options, Backend& backend, Communicator& co
     return options.plan_only ? TrainingOutcome() : run->train();
 }
 
-// What a sweep has to know of a run before it trains it.
-SweepRunPlan plan_of_run(const Options& options, int ranks) {
-    require_training_data(options);
-    const ModelConfig config = config_of(options);
-    SweepRunPlan run;
-    run.plan = plan_of(options, config, run_layout(options, ranks));
-    run.flops_per_token = training_flops_per_token(config);
-    const DataLoader data(options.train_pattern, loader_options(options, config, true));
-    nlohmann::ordered_json key = trunk_settings(run_settings(options, config, run.plan, DType::float32));
-    // What else decides a run's numbers, or what is measured of it.
-    key["data"] = std::to_string(data.fingerprint());
-    key["settings"] = {options.device,
-                       options.dtype,
-                       options.group,
-                       options.optimizer.scale_learning_rate_factor,
-                       options.validation_pattern,
-                       options.validation_sequences,
-                       options.validate_every};
-    run.trunk_key = key.dump();
-    return run;
-}
+// What a sweep has to know of its runs before it trains them. Remembers what shards they read.
+class RunPlanner {
+  public:
+    SweepRunPlan operator()(const Options& options, int ranks) {
+        require_training_data(options);
+        const ModelConfig config = config_of(options);
+        SweepRunPlan run;
+        run.plan = plan_of(options, config, run_layout(options, ranks));
+        run.flops_per_token = training_flops_per_token(config);
+        nlohmann::ordered_json key = trunk_settings(run_settings(options, config, run.plan, DType::float32));
+        // What else decides a run's numbers, or what is measured of it.
+        key["data"] = fingerprint(options, config);
+        key["settings"] = {options.device,
+                           options.dtype,
+                           options.group,
+                           options.optimizer.scale_learning_rate_factor,
+                           options.validation_pattern,
+                           options.validation_sequences,
+                           options.validate_every};
+        run.trunk_key = key.dump();
+        return run;
+    }
+
+  private:
+    std::string fingerprint(const Options& options, const ModelConfig& config) {
+        std::string& known = fingerprints_[{config.vocabulary, options.seed}];
+        if (known.empty())
+            known = std::to_string(
+                DataLoader(options.train_pattern, loader_options(options, config, true)).fingerprint());
+        return known;
+    }
+
+    std::map<std::pair<int64_t, uint64_t>, std::string> fingerprints_;
+};
 
 // The whole program on this rank.
 int run(const std::vector<std::string>& arguments, const Options& options, World& world) {
     if (!options.sweep.empty()) {
-        const SweepWork work{plan_of_run, train, [] { return stop_requested != 0; }};
+        const SweepWork work{RunPlanner(), train, [] { return stop_requested != 0; }};
         return run_sweep(arguments, options, world, work) ? 0 : interrupted_exit_code;
     }
     std::ostream nowhere(nullptr);
     std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
     std::unique_ptr<Backend> backend;
-    world.run_together([&] { backend = world.make_backend(options, options.output_directory, log); });
+    world.run_together([&] {
+        const int64_t rows = run_layout(options, world.size()).batch * options.sequence_length;
+        backend = world.make_backend(options, rows, options.output_directory, log);
+    });
     const std::unique_ptr<Communicator> communicator = world.connect(world.team(world.size()), *backend);
     if (world.size() > 1) log << "ranks: " << communicator->describe() << "\n";
     TrainingOutcome outcome;
@@ -496,6 +520,7 @@ int main(int argc, char** argv) {
     train_qat::limit_openmp_spinning(argv);
     std::signal(SIGINT, train_qat::request_stop);
     std::signal(SIGTERM, train_qat::request_stop);
+    std::signal(SIGUSR1, train_qat::request_stop);  // mpirun passes it on and, unlike after the others, waits
     std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is an error of the write, with a message
     return train_qat::run_program({argv + 1, argv + argc}, train_qat::run);
 }

@@ -290,6 +290,23 @@ std::vector<std::string> prune_checkpoints(const std::string& output_directory, 
     return removed;
 }
 
+bool is_checkpoint(const std::string& path) {
+    return is_plain_directory(path) && reason_not_valid(path).empty();
+}
+
+void remove_checkpoints(const std::string& output_directory) {
+    if (!fs::exists(output_directory)) return;
+    std::vector<fs::path> found;
+    for (const auto& entry : fs::directory_iterator(output_directory)) found.push_back(entry.path());
+    for (const fs::path& path : found) {
+        const int64_t step = step_of_checkpoint_name(path.filename().string());
+        if (step < 0 || !is_plain_directory(path)) continue;
+        const std::string hidden = output_directory + "/" + hidden_name(step, "partial");
+        rename_or_throw(path.string(), hidden);
+        fs::remove_all(hidden);
+    }
+}
+
 // ---- reading
 // ----------------------------------------------------------------------------------------------------
 

@@ -75,6 +75,12 @@ std::optional<std::string> find_latest_checkpoint(const std::string& output_dire
 std::vector<std::string> prune_checkpoints(const std::string& output_directory, int64_t keep,
                                            std::span<const int64_t> protected_steps = {});
 
+// Whether `path` is such a checkpoint: valid manifest, all files there and of the right size.
+bool is_checkpoint(const std::string& path);
+
+// Removes all checkpoints of a run, damaged ones too, and nothing else.
+void remove_checkpoints(const std::string& output_directory);
+
 class CheckpointReader {
   public:
     // A checkpoint, or the output directory of a run: then its latest. Reads the manifest and compares file

@@ -45,6 +45,7 @@ struct Options {
     bool resume = false;
     std::string from;              // a checkpoint of another run with the same first steps
     std::optional<int64_t> until;  // stop after this step
+    bool trunk = false;  // of a sweep: full-precision steps that several runs share, no run of its own
     bool plan_only = false;
     // many ranks
     int zero = 1;

@@ -37,6 +37,7 @@ double Optimizer::finish_gradients() {
     communicator.wait();
     std::vector<float> squares(static_cast<size_t>(squares_.elements()));
     backend_.copy_to_host(squares.data(), squares_.data, squares_.bytes());
+    communicator.wait();  // throws when other ranks were lost meanwhile, and the sums are none
 
     offender_.clear();
     double total = 0;

@@ -46,11 +46,13 @@ int run_program(const std::vector<std::string>& arguments, const Program& progra
     if (!options) return 0;
     try {
         World world(*options);
+        int exit_code = 0;
         try {
-            return program(arguments, *options, world);
+            end_job_on_failure(world, [&] { exit_code = program(arguments, *options, world); });
         } catch (const JointError& error) {
             return world.rank() == 0 ? report(error, "") : user_error;
         }
+        return exit_code;
     } catch (const std::exception& error) {
         return report(error, "");
     }

@@ -7,6 +7,7 @@
 #include "model/files.h"
 #include "model/schedule.h"
 #include "model/text.h"
+#include "model/together.h"
 
 namespace train_qat {
 
@@ -44,7 +45,8 @@ void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& s
         const nlohmann::json& its = saved.value(key, nlohmann::json());
         if (its != nlohmann::json(value))
             throw std::runtime_error(std::string(flag) + ": the checkpoint was trained with " + key + " " +
-                                     its.dump() + ", this run has " + value.dump() + "; " + advice);
+                                     its.dump() + ", this run has " + value.dump() + "; " +
+                                     (key == "total_batch" ? "give -total_batch " + its.dump() : advice));
     }
 }
 
@@ -112,6 +114,15 @@ RunLayout run_layout(const Options& options, int ranks) {
     return layout;
 }
 
+std::string describe(const RunLayout& layout) {
+    const auto counted = [](int64_t count, const std::string& one, const std::string& many) {
+        return std::to_string(count) + " " + (count == 1 ? one : many);
+    };
+    return "  a step            " + counted(layout.ranks, "rank", "ranks") + " x " +
+           counted(layout.gradient_accumulation, "micro-batch", "micro-batches") + " of " +
+           counted(layout.batch, "sequence", "sequences") + "\n";
+}
+
 Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout) {
     PlanRequest request = options.plan;
     request.parameters = parameter_count(config);
@@ -153,6 +164,28 @@ nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& c
             {"seed", options.seed},
             {"dtype", name_of(compute_type)},
             {"master", options.master}};
+}
+
+void check_ranks_agree(Communicator& communicator, const nlohmann::ordered_json& settings,
+                       const RunLayout& layout, const DataFingerprints& data) {
+    struct Hashes {
+        uint64_t settings;
+        DataFingerprints data;
+    };
+    std::vector<Hashes> all(static_cast<size_t>(communicator.size()));
+    all[static_cast<size_t>(communicator.rank())] = {
+        checksum_of(settings.dump() + describe(layout) + std::to_string(layout.zero)), data};
+    communicator.gather_on_host(all.data(), sizeof(Hashes));
+    for (size_t rank = 1; rank < all.size(); ++rank) {
+        const std::string other = "rank " + std::to_string(rank) + " has other ";
+        if (all[rank].settings != all[0].settings)
+            throw JointError(other +
+                             "settings than rank 0: start all ranks with the same flags, on like machines");
+        if (all[rank].data.training != all[0].data.training)
+            throw JointError(other + "training shards (-i) than rank 0: give all ranks the same files");
+        if (all[rank].data.validation != all[0].data.validation)
+            throw JointError(other + "validation shards (-j) than rank 0: give all ranks the same files");
+    }
 }
 
 nlohmann::json to_json(const RunState& state, const nlohmann::ordered_json& settings,

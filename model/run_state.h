@@ -39,12 +39,23 @@ struct RunLayout {
 // smaller number that divides a rank's share. std::runtime_error when ranks cannot share it evenly.
 RunLayout run_layout(const Options& options, int ranks);
 
+// A line for people, as part of a plan: "a step  2 ranks x 3 micro-batches of 4 sequences".
+std::string describe(const RunLayout& layout);
+
 // The plan of the options for this model.
 Plan plan_of(const Options& options, const ModelConfig& config, const RunLayout& layout);
 
 // Everything that the numbers of a run depend on, by flag name.
 nlohmann::ordered_json run_settings(const Options& options, const ModelConfig& config, const Plan& plan,
                                     DType compute_type);
+
+// Collective. Ranks with other settings or other shards (fingerprints of training and validation data) would
+// train something that nobody has asked for: JointError naming the first such rank.
+struct DataFingerprints {
+    uint64_t training = 0, validation = 0;
+};
+void check_ranks_agree(Communicator& communicator, const nlohmann::ordered_json& settings,
+                       const RunLayout& layout, const DataFingerprints& data);
 
 // The variable part of a checkpoint.
 struct RunState {

@@ -1,15 +1,18 @@
 #include "model/sweep.h"
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
 
+#include "model/checkpoint.h"
 #include "model/manifest.h"
 #include "model/metrics.h"
 #include "model/program.h"
@@ -54,6 +57,34 @@ Sweep plan_all_runs(const std::vector<std::string>& arguments, const Options& op
 
 std::string checkpoint_of(const std::string& output, const SweepPlan& plan, int trunk) {
     return trunk_directory(output, plan, trunk) + "/" + checkpoint_name(plan.jobs[trunk].end_step);
+}
+
+std::string results_path(const Options& options) {
+    return options.output_directory + "/results.jsonl";
+}
+
+// All but the results of the run that a leaf finishes.
+SweepOutcome outcome_of(const Sweep& sweep, const Options& options, int leaf) {
+    const SweepJob& job = sweep.plan.jobs[leaf];
+    const Options& own = sweep.runs[job.run];
+    SweepOutcome outcome;
+    outcome.run = sweep.plan.runs[job.run].name;
+    outcome.job = job.id;
+    outcome.asked_fraction = own.plan.qat_fraction;
+    outcome.asked_cooldown = own.plan.cooldown;
+    outcome.seed = own.seed;
+    outcome.plan = sweep.plan.runs[job.run].plan;
+    outcome.trained_steps = job.end_step - job.first_step;
+    outcome.shared_steps = job.first_step;
+    outcome.directory = run_directory(options.output_directory, sweep.plan, leaf);
+    return outcome;
+}
+
+nlohmann::ordered_json failure_record(const Sweep& sweep, const Options& options, int leaf,
+                                      const std::string& reason) {
+    SweepOutcome outcome = outcome_of(sweep, options, leaf);
+    outcome.failure = reason;
+    return result_record(outcome);
 }
 
 // Prints the table of a sweep now and then, from a thread of its own.
@@ -104,36 +135,40 @@ class Worker {
 
     // Until no job is left. False when it was interrupted.
     bool run() {
-        for (int job = next_job(); job != no_job; job = next_job())
-            if (!run_job(job)) return false;
-        return !interrupted_;
+        while (true) {
+            const int job = next_job();
+            if (job == none_left) return true;
+            if (job == interrupted) return false;
+            if (job != none_ready && !run_job(job)) return false;
+        }
     }
 
   private:
-    static constexpr int no_job = -1;
+    // What next_job returns instead of a job.
+    static constexpr int none_left = -1, interrupted = -2, none_ready = -3;
 
     bool leads() const { return communicator_.rank() == 0; }
     const SweepJob& job_of(int job) const { return sweep_.plan.jobs[job]; }
 
-    // The team's first rank takes it.
+    // The team's first rank takes it and tells the others; often, for they do not wait for ever.
     int next_job() {
-        double job = no_job;
-        if (leads()) job = claim();
-        job = gather_numbers(communicator_, job)[0];
-        return static_cast<int>(job);
+        const int job = leads() ? claim() : none_ready;
+        return static_cast<int>(gather_numbers(communicator_, job)[0]);
     }
 
     int claim() {
-        constexpr auto pause = std::chrono::milliseconds(200);
-        while (true) {
-            if (work_.stop_requested()) {
-                interrupted_ = true;
-                return no_job;
-            }
-            if (const std::optional<int> job = queue_.claim(name_)) return *job;
-            if (queue_.finished()) return no_job;
-            std::this_thread::sleep_for(pause);
+        using std::chrono::milliseconds;
+        constexpr milliseconds first_pause(100), longest_pause(2000);
+        if (work_.stop_requested()) queue_.request_stop();
+        if (queue_.stop_requested()) return interrupted;
+        if (const std::optional<int> job = queue_.claim(name_)) {
+            pause_ = first_pause;
+            return *job;
         }
+        if (queue_.finished()) return none_left;
+        std::this_thread::sleep_for(pause_);
+        pause_ = std::min(2 * pause_, longest_pause);
+        return none_ready;
     }
 
     std::string directory_of(int job) const {
@@ -146,7 +181,10 @@ class Worker {
         Options own = sweep_.runs[description.plan_of];
         own.output_directory = directory_of(job);
         own.resume = true;  // what an interrupted sweep has left of it
-        if (description.run < 0) own.until = description.end_step;
+        if (description.run < 0) {
+            own.trunk = true;
+            own.until = description.end_step;
+        }
         if (description.parent >= 0)
             own.from = checkpoint_of(options_.output_directory, sweep_.plan, description.parent);
         return own;
@@ -154,63 +192,57 @@ class Worker {
 
     // False when it was interrupted.
     bool run_job(int job) {
-        const Options own = options_of(job);
         std::ofstream log;
-        if (leads()) {
-            fs::create_directories(own.output_directory);
-            log.open(own.output_directory + "/log.txt", std::ios::app);
-        }
         try {
+            const Options own = options_of(job);
+            if (leads()) {
+                fs::create_directories(own.output_directory);
+                log.open(own.output_directory + "/log.txt", std::ios::app);
+            }
             const TrainingOutcome outcome =
                 work_.train(own, backend_, communicator_, log, leads() ? observer(job) : StepObserver());
-            if (!outcome.finished) return false;
+            if (!outcome.finished) {
+                if (leads()) give_back(job);
+                return false;
+            }
             if (leads()) finish(job, own, outcome);
         } catch (const RankError&) {
             throw;
         } catch (const std::runtime_error& error) {
             // Of several ranks one that fails alone leaves the others waiting for it.
             if (communicator_.size() > 1 && dynamic_cast<const JointError*>(&error) == nullptr) throw;
-            log << "failed: " << error.what() << std::endl;
-            if (leads()) fail(job, error.what());
+            if (leads()) fail(job, error.what(), log);
+        } catch (const std::bad_alloc&) {
+            if (communicator_.size() > 1) throw;
+            fail(job, "not enough host memory", log);
         }
         return true;
+    }
+
+    void give_back(int job) const {
+        queue_.release(job);
+        queue_.request_stop();
     }
 
     StepObserver observer(int job) const {
         return [this, job, last = Clock::time_point()](int64_t step, double loss, double rate) mutable {
             constexpr auto interval = std::chrono::seconds(1);
-            if (Clock::now() - last < interval) return;
+            if (Clock::now() - last < interval) return false;
             last = Clock::now();
             write_progress(queue_.directory(), job_of(job), {step, loss, rate});
+            return queue_.stop_requested();
         };
     }
-
-    SweepOutcome outcome_of(int run, int job) const {
-        const Options& own = sweep_.runs[run];
-        SweepOutcome outcome;
-        outcome.run = sweep_.plan.runs[run].name;
-        outcome.job = job_of(job).id;
-        outcome.asked_fraction = own.plan.qat_fraction;
-        outcome.asked_cooldown = own.plan.cooldown;
-        outcome.seed = own.seed;
-        outcome.plan = sweep_.plan.runs[run].plan;
-        outcome.trained_steps = job_of(job).end_step - job_of(job).first_step;
-        outcome.shared_steps = job_of(job).first_step;
-        outcome.directory = run_directory(options_.output_directory, sweep_.plan, job);
-        return outcome;
-    }
-
-    std::string results_path() const { return options_.output_directory + "/results.jsonl"; }
 
     void finish(int job, const Options& own, const TrainingOutcome& trained) {
         std::optional<double> loss;
         const int run = job_of(job).run;
         if (run >= 0) {
-            SweepOutcome outcome = outcome_of(run, job);
+            SweepOutcome outcome = outcome_of(sweep_, options_, job);
             outcome.results = trained.results;
             outcome.seconds = trained.seconds;
             loss = final_validation_loss(outcome.plan, outcome.results);
-            append_result(results_path(), result_record(outcome));
+            append_result(results_path(options_), result_record(outcome));
         }
         queue_.done(job, loss);
         say("done", job,
@@ -219,12 +251,11 @@ class Worker {
         if (own.keep > 0) remove_used_trunks();
     }
 
-    void fail(int job, const std::string& reason) {
-        for (const SweepQueue::FailedRun& failed : queue_.failed(job, reason)) {
-            SweepOutcome outcome = outcome_of(failed.run, leaf_of(failed.run));
-            outcome.failure = failed.reason;
-            append_result(results_path(), result_record(outcome));
-        }
+    void fail(int job, const std::string& reason, std::ostream& log) {
+        log << "failed: " << reason << std::endl;
+        for (const SweepQueue::FailedRun& failed : queue_.failed(job, reason))
+            append_result(results_path(options_),
+                          failure_record(sweep_, options_, leaf_of(failed.run), failed.reason));
         say("FAILED", job, ": " + reason);
     }
 
@@ -238,21 +269,23 @@ class Worker {
         std::cout << (std::string(what) + " " + job_name(sweep_.plan, job) + more + "\n") << std::flush;
     }
 
-    // Checkpoints from which everything has branched off. Other workers may be at the same.
+    // Of trunks from which everything has branched off. Other workers may be at the same.
     void remove_used_trunks() const {
         const std::vector<JobStatus> status = queue_.status(false);
         std::vector<bool> used(status.size(), false);
         for (size_t job = 0; job < status.size(); ++job) {
-            const bool open =
-                status[job].state == JobState::waiting || status[job].state == JobState::running;
-            if (open && job_of(static_cast<int>(job)).parent >= 0)
-                used[job_of(static_cast<int>(job)).parent] = true;
+            const int parent = sweep_.plan.jobs[job].parent;
+            if (parent >= 0 &&
+                (status[job].state == JobState::waiting || status[job].state == JobState::running))
+                used[parent] = true;
         }
         for (size_t job = 0; job < status.size(); ++job) {
             const auto trunk = static_cast<int>(job);
             if (job_of(trunk).run >= 0 || used[job] || status[job].state != JobState::done) continue;
-            std::error_code ignored;
-            fs::remove_all(checkpoint_of(options_.output_directory, sweep_.plan, trunk), ignored);
+            try {
+                remove_checkpoints(trunk_directory(options_.output_directory, sweep_.plan, trunk));
+            } catch (const std::runtime_error&) {  // another worker was faster, or the next one tries again
+            }
         }
     }
 
@@ -263,23 +296,46 @@ class Worker {
     Communicator& communicator_;
     const SweepWork& work_;
     const std::string name_;
-    bool interrupted_ = false;
+    std::chrono::milliseconds pause_{100};
 };
 
+// What results.jsonl lacks of jobs that are done or have failed: a process was killed in between, a larger
+// grid calls a run by another name or has runs below a trunk that has failed before.
+void complete_results(const SweepQueue& queue, const Options& options, const Sweep& sweep) {
+    std::map<std::string, nlohmann::ordered_json> known;
+    for (const nlohmann::ordered_json& record : read_results(results_path(options)))
+        if (record.contains("job")) known[record["job"].get<std::string>()] = record;
+    const std::vector<JobStatus> status = queue.status();
+    for (size_t i = 0; i < status.size(); ++i) {
+        const SweepJob& job = sweep.plan.jobs[i];
+        if (job.run < 0) continue;
+        const std::string& name = sweep.plan.runs[job.run].name;
+        const auto record = known.find(job.id);
+        if (status[i].state == JobState::failed && (record == known.end() || record->second["run"] != name)) {
+            const std::string reason = status[i].reason.empty() ? "its trunk failed" : status[i].reason;
+            append_result(results_path(options), failure_record(sweep, options, static_cast<int>(i), reason));
+        } else if (status[i].state == JobState::done && record == known.end()) {
+            queue.forget_done(static_cast<int>(i));  // its last checkpoint makes the record again
+        } else if (status[i].state == JobState::done && record->second["run"] != name) {
+            record->second["run"] = name;
+            append_result(results_path(options), record->second);
+        }
+    }
+}
+
 // By rank 0, before any worker begins.
-void prepare(const SweepQueue& queue, const Options& options, const SweepPlan& plan) {
+void prepare(const SweepQueue& queue, const Options& options, const Sweep& sweep) {
     queue.clear_claims(options.retry_failed);
+    complete_results(queue, options, sweep);
     // A trunk whose checkpoint was removed after its last branch, and which a larger grid needs again. Its
     // own trunk may be gone too.
-    for (std::vector<int> trunks = queue.trunks_to_start_from(); !trunks.empty();) {
-        bool changed = false;
-        for (int trunk : trunks) {
-            if (has_manifest(checkpoint_of(options.output_directory, plan, trunk))) continue;
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (int trunk : queue.trunks_to_start_from()) {
+            if (is_checkpoint(checkpoint_of(options.output_directory, sweep.plan, trunk))) continue;
             queue.forget_done(trunk);
             changed = true;
         }
-        if (!changed) break;
-        trunks = queue.trunks_to_start_from();
     }
 }
 
@@ -296,19 +352,22 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
     if (world.rank() == 0) std::cout << format_sweep_plan(sweep.plan) << std::flush;
     if (options.plan_only) return true;
 
-    std::optional<SweepLock> lock;
     std::optional<SweepQueue> queue;
     world.run_on_rank_0([&] {
-        lock.emplace(options.output_directory);
+        // Until all ranks have ended: one that is interrupted must not let another sweep in.
+        world.keep(std::make_shared<SweepLock>(options.output_directory));
         queue.emplace(options.output_directory, sweep.plan);
-        prepare(*queue, options, sweep.plan);
+        prepare(*queue, options, sweep);
     });
     if (!queue) queue.emplace(options.output_directory, sweep.plan);
 
     std::ostream nowhere(nullptr);
     std::ostream& log = world.rank() == 0 ? std::cout : nowhere;
     std::unique_ptr<Backend> backend;
-    world.run_together([&] { backend = world.make_backend(options, options.output_directory, log); });
+    world.run_together([&] {
+        const int64_t rows = run_layout(options, team.size).batch * options.sequence_length;
+        backend = world.make_backend(options, rows, options.output_directory, log);
+    });
     const std::unique_ptr<Communicator> communicator = world.connect(team, *backend);
     const std::string name =
         team.size == 1 ? "rank " + std::to_string(world.rank()) : "team " + std::to_string(team.number);

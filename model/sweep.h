@@ -22,8 +22,8 @@ struct TrainingOutcome {
     double seconds = 0;
 };
 
-// Told of each step: steps done, loss, tokens per second.
-using StepObserver = std::function<void(int64_t, double, double)>;
+// Told of each step: steps done, loss, tokens per second. True: to stop after it.
+using StepObserver = std::function<bool(int64_t, double, double)>;
 
 // What a sweep leaves to its caller.
 struct SweepWork {

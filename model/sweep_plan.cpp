@@ -1,6 +1,7 @@
 #include "model/sweep_plan.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <set>
@@ -184,7 +185,12 @@ std::string trunk_directory(const std::string& output_directory, const SweepPlan
 
 std::string run_directory(const std::string& output_directory, const SweepPlan& plan, int job) {
     check_kind(plan, job, true, "run_directory");
-    return output_directory + "/runs/" + job_name(plan, job) + "_" + plan.jobs[job].id;
+    const std::string runs = output_directory + "/runs/", ending = "_" + plan.jobs[job].id;
+    // A larger grid may call the same run by another name.
+    std::error_code none_yet;
+    for (const auto& entry : std::filesystem::directory_iterator(runs, none_yet))
+        if (entry.path().filename().string().ends_with(ending)) return entry.path().string();
+    return runs + job_name(plan, job) + ending;
 }
 
 std::string format_sweep_plan(const SweepPlan& plan) {

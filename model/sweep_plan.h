@@ -62,7 +62,8 @@ std::vector<int> runs_below(const SweepPlan& plan, int job);
 std::string job_name(const SweepPlan& plan, int job);
 
 // OUTPUT/trunks/5.0M_to_700_ID and OUTPUT/runs/NAME_ID: what a job writes. Other grids in the same OUTPUT
-// find the same jobs there and nothing else. std::logic_error for a job of the other kind.
+// find the same jobs there and nothing else: a directory of a run that is there already counts by its ID,
+// whatever the name before it. std::logic_error for a job of the other kind.
 std::string trunk_directory(const std::string& output_directory, const SweepPlan& plan, int job);
 std::string run_directory(const std::string& output_directory, const SweepPlan& plan, int job);
 

@@ -156,6 +156,7 @@ void SweepQueue::clear_claims(bool retry_failed) const {
             (kind == ".failed" && retry_failed))
             remove_file(directory_ + "/" + name);
     }
+    remove_file(stop_path());
     sync_directory(directory_);
 }
 
@@ -210,6 +211,18 @@ std::optional<int> SweepQueue::claim(const std::string& worker) const {
         if (create_exclusively(file(job, ".claim"), text_of(claim))) return job;
     }
     return std::nullopt;
+}
+
+void SweepQueue::release(int job) const {
+    remove_file(file(job, ".claim"));
+}
+
+void SweepQueue::request_stop() const {
+    create_exclusively(stop_path(), text_of(signature("stop")));
+}
+
+bool SweepQueue::stop_requested() const {
+    return std::filesystem::exists(stop_path());
 }
 
 bool SweepQueue::finished() const {

@@ -6,8 +6,9 @@
 //   ID.done      it is finished, and by which validation loss; survives restarts and changes of the grid
 //   ID.failed    it can't be finished, and why; survives restarts unless failed jobs are to be tried again
 //   ID.progress  how far it is (model/sweep_progress.h)
-// A claim stays until the next sweep starts: a job is trained once in a sweep, however late a worker hears of
-// it over a network.
+//   stop         a worker was interrupted: all are to end
+// A claim stays until the next sweep starts, or until an interrupted worker gives it back: a job is trained
+// once in a sweep, however late a worker hears of it over a network.
 #pragma once
 
 #include <optional>
@@ -59,6 +60,13 @@ class SweepQueue {
     // It is now this worker's. Nothing: no job is ready now; see finished().
     std::optional<int> claim(const std::string& worker) const;
 
+    // By the worker that claimed it, when it ends before the job does: another one may go on with it.
+    void release(int job) const;
+
+    // All workers are to end after the step that they are at; until clear_claims().
+    void request_stop() const;
+    bool stop_requested() const;
+
     // No job is left that could still run: all are done, failed, or not needed. False while others train.
     bool finished() const;
 
@@ -86,6 +94,7 @@ class SweepQueue {
 
   private:
     std::string file(int job, const char* kind) const;
+    std::string stop_path() const { return directory_ + "/stop"; }
     bool ready(const std::vector<JobStatus>& jobs, size_t job) const;
 
     std::string directory_;

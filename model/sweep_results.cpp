@@ -51,6 +51,16 @@ int64_t repair_end(int descriptor, const std::string& path) {
 
 }  // namespace
 
+namespace {
+
+// The same job is the same run, whatever it was called.
+std::string key_of(const Json& record) {
+    const bool has_job = record.contains("job") && record["job"].is_string();
+    return record[has_job ? "job" : "run"].get<std::string>();
+}
+
+}  // namespace
+
 void append_result(const std::string& path, const nlohmann::ordered_json& record) {
     const FileDescriptor descriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
     if (descriptor.get() < 0) throw_errno(path, "open");
@@ -88,7 +98,7 @@ std::vector<nlohmann::ordered_json> read_results(const std::string& path) {
                                        " is no JSON object with a text \"run\"; remove the line");
         }
         Json record = Json::parse(line);
-        const auto [known, is_new] = position.emplace(record["run"].get<std::string>(), records.size());
+        const auto [known, is_new] = position.emplace(key_of(record), records.size());
         if (is_new)
             records.push_back(std::move(record));
         else

@@ -17,9 +17,9 @@ namespace train_qat {
 // std::runtime_error when the file system refuses; the other lines stay as they are.
 void append_result(const std::string& path, const nlohmann::ordered_json& record);
 
-// All records, a run (by "run") that appears again replacing its earlier one; none if there is no file. A
-// last line that was cut off is left out. Throws std::runtime_error for any other line that is no JSON object
-// with a text "run".
+// All records; one of the same job (the same run, whatever its name) replaces an earlier one. None if there
+// is no file. A last line that was cut off is left out. Throws std::runtime_error for any other line that is
+// no JSON object with a text "run".
 std::vector<nlohmann::ordered_json> read_results(const std::string& path);
 
 // What a run of a sweep came to.
@@ -34,7 +34,7 @@ struct SweepOutcome {
     RunResults results;
     int64_t trained_steps = 0;  // its own
     int64_t shared_steps = 0;   // trained by trunk segments before them
-    double seconds = 0;         // of its own steps and validations
+    double seconds = 0;         // of its own steps and validations, since it was last resumed
     std::string directory;
 };
 

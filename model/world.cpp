@@ -1,5 +1,9 @@
 #include "model/world.h"
 
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -31,7 +35,11 @@ World::World(const Options& options) : options_(options), launch_(find_launch())
             throw std::runtime_error("started by " + launch_.source + ", but " + mpi_unavailable());
         mpi_ = std::make_unique<MpiSession>();
         everyone_ = mpi_->communicator(options.rank_timeout);
-        // What MPI says counts: variables may stem from an outer launcher.
+        if (launch_.size > 1 && everyone_->size() == 1)
+            throw std::runtime_error(
+                "started by " + launch_.source + " as one of " + text(launch_.size) +
+                " ranks, but the MPI of this program sees one: start it with the mpirun of "
+                "the MPI that it was built with, or unset the launcher's variables");
         launch_.rank = everyone_->rank();
         launch_.size = everyone_->size();
     } else {
@@ -51,8 +59,18 @@ Team World::team(int size) const {
     return {launch_.rank / size, launch_.rank % size, size};
 }
 
-std::unique_ptr<Backend> World::make_backend(const Options& options, const std::string& tuning_directory,
-                                             std::ostream& log) const {
+// All that the launcher has bound this rank to; where it has bound none, the machine's are shared out.
+int World::cpu_threads(const Options& options) const {
+    if (options.threads > 0 || launch_.local_size == 1) return options.threads;
+    cpu_set_t usable;
+    if (sched_getaffinity(0, sizeof usable, &usable) != 0) return options.threads;
+    const int cores = CPU_COUNT(&usable);
+    const auto machine = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+    return cores < machine ? cores : std::max(1, cores / launch_.local_size);
+}
+
+std::unique_ptr<Backend> World::make_backend(const Options& options, int64_t matmul_rows,
+                                             const std::string& tuning_directory, std::ostream& log) const {
     // With many ranks on a machine, each has the device of its number there; some launchers show each rank
     // its own alone.
     const int device = cuda_unavailable(1).empty() ? launch_.local_rank : 0;
@@ -62,7 +80,7 @@ std::unique_ptr<Backend> World::make_backend(const Options& options, const std::
         CudaOptions cuda;
         cuda.device = device;
         cuda.qat_gemm = qat_gemm(options.qat_gemm);
-        cuda.matmul_rows = options.batch * options.sequence_length;
+        cuda.matmul_rows = matmul_rows;
         const std::string own = launch_.rank == 0 ? "" : "_rank" + text(launch_.rank);
         cuda.tuning_file =
             (std::filesystem::path(tuning_directory) / ("cuda_tuning" + own + ".txt")).string();
@@ -73,7 +91,7 @@ std::unique_ptr<Backend> World::make_backend(const Options& options, const std::
     }
     if (options.master == "off")
         throw std::runtime_error("-master off: only the CUDA backend rounds stochastically, and " + missing);
-    std::unique_ptr<Backend> backend = make_cpu_backend(options.threads);
+    std::unique_ptr<Backend> backend = make_cpu_backend(cpu_threads(options));
     log << "device: " << backend->describe() << (missing.empty() ? "" : " (-device auto: " + missing + ")")
         << "\n";
     return backend;
@@ -103,6 +121,10 @@ std::unique_ptr<Communicator> World::connect(const Team& team, Backend& backend)
 std::unique_ptr<Communicator> World::connect_devices(const Team& team, Backend& backend, Communicator* host) {
     NcclId id;
     if (host != nullptr) {
+        train_qat::run_together(*host, [] {
+            if (!nccl_unavailable().empty())
+                throw std::runtime_error("ranks on CUDA devices need NCCL: " + nccl_unavailable());
+        });
         if (host->rank() == 0) id = new_nccl_id();
         host->broadcast(id.bytes.data(), static_cast<int64_t>(id.bytes.size()), 0);
         host->wait();

@@ -4,6 +4,9 @@
 #include <functional>
 #include <memory>
 #include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/ranks/communicator.h"
@@ -31,10 +34,10 @@ class World {
     // The team of this rank when each has `size` ranks; it must divide the number of ranks.
     Team team(int size) const;
 
-    // The device of this rank, which is said on `log`. tuning_directory: where choices made by timing are
-    // kept.
-    std::unique_ptr<Backend> make_backend(const Options& options, const std::string& tuning_directory,
-                                          std::ostream& log) const;
+    // The device of this rank, which is said on `log`. matmul_rows: rows of activations of its matmuls, for
+    // choices made by timing; tuning_directory: where these are kept.
+    std::unique_ptr<Backend> make_backend(const Options& options, int64_t matmul_rows,
+                                          const std::string& tuning_directory, std::ostream& log) const;
 
     // Connects the ranks of a team; each calls it once for a backend.
     std::unique_ptr<Communicator> connect(const Team& team, Backend& backend);
@@ -44,14 +47,20 @@ class World {
     void run_together(const std::function<void()>& function);
     void run_on_rank_0(const std::function<void()>& function);
 
+    // Kept until all ranks of the job have ended, where MPI connects them.
+    void keep(std::shared_ptr<void> object) { kept_.push_back(std::move(object)); }
+
     // Ends all processes of the job.
     [[noreturn]] void abort(int exit_code) const;
 
   private:
     std::unique_ptr<Communicator> connect_devices(const Team& team, Backend& backend, Communicator* host);
 
+    int cpu_threads(const Options& options) const;
+
     const Options options_;
     Launch launch_;
+    std::vector<std::shared_ptr<void>> kept_;  // before mpi_, which waits for the others at its end
     std::unique_ptr<MpiSession> mpi_;
     std::unique_ptr<Communicator> everyone_;  // over MPI, or single
     int meetings_ = 0;                        // by files, so far

@@ -99,7 +99,7 @@ TEST_CASE("budgets, fractions and bits share one trunk under a warmup in steps",
     CHECK(ends == switches);
     const std::string text = format_sweep_plan(plan);
     INFO(text);
-    for (const char* part : {"45 runs, 1 trunks of", "9.0M", "2.7M", "69.8%", "9.1 times"})
+    for (const char* part : {"45 runs; 1 shared trunk of", "9.0M", "2.7M", "69.8%", "9.1 times"})
         CHECK(text.find(part) != std::string::npos);
 }
 

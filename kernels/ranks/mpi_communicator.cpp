@@ -92,7 +92,10 @@ class Messages {
         constexpr auto first_pause = std::chrono::microseconds(20),
                        longest_pause = std::chrono::microseconds(500);
         constexpr int first_looks = 100, most_questions = 20;
-        Clock::time_point progress = Clock::now();
+        // More seconds between two looks: this process itself was stopped, which says nothing of the others.
+        constexpr double longest_look = 1;
+        Clock::time_point last_look = Clock::now();
+        double waited = 0;  // seconds without progress
         std::vector<int> finished(requests_.size());
         int quick_looks = first_looks, questions = 0;
         auto pause = first_pause;
@@ -103,7 +106,8 @@ class Messages {
                       collective);
             if (count > 0) {
                 open -= static_cast<size_t>(count);
-                progress = Clock::now();
+                waited = 0;
+                last_look = Clock::now();
             } else if (quick_looks > 0) {
                 --quick_looks;
                 std::this_thread::yield();
@@ -111,11 +115,14 @@ class Messages {
                 answer_questions();
                 std::this_thread::sleep_for(pause);
                 pause = std::min(pause * 2, longest_pause);
-                if (seconds_since(progress) <= timeout_seconds_) continue;
+                waited += std::min(seconds_since(last_look), longest_look);
+                last_look = Clock::now();
+                if (waited <= timeout_seconds_) continue;
                 const std::set<int> silent = without_answer(open_peers());
                 if (!silent.empty() || ++questions == most_questions)
                     give_up(collective, silent.empty() ? open_peers() : silent);
-                progress = Clock::now();  // those wait too: one that knows for whom will say so
+                waited = 0;  // those wait too: one that knows for whom will say so
+                last_look = Clock::now();
             }
         }
         requests_.clear();
