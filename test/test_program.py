@@ -5,7 +5,6 @@
 
 Most runs use one thread: the numbers do not depend on it (tested), and a busy machine wakes sleeping threads slowly.
 """
-import argparse
 import fcntl
 import json
 import math
@@ -18,12 +17,11 @@ import signal
 import subprocess
 import sys
 import time
-import unittest
 import unittest.mock
 
 from program_fixture import (LIMIT_SECONDS, SEQUENCE, SHAPE, VOCABULARY, ProgramTest, checkpoint, checkpoints,
                              expected_shapes, parameter_count, read_bytes, read_metrics, read_safetensors,
-                             sentencepiece_model, snapshot, write_shards)
+                             run_tests, sentencepiece_model, snapshot, write_shards)
 from shard_files import fnv1a_64
 
 
@@ -560,23 +558,5 @@ class PlanTest(ProgramTest):
             self.assertEqual(sorted(listed), sorted([*options, "h"]))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", default=ProgramTest.program, metavar="PATH")
-    parser.add_argument("tests", nargs="*", metavar="TESTS", help="such as ResumeTest or ErrorTest.test_flags; all")
-    arguments = parser.parse_args()
-    ProgramTest.program = os.path.abspath(arguments.program)
-    if not os.access(ProgramTest.program, os.X_OK):
-        parser.error(f"{arguments.program} is not there; build it with make")
-    names = arguments.tests or ["WholeRunTest", "ResumeTest", "ErrorTest", "PlanTest"]
-    suite = unittest.defaultTestLoader.loadTestsFromNames(names, sys.modules[__name__])
-    result = unittest.TextTestRunner(verbosity=2).run(suite)
-    failed_tests = {str(getattr(test, "test_case", test)) for test, _ in result.failures + result.errors}
-    failed = max(len(failed_tests), 0 if result.wasSuccessful() else 1)
-    sys.stderr.flush()
-    print(f"{max(0, result.testsRun - len(result.skipped) - failed)} passed, {failed} failed", flush=True)
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tests(__doc__, sys.modules[__name__], ["WholeRunTest", "ResumeTest", "ErrorTest", "PlanTest"]))

@@ -25,30 +25,56 @@ int64_t rounded_up(int64_t bytes) {
 
 // Codes of one group. Returns the scale as readers need it.
 template <Grid grid>
-float pack_group(const float* weights, float scale, int64_t first, int64_t count, uint8_t* row) {
-    constexpr int bits = code_bits(grid);
+float codes_of_group(const float* __restrict weights, float scale, int64_t count, uint8_t* __restrict codes) {
     bool has_nan = false;
+#pragma omp simd reduction(| : has_nan)
     for (int64_t k = 0; k < count; ++k) {
-        const float level = GridTraits<grid>::level(weights[k] / scale);
-        has_nan |= std::isnan(weights[k]);
-        const int64_t bit = (first + k) * bits;
-        row[bit / 8] |= static_cast<uint8_t>(code_of_level<grid>(level) << (bit % 8));
+        codes[k] = static_cast<uint8_t>(code_of_level<grid>(GridTraits<grid>::level(weights[k] / scale)));
+        has_nan |= weights[k] != weights[k];
     }
     return has_nan ? std::numeric_limits<float>::quiet_NaN() : scale;
 }
 
+// Several codes to a byte, as kernels/codes.h says. `codes` goes on with zeros to whole bytes.
+template <int bits>
+void pack(const uint8_t* __restrict codes, uint8_t* __restrict packed, int64_t bytes) {
+    constexpr int in_byte = 8 / bits;
+    for (int64_t i = 0; i < bytes; ++i) {
+        uint32_t byte = 0;
+        for (int j = 0; j < in_byte; ++j) byte |= static_cast<uint32_t>(codes[i * in_byte + j]) << (j * bits);
+        packed[i] = static_cast<uint8_t>(byte);
+    }
+}
+
+// The first `count` levels of a row of codes.
 template <Grid grid, typename T>
-void write_row(const ParameterRows& p, int64_t row, uint8_t* numbers, int64_t row_bytes, float* scales) {
+void unpack(const uint8_t* __restrict packed, T* __restrict levels, int64_t count) {
+    constexpr int bits = code_bits(grid), in_byte = 8 / bits;
+    const int64_t whole = count / in_byte;
+    for (int64_t i = 0; i < whole; ++i)
+        for (int j = 0; j < in_byte; ++j)
+            levels[i * in_byte + j] = level_of_code<grid>(packed[i] >> (j * bits) & code_mask(grid));
+    for (int64_t k = whole * in_byte; k < count; ++k)
+        levels[k] = level_of_code<grid>(packed[whole] >> (k % in_byte * bits) & code_mask(grid));
+}
+
+// `scratch`: room for the codes of a row, one a byte.
+template <Grid grid, typename T>
+void write_row(const ParameterRows& p, int64_t row, uint8_t* numbers, int64_t row_bytes, float* scales,
+               uint8_t* scratch) {
     const float* const weights = p.master + row * p.columns;
     if constexpr (grid == Grid::none) {
-        T* const out = reinterpret_cast<T*>(numbers);
+        T* __restrict out = reinterpret_cast<T*>(numbers);
         for (int64_t k = 0; k < p.columns; ++k) out[k] = weights[k];
     } else {
-        std::memset(numbers, 0, static_cast<size_t>(row_bytes));
+        constexpr int bits = code_bits(grid);
         const int64_t groups = p.columns / p.group;
         for (int64_t i = 0; i < groups; ++i)
-            scales[i] = pack_group<grid>(weights + i * p.group, effective_scale(p.scale[row * groups + i]),
-                                         i * p.group, p.group, numbers);
+            scales[i] =
+                codes_of_group<grid>(weights + i * p.group, effective_scale(p.scale[row * groups + i]),
+                                     p.group, scratch + i * p.group);
+        std::memset(scratch + p.columns, 0, static_cast<size_t>(row_bytes * 8 / bits - p.columns));
+        pack<bits>(scratch, numbers, row_bytes);
     }
 }
 
@@ -68,13 +94,12 @@ struct FromMessages {
             std::memcpy(out, numbers, static_cast<size_t>(message.row_bytes));
             return 1.0f;
         } else {
-            constexpr int bits = code_bits(grid);
             const float* const scales = message.scales + row * message.scales_per_row;
             const bool one_scale = message.scales_per_row == 1;
-            for (int64_t k = 0; k < p.columns; ++k) {
-                const uint32_t code = numbers[k * bits / 8] >> (k * bits % 8) & code_mask(grid);
-                const float level = level_of_code<grid>(code);
-                out[k] = one_scale ? level : level * scales[k / p.group];
+            unpack<grid>(numbers, out, p.columns);
+            for (int64_t i = 0; i < message.scales_per_row && !one_scale; ++i) {
+                T* __restrict group = out + i * p.group;
+                for (int64_t k = 0; k < p.group; ++k) group[k] = group[k] * scales[i];
             }
             return one_scale ? scales[0] : 1.0f;
         }
@@ -126,10 +151,13 @@ void CpuBackend::write_weight_messages(std::span<const ParameterRows> rows,
         const int64_t first = p.first_element / p.columns;
         with_compute_type("write_weight_messages", p.compute->dtype, [&]<typename T>() {
             with_grid(p.grid, [&]<Grid grid>() {
+                // Most codes that a row's bytes hold: one bit each.
+                auto* const codes = reinterpret_cast<uint8_t*>(
+                    thread_scratch(message.row_bytes * 8 / static_cast<int64_t>(sizeof(float)) + 1));
                 for (int64_t row = block.first; row < block.last; ++row)
                     write_row<grid, T>(
                         p, row, static_cast<uint8_t*>(message.numbers) + (first + row) * message.row_bytes,
-                        message.row_bytes, message.scales + (first + row) * message.scales_per_row);
+                        message.row_bytes, message.scales + (first + row) * message.scales_per_row, codes);
             });
         });
     });
