@@ -333,6 +333,7 @@ void prepare(const SweepQueue& queue, const Options& options, const Sweep& sweep
         changed = false;
         for (int trunk : queue.trunks_to_start_from()) {
             if (is_checkpoint(checkpoint_of(options.output_directory, sweep.plan, trunk))) continue;
+            remove_checkpoints(trunk_directory(options.output_directory, sweep.plan, trunk));
             queue.forget_done(trunk);
             changed = true;
         }

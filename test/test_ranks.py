@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, VOCABULARY, ProgramTest, RanksTest, checkpoint, checkpoints,
+from program_fixture import (BATCH, LIMIT_SECONDS, Job, SEQUENCE, VOCABULARY, ProgramTest, RanksTest, checkpoint, checkpoints,
                              expected_shapes, parameter_count, read_bytes, read_checkpoint, read_metrics,
                              read_run_record, run_tests, snapshot, write_shards)
 
@@ -315,6 +315,41 @@ class MishapTest(RanksTest):
 
 # ---- branches -----------------------------------------------------------------------------------------------------
 
+class AgreementTest(RanksTest):
+    """Ranks that were started unlike one another."""
+
+    def unlike(self, *changes):
+        """Two ranks, the second with other flags."""
+        flags = f"-steps 4 -qat_frac 0.5 -total_batch {TOTAL_BATCH}"
+        first, second = self.command(flags), self.command(flags, *changes)
+        command = [*self.launched(1, first), ":", "-np", "1", *second]
+        job = Job(command, self.directory)
+        self.addCleanup(job.kill)
+        return job.end()
+
+    def test_settings(self):
+        self.check_job_error(self.unlike("-lr 2e-3"), "rank 1 has other settings than rank 0")
+        self.check_job_error(self.unlike("-zero 0"), "rank 1 has other settings than rank 0")
+
+    def test_data(self):
+        flags = f"-steps 4 -qat_frac 0.5 -total_batch {TOTAL_BATCH}"
+        for changed, words in [({"train": self.other}, "training shards (-i)"),
+                               ({"validation": self.other}, "validation shards (-j)")]:
+            command = [*self.launched(1, self.command(flags)), ":", "-np", "1", *self.command(flags, **changed)]
+            job = Job(command, self.directory)
+            self.addCleanup(job.kill)
+            self.check_job_error(job.end(), "rank 1 has other " + words)
+
+    def test_devices(self):
+        self.assertNotEqual(self.unlike("-device cuda").returncode, 0)
+
+    def test_a_launcher_of_another_mpi(self):
+        environment = {**os.environ, "PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}
+        result = self.start(self.command("-steps 4 -qat_frac 0.5"), env=environment)
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("4 ranks", result.stderr)
+
+
 class BranchTest(ProgramTest):
     """-until stops a run, -from begins another one with its steps: as if that had been trained alone."""
 
@@ -360,6 +395,12 @@ class BranchTest(ProgramTest):
 
     def test_with_checkpoints_on_the_way(self):
         self.check_branch("-steps 40 -b 4 -qat_frac 0.25", "-steps 20 -b 4 -qat_frac 0.5 -save_every 6 -keep 1", 8)
+
+    def test_until_before_what_is_done(self):
+        self.run_program("-steps 12 -qat_frac 0.5 -until 8")
+        before = snapshot(self.path("out"))
+        self.assertIn("step 8 is done already", self.run_program("-steps 12 -qat_frac 0.5 -until 5 -resume"))
+        self.assertEqual(snapshot(self.path("out")), before)
 
     def test_until_stops_a_run(self):
         flags = "-steps 20 -qat_frac 0.5 -save_every 7 -val_every 4"
@@ -583,6 +624,64 @@ class SweepTest(RanksTest):
         # And now it is free.
         self.run_program(SWEEP, self.grid({"tokens": [1920], "qat_frac": [0.5]}))
 
+    def test_idle_teams_keep_in_touch(self):
+        # The second team has nothing to do while the first trains the trunk, for longer than ranks wait for an answer.
+        sweep = self.grid({"tokens": ["20M"], "b": [4, 1], "qat_frac": [0.02]})
+        job = self.start_job(4, SWEEP, sweep, "-sweep_ranks 2 -rank_timeout 2 -print_every 1000 -val_every 100000")
+        time.sleep(5)
+        self.assertIsNone(job.process.poll())
+        self.assertEqual(glob.glob(self.path("out", "queue", "*.done")), [], "the trunk was too short")
+        job.process.send_signal(signal.SIGUSR1)
+        result = job.end()
+        self.assertEqual(self.own_lines(result), [])
+        self.assertIn("interrupted; the same command goes on", result.stdout)
+
+    def test_one_rank_stopped_stops_all(self):
+        sweep = self.grid({"tokens": ["1B"], "b": [4], "qat_frac": [0.5], "seed": [1, 2]})
+        job = self.start_job(2, SWEEP, sweep, "-print_every 1000")
+        for seed in (1, 2):
+            deadline = time.monotonic() + LIMIT_SECONDS
+            while not glob.glob(self.path("out", "runs", f"*_s{seed}_*", "metrics.jsonl")):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
+        os.kill(job.rank(1), signal.SIGTERM)
+        result = job.end()
+        self.assertIn("interrupted; the same command goes on", result.stdout)
+        self.assertEqual(len(glob.glob(self.path("out", "runs", "*", "step_*"))), 2)
+        self.assertEqual(glob.glob(self.path("out", "queue", "*.claim")), [])
+
+    def test_damaged_trunk_is_trained_again(self):
+        grid = {"tokens": [1920], "b": [4, 8], "qat_frac": [0.5]}
+        self.run_program(SWEEP, self.grid(grid), "-keep 0")
+        trunk, = glob.glob(self.path("out", "trunks", "*", "step_*"))
+        os.remove(os.path.join(trunk, "model.safetensors"))
+        grid["b"].append(6)
+        self.run_program(SWEEP, self.grid(grid), "-keep 0")
+        self.check_runs(grid)
+
+    def test_used_trunks_leave_no_checkpoints(self):
+        self.run_program(SWEEP, self.grid({"tokens": [1920], "b": [4, 8], "qat_frac": [0.5]}), "-save_every 4")
+        self.assertEqual(glob.glob(self.path("out", "trunks", "*", "step_*")), [])
+        self.assertTrue(glob.glob(self.path("out", "trunks", "*", "log.txt")))
+
+    def test_a_new_axis_renames_runs(self):
+        grid = {"tokens": [1920], "b": [4, 8], "qat_frac": [0.5]}
+        self.run_program(SWEEP, self.grid(grid))
+        trained = self.trained_steps()
+        self.run_program(SWEEP, self.grid({**grid, "seed": [1]}))
+        self.assertEqual(self.trained_steps(), trained)
+        self.run_program(SWEEP, self.grid({**grid, "seed": [1, 2]}))
+        self.assertEqual({f"t1920_b{bits}_f0.5_s{seed}" for bits in (4, 8) for seed in (1, 2)},
+                         {name for name in self.results(may_repeat=True) if "_s" in name})
+
+    def test_runs_below_a_failed_trunk_are_recorded(self):
+        flags = SWEEP.replace("-lr 3e-3", "-lr 1e30")
+        self.run_program(flags, self.grid({"tokens": [1920], "b": [4, 2], "qat_frac": [0.5]}))
+        self.run_program(flags, self.grid({"tokens": [1920], "b": [4, 2, 8], "qat_frac": [0.5]}))
+        records = self.results()
+        self.assertEqual({record["b"]: record["status"] for record in records.values()},
+                         {4: "failed", 2: "failed", 8: "failed"})
+
     def test_failing_runs(self):
         grid = {"tokens": [1920], "qat_frac": [0.2, 0.5], "lr": [0.003, 1e30]}
         sweep = self.grid(grid)
@@ -624,5 +723,5 @@ class SweepTest(RanksTest):
 
 
 if __name__ == "__main__":
-    names = ["SameNumbersTest", "RecordTest", "RanksResumeTest", "MishapTest", "BranchTest", "SweepTest"]
+    names = ["SameNumbersTest", "RecordTest", "RanksResumeTest", "MishapTest", "AgreementTest", "BranchTest", "SweepTest"]
     sys.exit(run_tests(__doc__, sys.modules[__name__], names))
