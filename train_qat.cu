@@ -9,7 +9,6 @@
 #include <chrono>
 #include <csignal>
 #include <ctime>
-#include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -24,15 +23,14 @@
 #include "kernels/cpu/openmp_settings.h"
 #include "model/command_line.h"
 #include "model/generate.h"
-#include "model/metrics.h"
 #include "model/optimizer.h"
 #include "model/plan.h"
 #include "model/program.h"
 #include "model/run_checkpoints.h"
-#include "model/run_guard.h"
 #include "model/run_log.h"
 #include "model/run_state.h"
 #include "model/schedule.h"
+#include "model/step_reports.h"
 #include "model/sweep.h"
 #include "model/together.h"
 #include "model/transformer.h"
@@ -123,7 +121,7 @@ class Run {
           optimizer_(backend, model.parameters(), options.optimizer, communicator),
           training_data_(options.train_pattern, training_options(options, config, communicator)),
           settings_(run_settings(options, config, plan, model.compute_type())),
-          checkpoints_(options.output_directory, backend, model.parameters(), optimizer_, settings_,
+          checkpoints_(options, backend, model.parameters(), optimizer_, settings_,
                        training_data_.fingerprint()),
           run_log_(options.output_directory, {settings_, layout, backend.describe()}, plan, is_first_rank()) {
         if (!options.validation_pattern.empty())
@@ -141,7 +139,7 @@ class Run {
         check_ranks_agree(communicator_, settings_, layout_,
                           {training_data_.fingerprint(),
                            validation_data_ != nullptr ? validation_data_->fingerprint() : 0});
-        start_or_resume();
+        begin();
         if (step_ > last_step()) {
             log_ << "step " << step_ << " is done already, -until " << last_step() << " is before it\n";
             return {};
@@ -189,59 +187,27 @@ class Run {
                                          micro_batches * communicator_.size(),
                                          micro + 1 == micro_batches ? &optimizer_.data_parallel() : nullptr);
             }
-            const std::vector<double> losses = gather_losses();
+            reports_.gather(model_.loss(), stop_requested != 0 || stop_wanted_);
             const double norm = optimizer_.finish_gradients();
-            check_numbers(losses, norm);
+            reports_.check(step_ + 1, norm, optimizer_.offender());
             const double rate = learning_rate(plan_, step_);
             optimizer_.step(rate);
             ++step_;
-            run_log_.step(phase, step_, mean(losses), norm, rate, seconds_since(start));
-            if (on_step && on_step(step_, mean(losses), run_log_.tokens_per_second())) stop_wanted_ = true;
+            const double loss = reports_.loss();
+            run_log_.step(phase, step_, loss, norm, rate, seconds_since(start));
+            if (on_step && on_step(step_, loss, run_log_.tokens_per_second())) stop_wanted_ = true;
             const bool last = step_ == range_end || reached_until();
             if (validation_is_due() && step_ != range_end) validate<phase>();
-            if (stop_ && step_ < plan_.total_steps) return false;
+            if (reports_.stop() && step_ < plan_.total_steps) return false;
             if (save_is_due() && !last) save();
         }
         return true;
-    }
-
-    static double mean(const std::vector<double>& losses) {
-        double sum = 0;
-        for (double loss : losses) sum += loss;
-        return sum / static_cast<double>(losses.size());
     }
 
     double sum_over_ranks(double mine) {
         double sum = 0;
         for (double number : gather_numbers(communicator_, mine)) sum += number;
         return sum;
-    }
-
-    // The losses of all ranks, and with them whether one of them is to stop: a signal may reach one rank
-    // alone.
-    std::vector<double> gather_losses() {
-        struct Report {
-            double loss, stop;
-        };
-        std::vector<Report> reports(static_cast<size_t>(communicator_.size()));
-        const bool stop = stop_requested != 0 || stop_wanted_;
-        reports[static_cast<size_t>(communicator_.rank())] = {model_.loss(), stop ? 1.0 : 0.0};
-        communicator_.gather_on_host(reports.data(), sizeof(Report));
-        std::vector<double> losses;
-        for (const Report& report : reports) {
-            losses.push_back(report.loss);
-            stop_ = stop_ || report.stop != 0;
-        }
-        return losses;
-    }
-
-    // All ranks see the same numbers, so all stop together.
-    void check_numbers(const std::vector<double>& losses, double norm) {
-        try {
-            guard_.check(step_ + 1, losses, norm, optimizer_.offender());
-        } catch (const std::runtime_error& error) {
-            throw JointError(error.what());
-        }
     }
 
     bool save_is_due() const { return options_.save_every > 0 && step_ % options_.save_every == 0; }
@@ -293,54 +259,20 @@ class Run {
         if (save_is_due() && step_ > 0) save();
     }
 
-    void start_or_resume() {
-        const std::optional<std::string> checkpoint = checkpoints_.find(options_.resume, log_);
-        if (checkpoint) {
-            // A trunk belongs to all runs that branch off it, whichever of them it was planned for before.
-            go_on_from(options_.trunk ? checkpoints_.load_branch(*checkpoint, plan_)
-                                      : checkpoints_.load(*checkpoint),
-                       "resume");
-            return;
-        }
-        if (options_.resume)
-            log_ << "resume: no checkpoint in " << options_.output_directory << ", starting "
-                 << (options_.from.empty() ? "at step 0" : "from " + options_.from) << "\n";
-        if (!options_.from.empty()) {
-            branched_ = true;
-            go_on_from(checkpoints_.load_branch(options_.from, plan_), "branch");
-            run_on_rank_0(communicator_, [&] { copy_metrics_of_branch(); });
-            return;
-        }
-        if (options_.resume) first_metrics_step_ = 1;
-        model_.parameters().initialize(backend_, options_.seed);
-        optimizer_.quantize();
-    }
-
-    void go_on_from(const RunPosition& position, const char* how) {
-        training_data_.seek(position.loader_position);
-        results_ = position.results;
-        step_ = position.step;
-        first_metrics_step_ = step_ + 1;
-        guard_.set_last_checkpoint(position.checkpoint);
-        log_ << how << ": step " << step_ << " from " << position.checkpoint << "\n";
-    }
-
-    // The metrics of a branch are those of the run alone: the other run's up to here.
-    void copy_metrics_of_branch() {
-        const std::filesystem::path of_other =
-            std::filesystem::path(options_.from).lexically_normal().parent_path() / "metrics.jsonl";
-        if (std::filesystem::exists(of_other))
-            copy_metrics(of_other.string(), step_, options_.output_directory, options_.resume);
-        else
-            log_ << "from: " << of_other.string() << " is not there; metrics begin at step " << step_ + 1
-                 << "\n";
+    void begin() {
+        const RunStart start = checkpoints_.start(plan_, log_);
+        step_ = start.position.step;
+        results_ = start.position.results;
+        branched_ = start.branched;
+        first_metrics_step_ = start.first_metrics_step;
+        training_data_.seek(start.position.loader_position);
+        reports_.set_last_checkpoint(start.position.checkpoint);
     }
 
     void save() {
         run_log_.sync();
-        const std::string path = checkpoints_.save({step_, training_data_.position(), results_, ""},
-                                                   options_.resume, options_.keep);
-        guard_.set_last_checkpoint(path);
+        const std::string path = checkpoints_.save({step_, training_data_.position(), results_, ""});
+        reports_.set_last_checkpoint(path);
         log_ << "saved " << path << std::endl;
     }
 
@@ -422,13 +354,12 @@ class Run {
     std::vector<int32_t> prompt_;
     std::vector<int32_t> inputs_, targets_;  // (batch, T)
     RunLog run_log_;
-    RunGuard guard_{config_.vocabulary};
+    StepReports reports_{communicator_, config_.vocabulary};
     RunResults results_;
     int64_t step_ = 0;                           // optimizer steps done
     std::optional<int64_t> first_metrics_step_;  // of a metrics file that is there already
     bool branched_ = false;                      // off another run, just now
     bool stop_wanted_ = false;                   // this rank's observer asks to stop
-    bool stop_ = false;                          // some rank is to stop
 };
 
 // One run, by the ranks of `communicator`. on_step may be empty.

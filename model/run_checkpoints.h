@@ -1,4 +1,4 @@
-// A run's own checkpoints: weights, optimizer and state together, by all its ranks.
+// A run's own checkpoints: weights, optimizer and state together, by all its ranks; and where a run begins.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <ostream>
 #include <string>
 
+#include "model/command_line.h"
 #include "model/optimizer.h"
 #include "model/parameters.h"
 #include "model/plan.h"
@@ -18,36 +19,43 @@ struct RunPosition {
     int64_t step = 0;  // optimizer steps done
     int64_t loader_position = 0;
     RunResults results;
-    std::string checkpoint;  // it was loaded from
+    std::string checkpoint;  // that it was loaded from; empty: new weights
+};
+
+struct RunStart {
+    RunPosition position;
+    bool branched = false;  // just now, off another run
+    // Of a metrics file that may be there already: the first step that is written anew.
+    std::optional<int64_t> first_metrics_step;
 };
 
 class RunCheckpoints {
   public:
-    // settings, data_fingerprint: what a resumed run must share (model/run_state.h).
-    RunCheckpoints(const std::string& output_directory, Backend& backend, Parameters& parameters,
-                   Optimizer& optimizer, const nlohmann::ordered_json& settings, uint64_t data_fingerprint);
+    // Of the options: output directory, resume, from, trunk, seed and keep. settings, data_fingerprint: what
+    // a resumed run must share (model/run_state.h).
+    RunCheckpoints(const Options& options, Backend& backend, Parameters& parameters, Optimizer& optimizer,
+                   const nlohmann::ordered_json& settings, uint64_t data_fingerprint);
 
-    // Collective, as are the others. The latest checkpoint in the directory, if there is one. With `resume`,
-    // `log` is told of damaged ones that are passed over. std::runtime_error when the directory holds a run
-    // and this one does not resume it, or when it resumes and nothing valid is left.
-    std::optional<std::string> find(bool resume, std::ostream& log) const;
+    // Collective, as is save(). Weights and optimizer as the run begins, said on `log`: from the latest
+    // checkpoint in its directory (-resume), from a checkpoint of another run whose first steps are those of
+    // `plan` and whose metrics are then copied (-from), or new. std::runtime_error when the directory holds a
+    // run and this one does not resume it, or when nothing valid is left to resume, or the checkpoint is not
+    // one of this run.
+    RunStart start(const Plan& plan, std::ostream& log);
 
-    // A checkpoint of this run.
-    RunPosition load(const std::string& path);
-    // A checkpoint of another run whose first steps are the same: full precision, with equal learning rates
-    // on equal data.
-    RunPosition load_branch(const std::string& path, const Plan& plan);
-
-    // Returns its path. replace: a checkpoint of this step may be there, of a run that was resumed before it.
-    std::string save(const RunPosition& position, bool replace, int64_t keep);
+    // Returns its path. Only a resumed run replaces a checkpoint of the same step.
+    std::string save(const RunPosition& position);
 
   private:
-    RunPosition load(const std::string& path, const Plan* branch);
+    std::optional<std::string> find(std::ostream& log) const;
+    RunPosition load(const std::string& path, const Plan* branch, std::ostream& log);
+    RunStart branch_off(const Plan& plan, std::ostream& log);
 
-    const std::string output_directory_;
+    const Options& options_;
     Backend& backend_;
     Parameters& parameters_;
     Optimizer& optimizer_;
+    Communicator& communicator_;
     const nlohmann::ordered_json settings_;
     const uint64_t data_fingerprint_;
 };
