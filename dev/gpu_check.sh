@@ -144,26 +144,7 @@ benchmarks() {
 
 # Shards of a chain of tokens in which four of five follow from the one before: prefix vocabulary tokens
 write_shards() {
-    "$PYTHON" - "$@" <<'PYTHON'
-import array
-import random
-import sys
-
-sys.path.insert(0, "data")
-from shard_files import Outputs, ShardWriter
-
-prefix, vocabulary, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-outputs = Outputs(prefix, overwrite=False)
-for split, length, seed in ("train", count, 1), ("val", count // 8, 2):
-    generator, tokens = random.Random(seed), array.array("H", [0])
-    while len(tokens) < length:
-        follows = generator.random() < 0.8
-        tokens.append((tokens[-1] * 7 + 3) % vocabulary if follows else generator.randrange(vocabulary))
-    writer = ShardWriter(outputs, split, vocabulary, 0, length)
-    writer.write(tokens.tobytes())
-    writer.close()
-outputs.commit()
-PYTHON
+    "$PYTHON" dev/chain_shards.py "$@"
 }
 
 # train DIRECTORY SHARDS OPTIONS...; with the words of the array `launcher` before the program

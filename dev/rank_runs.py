@@ -1,19 +1,15 @@
 """How the benchmark of many ranks runs the program, on what data, and how it knows that others disturbed it."""
 
-import array
 import json
 import os
 import pathlib
-import random
 import re
 import subprocess
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "data"))
-
-from rank_traffic import Shape  # noqa: E402
-from shard_files import Outputs, ShardWriter  # noqa: E402
+from chain_shards import write_chain_shards
+from rank_traffic import Shape
 
 START = time.monotonic()
 ALLOWED_OTHERS = 0.05 * (os.cpu_count() or 1)  # cores; a run beside busier programs does not count
@@ -83,18 +79,9 @@ class Launcher:
 
 
 def write_shards(directory, vocabulary, count):
-    """Chains of tokens in which four of five follow from the one before; the options that name them."""
-    outputs = Outputs(str(directory / f"chain_{vocabulary}"), overwrite=False)
-    for split, length, seed in ("train", count, 1), ("val", count // 8, 2):
-        generator, tokens = random.Random(seed), array.array("H", [0])
-        while len(tokens) < length:
-            follows = generator.random() < 0.8
-            tokens.append((tokens[-1] * 7 + 3) % vocabulary if follows else generator.randrange(vocabulary))
-        writer = ShardWriter(outputs, split, vocabulary, 0, length)
-        writer.write(tokens.tobytes())
-        writer.close()
-    outputs.commit()
+    """Shards of dev/chain_shards.py in the directory; the options that name them."""
     prefix = directory / f"chain_{vocabulary}"
+    write_chain_shards(prefix, vocabulary, count)
     return ["-i", f"{prefix}_train_*.bin"], ["-j", f"{prefix}_val_*.bin"]
 
 

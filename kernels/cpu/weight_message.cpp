@@ -8,20 +8,11 @@
 #include "kernels/codes.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/weight_update.h"
+#include "kernels/weight_message.h"
 
 namespace train_qat {
 
 namespace {
-
-int64_t message_row_bytes(const ParameterRows& p) {
-    return p.grid == Grid::none ? p.columns * size_of(p.compute->dtype)
-                                : code_row_bytes(p.columns, code_bits(p.grid));
-}
-
-int64_t rounded_up(int64_t bytes) {
-    constexpr int64_t alignment = 256;
-    return (bytes + alignment - 1) / alignment * alignment;
-}
 
 // Codes of one group. Returns the scale as readers need it.
 template <Grid grid>
@@ -108,9 +99,8 @@ struct FromMessages {
 
 }  // namespace
 
-int64_t CpuBackend::weight_message_bytes(const ParameterRows& p) const {
-    const int64_t scales = p.grid == Grid::none || p.group == p.columns ? 0 : p.scales();
-    return rounded_up(p.rows * message_row_bytes(p)) + rounded_up(scales * sizeof(float));
+int64_t CpuBackend::weight_message_bytes(const ParameterRows& parameter) const {
+    return buffered_message_bytes(parameter);
 }
 
 std::vector<WeightMessage> CpuBackend::weight_messages(std::span<const ParameterRows> parameters,
@@ -119,17 +109,8 @@ std::vector<WeightMessage> CpuBackend::weight_messages(std::span<const Parameter
     auto* place = static_cast<char*>(buffer);
     for (const ParameterRows& p : parameters) {
         check_compute_rows("weight_messages", p);
-        WeightMessage message;
-        message.numbers = place;
-        message.row_bytes = message_row_bytes(p);
-        if (p.grid != Grid::none) {
-            message.scales_per_row = p.columns / p.group;
-            message.scales = message.scales_per_row == 1
-                                 ? p.compute->scale_storage + p.first_row
-                                 : reinterpret_cast<float*>(place + rounded_up(p.rows * message.row_bytes));
-        }
-        messages.push_back(message);
-        place += weight_message_bytes(p);
+        messages.push_back(buffered_message(p, place));
+        place += buffered_message_bytes(p);
     }
     return messages;
 }

@@ -5,15 +5,11 @@
 #include "kernels/cuda/codes.cuh"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/weight_update.cuh"
+#include "kernels/weight_message.h"
 
 namespace train_qat::CU_BACKEND {
 
 namespace {
-
-int64_t rounded_up(int64_t bytes) {
-    constexpr int64_t alignment = 256;
-    return (bytes + alignment - 1) / alignment * alignment;
-}
 
 bool is_its_own_message(const ParameterRows& p) {
     return p.grid == Grid::none || p.compute->codes == p.grid;
@@ -27,13 +23,9 @@ unsigned char* storage_of(const ParameterRows& p) {
 WeightMessage own_message(const ParameterRows& p) {
     const ComputeWeight& weight = *p.compute;
     WeightMessage message;
-    if (p.grid == Grid::none) {
-        message.row_bytes = p.columns * size_of(weight.dtype);
-        message.numbers = storage_of(p) + p.first_row * message.row_bytes;
-        return message;
-    }
-    message.row_bytes = code_row_bytes(p.columns, code_bits(p.grid));
+    message.row_bytes = message_row_bytes(p);
     message.numbers = storage_of(p) + p.first_row * message.row_bytes;
+    if (p.grid == Grid::none) return message;
     message.scales_per_row = p.columns / p.group;
     float* const of_groups =
         reinterpret_cast<float*>(storage_of(p) + code_scales_offset(weight.rows, weight.columns, p.grid));
@@ -44,11 +36,8 @@ WeightMessage own_message(const ParameterRows& p) {
 
 }  // namespace
 
-int64_t CudaBackend::weight_message_bytes(const ParameterRows& p) const {
-    if (p.grid == Grid::none) return 0;
-    const int64_t scales = p.group == p.columns ? 0 : p.scales();
-    return rounded_up(p.rows * code_row_bytes(p.columns, code_bits(p.grid))) +
-           rounded_up(scales * static_cast<int64_t>(sizeof(float)));
+int64_t CudaBackend::weight_message_bytes(const ParameterRows& parameter) const {
+    return parameter.grid == Grid::none ? 0 : buffered_message_bytes(parameter);
 }
 
 std::vector<WeightMessage> CudaBackend::weight_messages(std::span<const ParameterRows> parameters,
@@ -62,15 +51,8 @@ std::vector<WeightMessage> CudaBackend::weight_messages(std::span<const Paramete
             messages.push_back(own_message(p));
             continue;
         }
-        WeightMessage message;
-        message.numbers = place;
-        message.row_bytes = code_row_bytes(p.columns, code_bits(p.grid));
-        message.scales_per_row = p.columns / p.group;
-        message.scales = message.scales_per_row == 1
-                             ? p.compute->scale_storage + p.first_row
-                             : reinterpret_cast<float*>(place + rounded_up(p.rows * message.row_bytes));
-        messages.push_back(message);
-        place += weight_message_bytes(p);
+        messages.push_back(buffered_message(p, place));
+        place += buffered_message_bytes(p);
     }
     return messages;
 }

@@ -1,0 +1,21 @@
+// Messages of weights that stand in a buffer of their own (see WeightMessage in kernels/backend.h): the
+// layout that all backends share, [numbers | scales of groups], each rounded up to 256 bytes. Scales of whole
+// rows stand in the ComputeWeight.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/backend.h"
+
+namespace train_qat {
+
+// Bytes of a row of codes or, without a grid, of numbers in the compute type.
+int64_t message_row_bytes(const ParameterRows& parameter);
+
+// Bytes of the message of a whole parameter in a buffer.
+int64_t buffered_message_bytes(const ParameterRows& parameter);
+
+// The message of a whole parameter that begins at `place`, which is 256-byte aligned.
+WeightMessage buffered_message(const ParameterRows& parameter, void* place);
+
+}  // namespace train_qat
