@@ -21,20 +21,20 @@
 #include "data/tokenizer.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/openmp_settings.h"
-#include "model/command_line.h"
+#include "kernels/ranks/agreement.h"
 #include "model/generate.h"
 #include "model/optimizer.h"
-#include "model/plan.h"
-#include "model/program.h"
-#include "model/run_checkpoints.h"
-#include "model/run_log.h"
-#include "model/run_state.h"
-#include "model/schedule.h"
-#include "model/step_reports.h"
-#include "model/sweep.h"
-#include "model/together.h"
+#include "model/plan/plan.h"
+#include "model/plan/schedule.h"
+#include "model/run/checkpoints.h"
+#include "model/run/failure.h"
+#include "model/run/job.h"
+#include "model/run/log.h"
+#include "model/run/options.h"
+#include "model/run/reports.h"
+#include "model/run/run_state.h"
+#include "model/sweep/sweep.h"
 #include "model/transformer.h"
-#include "model/world.h"
 
 namespace train_qat {
 namespace {
@@ -63,7 +63,6 @@ void request_stop(int signal) {
 }
 
 // ---- what the options ask for
-// --------------------------------------------------------------------------------------
 
 // The vocabulary that was asked for, or that of the training data.
 int64_t vocabulary(const Options& options) {
@@ -104,7 +103,6 @@ void require_training_data(const Options& options) {
 }
 
 // ---- a run
-// --------------------------------------------------------------------------------------------------
 
 class Run {
   public:

@@ -21,10 +21,12 @@ import signal
 import sys
 import time
 
-from corpus import Corpus, pieces_at_newlines
-from documents import Document, UserError, one_line
-from shard_files import Outputs, ShardWriter, check_platform
-from tokenization import load_tokenizer, train_sentencepiece
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare"))
+
+from corpus import Corpus, pieces_at_newlines  # noqa: E402
+from documents import Document, UserError, one_line  # noqa: E402
+from shard_files import Outputs, ShardWriter, check_platform  # noqa: E402
+from tokenization import load_tokenizer, train_sentencepiece  # noqa: E402
 
 JOB_CHARACTERS = 1 << 20     # text handed to a worker at a time
 PIECE_CHARACTERS = 1 << 18   # a long document is encoded in pieces of about this size

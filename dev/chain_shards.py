@@ -8,7 +8,7 @@ import pathlib
 import random
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "data"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "data" / "prepare"))
 
 from shard_files import Outputs, ShardWriter  # noqa: E402
 

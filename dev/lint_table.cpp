@@ -11,7 +11,7 @@
 
 #include "dev/emulator/emulator.h"
 #include "kernels/backend.h"
-#include "kernels/cuda/cuda_options.h"
+#include "kernels/cuda/platform/cuda_options.h"
 
 namespace train_qat {
 namespace {

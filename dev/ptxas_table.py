@@ -3,7 +3,7 @@
 
     dev/ptxas_table.py                                  all kernels for sm_80, written to dev/ptxas.md
     dev/ptxas_table.py --architectures 80 90 100 120    for all targets
-    dev/ptxas_table.py kernels/cuda/rmsnorm.cu          of one file, printed
+    dev/ptxas_table.py kernels/cuda/rows/rmsnorm.cu          of one file, printed
 
 Needs nvcc, no GPU. Occupancy counts registers, threads and static shared memory; dynamic shared memory is an argument
 of the launch (dev/lint.md shows it) and can lower it. Exit status 1 when a kernel spills registers.

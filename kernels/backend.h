@@ -148,7 +148,6 @@ class Backend {
     Backend& operator=(const Backend&) = delete;
 
     // ---- device and memory
-    // --------------------------------------------------------------------------------------
 
     virtual std::string describe() const = 0;             // one line: device, threads, instruction set
     virtual int64_t available_memory() const = 0;         // bytes that an allocation can still get
@@ -174,7 +173,6 @@ class Backend {
     virtual void replay(const ReplayKey&, const std::function<void()>& work) { work(); }
 
     // ---- weights
-    // ------------------------------------------------------------------------------------------------
 
     // Bytes of ComputeWeight::storage for a matrix of this size.
     virtual int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type,
@@ -204,7 +202,6 @@ class Backend {
                                     const Tensor& squares) = 0;
 
     // ---- weights among ranks
-    // --------------------------------------------------------------------------------------------
 
     // Bytes of `buffer` that weight_messages may use for a parameter of this form, a multiple of 256.
     virtual int64_t weight_message_bytes(const ParameterRows& parameter) const = 0;
@@ -224,7 +221,6 @@ class Backend {
                                       std::span<const WeightMessage> messages) = 0;
 
     // ---- matmuls
-    // ------------------------------------------------------------------------------------------------
 
     // z = x qᵀ. x: (M, K) compute type; z: (M, N) compute type or float32.
     virtual void matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) = 0;
@@ -237,7 +233,6 @@ class Backend {
                                         bool accumulate) = 0;
 
     // ---- embedding
-    // ----------------------------------------------------------------------------------------------
 
     // y[m,:] = s[token] * q[token,:]. tokens: (M) int32, each in [0, V): the caller has checked; y: (M, C)
     // float32.
@@ -249,7 +244,6 @@ class Backend {
                                     const Tensor& row_scale) = 0;
 
     // ---- normalization
-    // ------------------------------------------------------------------------------------------
 
     // RMSNorm (arXiv 1910.07467) of the residual stream, with the addition before it:
     //     r = residual_in + column_scale ∘ branch;   rstd = 1 / sqrt(mean(r²) + epsilon);   y = r * rstd *
@@ -277,7 +271,6 @@ class Backend {
     virtual int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const = 0;
 
     // ---- attention
-    // ----------------------------------------------------------------------------------------------
 
     // Rotary position embedding (arXiv 2104.09864), half-split: of each head's D numbers, i and i + D/2 turn
     // by the angle t * theta^(-2i/D). In place on qkv: (B*T, (H + 2G) * D) compute type, columns [queries |
@@ -306,7 +299,6 @@ class Backend {
     virtual int64_t attention_backward_workspace(const AttentionShape& shape) const = 0;
 
     // ---- feed-forward
-    // -------------------------------------------------------------------------------------------
 
     // SwiGLU (arXiv 2002.05202): y = silu(gate) * up, silu(x) = x / (1 + e^-x), with [gate | up] =
     // column_scale ∘ gate_up. gate_up: (M, 2F) compute type; y: (M, F) compute type; column_scale: (2F) or
@@ -319,7 +311,6 @@ class Backend {
                                  const Tensor& column_scale) = 0;
 
     // ---- loss
-    // ---------------------------------------------------------------------------------------------------
 
     // Softmax cross entropy of a chunk of rows, with l = column_scale ∘ logits:
     //     losses[m] = log(sum_v e^l[m,v]) - l[m, target]

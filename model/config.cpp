@@ -5,7 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "model/text.h"
+#include "model/format.h"
 
 namespace train_qat {
 namespace {

@@ -7,7 +7,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "model/text.h"
+#include "model/format.h"
 
 namespace train_qat {
 namespace {

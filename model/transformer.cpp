@@ -4,7 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "model/text.h"
+#include "model/format.h"
 
 namespace train_qat {
 
@@ -150,7 +150,6 @@ void Transformer::upload_tokens(const int32_t* inputs, const int32_t* targets) {
 }
 
 // ---- forward
-// ----------------------------------------------------------------------------------------------------
 
 void Transformer::forward() {
     const Tensor none;
@@ -212,7 +211,6 @@ void Transformer::forward_losses() {
 }
 
 // ---- backward
-// ---------------------------------------------------------------------------------------------------
 
 void Transformer::forward_and_backward_head(float gradient_factor, bool accumulate) {
     LinearWeight& head = parameters_.embedding;
@@ -280,7 +278,6 @@ void Transformer::backward_attention(LayerWeights& weights, LayerActivations& la
 }
 
 // ---- whole passes
-// -----------------------------------------------------------------------------------------------
 
 void Transformer::train_micro_batch(const int32_t* inputs, const int32_t* targets, int64_t micro_batch,
                                     int64_t micro_batches, DataParallel* ranks) {

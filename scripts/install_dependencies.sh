@@ -14,7 +14,7 @@ test=(python3 python3-numpy python3-sentencepiece python3-torch)
 # Without a fast BLAS PyTorch would be compared at a fraction of its speed.
 bench=(python3 python3-numpy python3-torch
        'libopenblas0-openmp|libopenblas0-pthread')
-# Fetched and unpacked, not installed, by data/quickstart_corpus.py: apt only has to know it.
+# Fetched and unpacked, not installed, by data/prepare/quickstart_corpus.py: apt only has to know it.
 corpus_package=r-cran-janeaustenr
 corpus_file=data/cache/austen/persuasion.txt
 

@@ -75,7 +75,7 @@ step "build"
 make --no-print-directory program
 
 step "text: six novels by Jane Austen"
-"$PYTHON" data/quickstart_corpus.py "$CORPUS"
+"$PYTHON" data/prepare/quickstart_corpus.py "$CORPUS"
 
 step "tokens: five novels to train on, one to validate"
 prepare_shards

@@ -39,15 +39,15 @@ def suites(build):
                     [sanitized.format("address"), on_device], emulated),
         "thread": ("CUDA kernels on small shapes with ThreadSanitizer", [sanitized.format("thread"), "[device]~*large heads*~*very long rows*"],
                    {**emulated, "TRAIN_QAT_TEST_SMALL": "1"}),
-        "prepare": ("data preparation", [python, "test/test_prepare.py"], {}),
+        "prepare": ("data preparation", [python, "test/data/test_prepare.py"], {}),
         "torch": ("the PyTorch reference itself", [python, "test/torch/self_test.py"], {}),
         "parity": ("training, against PyTorch",
                    [python, "test/torch/run_parity.py", "--tool", f"{build}/train_qat_parity"], {}),
         "collectives": ("ranks as processes: collectives and training, on the CPU and the emulated device",
-                        [python, "test/rank_processes.py", "--program", f"{build}/train_qat_rank_test"], {"GOMP_SPINCOUNT": "1000"}),
-        "program": ("the program, end to end", [python, "test/test_program.py", "--program", "./train_qat"], {}),
-        "recipes": ("recipes and launchers", [python, "test/test_recipes.py", "--program", "./train_qat"], {}),
-        "ranks": ("many ranks and sweeps, over MPI", [python, "test/test_ranks.py", "--program", "./train_qat"], {}),
+                        [python, "test/ranks/rank_processes.py", "--program", f"{build}/train_qat_rank_test"], {"GOMP_SPINCOUNT": "1000"}),
+        "program": ("the program, end to end", [python, "test/program/test_program.py", "--program", "./train_qat"], {}),
+        "recipes": ("recipes and launchers", [python, "test/program/test_recipes.py", "--program", "./train_qat"], {}),
+        "ranks": ("many ranks and sweeps, over MPI", [python, "test/program/test_ranks.py", "--program", "./train_qat"], {}),
     }
 
 

@@ -74,7 +74,6 @@ CU_DEVICE bfloat16 level_of(float weight, float scale) {
 }
 
 // ---- 1: update, then quantize
-// -------------------------------------------------------------------------------------
 
 template <bool relative>
 __global__ void update_kernel(State state, Update update, int64_t count) {
@@ -93,7 +92,6 @@ __global__ void quantize_kernel(bfloat16* levels, float* effective, const float*
 }
 
 // ---- 2: fused per tensor
-// ------------------------------------------------------------------------------------------
 
 // A block per row.
 __global__ void update_and_quantize_kernel(bfloat16* levels, float* effective, State weights, State scales,
@@ -114,7 +112,6 @@ __global__ void update_and_quantize_kernel(bfloat16* levels, float* effective, S
 }
 
 // ---- the program
-// --------------------------------------------------------------------------------------------------
 
 AdamWStep benchmark_step() {
     AdamWStep step;

@@ -31,7 +31,6 @@ struct Layout {
 };
 
 // ---- 1: scores in memory
-// ------------------------------------------------------------------------------------------
 
 // scores[b,h,t,u] = q[t]·k[u] / sqrt(D) for u <= t. A thread a score; blockIdx.y: t, blockIdx.z: (b, h).
 __global__ void score_kernel(float* scores, const bfloat16* qkv, Layout l) {
@@ -80,7 +79,6 @@ __global__ void weighted_value_kernel(bfloat16* y, const float* weights, const b
 }
 
 // ---- 2: a warp per query
-// ------------------------------------------------------------------------------------------
 
 constexpr int query_warps = 4;  // of a block
 constexpr int most_head_dim = 256, most_per_lane = most_head_dim / 32;
@@ -137,7 +135,6 @@ __global__ void __launch_bounds__(query_warps * 32)
 }
 
 // ---- the program
-// --------------------------------------------------------------------------------------------------
 
 class Attention final : public Problem {
   public:

@@ -58,7 +58,6 @@ double decode(const unsigned char* bytes, DType dtype) {
 }  // namespace
 
 // ---- comparison
-// ---------------------------------------------------------------------------------------------------
 
 void Comparison::add(double actual, double expected, double magnitude, DType dtype, double slack) {
     const double smallest_normal = 0x1p-126;  // below this a result may have been flushed to zero
@@ -79,7 +78,6 @@ void Comparison::add(const Array& actual, const reference::Result& expected, DTy
 }
 
 // ---- data
-// ---------------------------------------------------------------------------------------------------------
 
 Array Numbers::rows(int64_t first, int64_t count) const {
     const int64_t columns = tensor_.elements() / tensor_.shape[0];
@@ -165,7 +163,6 @@ std::vector<int64_t> Problem::sample(int64_t count) {
 }
 
 // ---- the program
-// --------------------------------------------------------------------------------------------------
 
 namespace {
 

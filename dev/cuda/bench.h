@@ -1,5 +1,5 @@
 // The frame of the kernel benchmarks: each program holds numbered variants of one operation, from the obvious
-// one to the one that trains. Every variant is compared with double precision (test/reference.h), timed, and
+// one to the one that trains. Every variant is compared with double precision (test/support/reference.h), timed, and
 // measured by what the card could do.
 //
 //   bench_cuda_matmul                 checks small shapes, then times all variants, checking some rows
@@ -21,14 +21,13 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_backend.h"
-#include "test/reference.h"
+#include "test/support/reference.h"
 
 namespace train_qat::CU_BACKEND {
 
 using reference::Array;
 
 // ---- what a program says about itself
-// -----------------------------------------------------------------------------
 
 // A size of the operation: its name on the command line, its value for timing, and one value for each shape
 // of the check.
@@ -68,7 +67,6 @@ struct Operation {
 };
 
 // ---- the data of one shape
-// ----------------------------------------------------------------------------------------
 
 // A tensor of random numbers. A large one repeats a pattern, of which the host keeps one period.
 class Numbers {

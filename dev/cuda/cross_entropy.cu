@@ -85,7 +85,6 @@ __global__ void __launch_bounds__(threads) online_softmax(Rows p) {
 }
 
 // ---- the program
-// --------------------------------------------------------------------------------------------------
 
 class CrossEntropy final : public Problem {
   public:

@@ -11,14 +11,13 @@
 
 #include "dev/cuda/bench.h"
 #include "kernels/codes.h"
-#include "kernels/cuda/fakequant_matmul.h"
+#include "kernels/cuda/matmul/fakequant_matmul.h"
 
 namespace train_qat::CU_BACKEND {
 
 namespace {
 
 // ---- 1: unpack
-// -----------------------------------------------------------------------------------------------------
 
 // A row of packed codes in words, and what its levels are multiplied with.
 struct Packed {
@@ -53,7 +52,6 @@ __global__ void unpack_kernel(bfloat16* levels, Packed p) {
 }
 
 // ---- the program
-// --------------------------------------------------------------------------------------------------
 
 // A weight matrix on one grid, in all its forms.
 struct Weight {

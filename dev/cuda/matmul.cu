@@ -13,7 +13,7 @@
 #include <algorithm>
 
 #include "dev/cuda/bench.h"
-#include "kernels/cuda/dense_matmul.h"
+#include "kernels/cuda/matmul/dense_matmul.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -24,7 +24,6 @@ struct Extents {
 };
 
 // ---- 1: one thread per output
-// -------------------------------------------------------------------------------------
 
 // Neighbouring threads have neighbouring outputs, so they read the same row of x but 32 different rows of q.
 __global__ void one_thread_per_output(bfloat16* z, const bfloat16* x, const bfloat16* q, Extents e) {
@@ -39,7 +38,6 @@ __global__ void one_thread_per_output(bfloat16* z, const bfloat16* x, const bflo
 }
 
 // ---- 2: a tile per block
-// ------------------------------------------------------------------------------------------
 
 constexpr int tile = 64;       // outputs of a block: tile x tile
 constexpr int slice = 16;      // of K at a time
@@ -96,7 +94,6 @@ __global__ void __launch_bounds__(tile_threads)
 }
 
 // ---- 3: a tile per warp, on tensor cores
-// --------------------------------------------------------------------------
 
 constexpr int warp_tile = 32;  // outputs of a warp: warp_tile x warp_tile; four warps are a block
 constexpr int warp_threads = 4 * 32;
@@ -173,7 +170,6 @@ __global__ void __launch_bounds__(warp_threads)
 }
 
 // ---- the program
-// --------------------------------------------------------------------------------------------------
 
 class Matmul final : public Problem {
   public:

@@ -12,7 +12,7 @@
 // A few operations per number: the limit is the memory's. The second pass of 1 to 3 reads again what was
 // just written.
 #include "dev/cuda/bench.h"
-#include "kernels/cuda/row_tile.cuh"
+#include "kernels/cuda/rows/row_tile.cuh"
 
 namespace train_qat::CU_BACKEND {
 
@@ -85,7 +85,6 @@ __global__ void __launch_bounds__(block_threads) block_per_row(Forward p) {
 }
 
 // ---- the program
-// --------------------------------------------------------------------------------------------------
 
 class RMSNorm final : public Problem {
   public:

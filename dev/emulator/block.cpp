@@ -40,7 +40,6 @@ Block* Block::running() {
 }
 
 // ---- a block's life
-// -------------------------------------------------------------------------------------------------
 
 std::string Block::run(const Launch& launch, const Settings& settings, int64_t number, AccessLog* log) {
     const Hidden hidden;
@@ -100,7 +99,6 @@ void Block::abandon() {
 }
 
 // ---- fibers
-// ---------------------------------------------------------------------------------------------------------
 
 void Block::make_current(Thread& thread) {
     current_ = &thread;
@@ -192,7 +190,6 @@ void Block::end_thread() {
 }
 
 // ---- waiting
-// --------------------------------------------------------------------------------------------------------
 
 bool Block::arrive_at_warp(const char* function, Ordering ordering, const Location& location) {
     Warp& warp = *context.warp;
@@ -268,7 +265,6 @@ void Block::complete_barrier() {
 }
 
 // ---- errors
-// ---------------------------------------------------------------------------------------------------------
 
 std::string Block::index_of_thread(uint32_t number) const {
     return text_of(threads_[number].index);
@@ -299,7 +295,6 @@ void Block::fail(const std::string& text, const Location& location) {
 }
 
 // ---- the thread functions' side
-// -------------------------------------------------------------------------------------
 
 void reserve_operands(Warp& warp, int64_t floats) {
     if (floats <= warp.operand_capacity) return;

@@ -1,4 +1,4 @@
-// The emulated device as kernels see it: the names of kernels/cuda/portable.cuh for g++. Every thread
+// The emulated device as kernels see it: the names of kernels/cuda/platform/portable.cuh for g++. Every thread
 // function takes the place of its call, for messages.
 #pragma once
 
@@ -64,7 +64,6 @@ using emulator::Access;
 using emulator::Location;
 
 // ---- thread indices
-// -----------------------------------------------------------------------------------------------------
 
 inline int lane_index() {
     return static_cast<int>(threadIdx.x) & 31;
@@ -74,7 +73,6 @@ inline int warp_index() {
 }
 
 // ---- global memory
-// ------------------------------------------------------------------------------------------------------
 
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Vector {
@@ -106,7 +104,6 @@ inline void store_vector(T* address, const Vector<T, N>& value,
 }
 
 // ---- shared memory
-// ------------------------------------------------------------------------------------------------------
 
 template <typename T>
 inline T load_shared(const T* address, const Location& location = Location::current()) {
@@ -144,7 +141,6 @@ inline void cp_async_wait() {
 }
 
 // ---- barriers and warps
-// -------------------------------------------------------------------------------------------------
 
 inline void block_sync(const Location& location = Location::current()) {
     emulator::wait_for_block(location);
@@ -189,7 +185,6 @@ inline uint32_t ballot(bool condition, const Location& location = Location::curr
 }
 
 // ---- tensor cores
-// -------------------------------------------------------------------------------------------------------
 
 // A row is read before the lanes meet: what another lane writes without a barrier in between need not arrive.
 inline Vector<uint32_t, 4> ldmatrix_row(const void* row, const Location& location) {
@@ -244,7 +239,6 @@ inline void mma_tile(float (&sum)[M / 16][N / 8][4], const uint32_t (&a)[M / 16]
 }
 
 // ---- numbers
-// ------------------------------------------------------------------------------------------------------------
 
 inline uint32_t pack_bfloat16(float low, float high) {
     return static_cast<uint32_t>(bfloat16(high).bits) << 16 | bfloat16(low).bits;

@@ -20,7 +20,6 @@ class LaunchError : public std::runtime_error {
 };
 
 // ---- settings
-// -------------------------------------------------------------------------------------------------------
 
 struct Settings {
     bool checked = true;             // addresses, alignment, extents, unwritten shared memory, cp.async waits
@@ -47,7 +46,6 @@ class SettingsScope {
 };
 
 // ---- what launches do to the memory system
-// --------------------------------------------------------------------------
 
 // A request is what the lanes of one warp access at one place of the source between two meetings of the warp,
 // each lane for the same time there. Global memory serves it in sectors of 32 bytes; shared memory in

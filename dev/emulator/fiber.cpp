@@ -33,7 +33,6 @@ thread_local Fiber* switched_from = nullptr;
 }  // namespace
 
 // ---- the switch
-// -----------------------------------------------------------------------------------------------------
 
 #if defined(TRAIN_QAT_SWITCH_STACK)
 
@@ -118,7 +117,6 @@ TRAIN_QAT_NOT_SEEN void Fiber::begin(Fiber* fiber) {
 }
 
 // ---- creation
-// -------------------------------------------------------------------------------------------------------
 
 Fiber::Fiber() {
 #if defined(TRAIN_QAT_TSAN)

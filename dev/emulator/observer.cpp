@@ -83,7 +83,6 @@ void Observer::start_block(const Settings& settings, AccessLog* log, int64_t blo
 }
 
 // ---- order
-// ----------------------------------------------------------------------------------------------------------
 
 void Observer::barrier(std::vector<Warp>& warps) {
     if (log_ != nullptr)
@@ -104,7 +103,6 @@ void Observer::warp_ends(uint32_t index) {
 }
 
 // ---- checks: the quick answer that all is well, and functions that find out what is not
-// --------------------------------
 
 inline bool Observer::plain(const void* address, int64_t bytes) {
     return ++accesses_ <= settings_->patience && (address_of(address) & (alignment_of(bytes) - 1)) == 0;
@@ -171,7 +169,6 @@ void Observer::explain_shared(const void* address, int64_t bytes, Access access,
 }
 
 // ---- races
-// ----------------------------------------------------------------------------------------------------------
 
 void Observer::fail_race(const Race& race, Access access, const std::string& what, const Location& location) {
     const Block& block = *Block::running();
@@ -212,7 +209,6 @@ void Observer::race_global(Allocation* allocation, const void* address, int64_t 
 }
 
 // ---- accesses
-// -------------------------------------------------------------------------------------------------------
 
 void Observer::global(const void* address, int bytes, Access access, const Location& location) {
     Allocation* allocation = nullptr;
@@ -269,7 +265,6 @@ void* Observer::variable(const void* tag, const char* name, int64_t bytes, int64
 }
 
 // ---- asynchronous copies
-// --------------------------------------------------------------------------------------------
 
 Observer::Copies& Observer::copies() {
     return copies_[Block::running()->thread_number()];
@@ -326,7 +321,6 @@ bool Observer::next_due_copy(int pending, AsyncCopy& copy) {
 }
 
 // ---- the thread functions' side
-// -------------------------------------------------------------------------------------
 
 namespace {
 

@@ -24,7 +24,7 @@ TRAIN_QAT_NOT_SEEN inline float float_of_high_half(uint32_t packed) {
 }
 
 // Writes the running lane's part of a (M x 16) and b (16 x N), both row-major; the layout:
-// kernels/cuda/portable.cuh.
+// kernels/cuda/platform/portable.cuh.
 template <int M, int N>
 TRAIN_QAT_NOT_SEEN inline void scatter_operands(const uint32_t (&a)[M / 16][4],
                                                 const uint32_t (&b)[N / 8][2]) {

@@ -129,7 +129,6 @@ inline void tile_multiply(float* c, int64_t c_stride, const Element* a, int64_t 
 }
 
 // ---- packing
-// --------------------------------------------------------------------------------------------------------
 
 template <typename T>
 inline uint32_t bfloat16_bits(T value) {

@@ -1,8 +1,8 @@
 // What stands in for the CUDA backend in a program that was built without it.
 #include <stdexcept>
 
-#include "kernels/cuda/cuda_options.h"
-#include "kernels/cuda/nccl_communicator.h"
+#include "kernels/cuda/platform/cuda_options.h"
+#include "kernels/ranks/nccl_communicator.h"
 
 namespace train_qat {
 

@@ -6,9 +6,9 @@
 #include <stdexcept>
 
 #include "kernels/codes.h"
-#include "kernels/cuda/dense_matmul.h"
-#include "kernels/cuda/fakequant_matmul.h"
-#include "kernels/cuda/weight_update.cuh"
+#include "kernels/cuda/matmul/dense_matmul.h"
+#include "kernels/cuda/matmul/fakequant_matmul.h"
+#include "kernels/cuda/weights/weight_update.cuh"
 
 namespace train_qat {
 
@@ -119,7 +119,6 @@ void CudaBackend::replay(const ReplayKey& key, const std::function<void()>& work
 }
 
 // ---- packed codes or plain levels
-// ---------------------------------------------------------------------------------------
 
 bool CudaBackend::stores_codes(const ComputeWeight& weight, Grid grid, int64_t group) {
     const bool possible = grid != Grid::none && weight.dtype == DType::bfloat16 && !weight.embedding &&

@@ -10,10 +10,10 @@
 
 #include "kernels/backend.h"
 #include "kernels/checks.h"
-#include "kernels/cuda/cuda_options.h"
-#include "kernels/cuda/portable.cuh"
-#include "kernels/cuda/runtime.h"
-#include "kernels/cuda/tuning_table.h"
+#include "kernels/cuda/platform/cuda_options.h"
+#include "kernels/cuda/platform/portable.cuh"
+#include "kernels/cuda/platform/runtime.h"
+#include "kernels/cuda/platform/tuning_table.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -92,7 +92,6 @@ class CudaBackend final : public Backend {
     void sum(const Tensor& total, const Tensor& values, bool accumulate) override;
 
     // ---- for the operations' own files
-    // -------------------------------------------------------------------------------------------
     const DeviceProperties& properties() const { return runtime_.properties(); }
     CuStream stream() const { return runtime_.stream(); }
     Runtime& runtime() { return runtime_; }

@@ -18,7 +18,7 @@
 
 #include "model/optimizer.h"
 #include "model/quantizer.h"
-#include "model/safetensors.h"
+#include "model/storage/safetensors.h"
 #include "model/transformer.h"
 
 namespace train_qat {

@@ -1,0 +1,88 @@
+// Quantization of weights: initial scales, levels - or their packed codes - where matmuls read them, and
+// codes back into numbers. Grids: kernels/grid.h, codes: kernels/codes.h, the common walk over all
+// parameters: kernels/cuda/weights/weight_update.cuh.
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/weights/codes.cuh"
+#include "kernels/cuda/weights/weight_update.cuh"
+
+namespace train_qat::CU_BACKEND {
+
+namespace {
+
+// scale = max(smallest_scale, statistic(|w| of the group) / divisor)
+template <Grid grid, int width, typename Master>
+CU_DEVICE void initialize_groups(const UpdateParameter& p, const RowBlock& block) {
+    using Traits = GridTraits<grid>;
+    for_each_group<width>(p, block, [&](const Group& group) {
+        double sum = 0;
+        float largest = 0;
+        for (int k = group.exists ? group.first : p.group; k < p.group; k += group.stride) {
+            const Vector<float, width> w = load_weights<width, Master>(p, group.element + k);
+            CU_UNROLL
+            for (int j = 0; j < width; ++j) {
+                const float magnitude = fabsf(w[j]);
+                if constexpr (Traits::statistic == ScaleStatistic::mean_absolute)
+                    sum += static_cast<double>(magnitude);
+                else
+                    largest = magnitude > largest ? magnitude : largest;
+            }
+        }
+        float statistic;
+        if constexpr (Traits::statistic == ScaleStatistic::mean_absolute)
+            statistic = static_cast<float>(team_sum(sum, p.lanes_per_group) / static_cast<double>(p.group));
+        else
+            statistic = team_max(largest, p.lanes_per_group);
+        const float scale = statistic / Traits::divisor;
+        if (group.leads) store(p.scale + group.index, scale < smallest_scale ? smallest_scale : scale);
+    });
+}
+
+// Room for 64 registers: with fewer the divisions spill.
+__global__ void __launch_bounds__(update_threads, 4) initialize_scales_kernel(const UpdateTables tables) {
+    const RowBlock block = load(tables.row_blocks + blockIdx.x);
+    const UpdateParameter p = load(tables.parameters + block.parameter);
+    with_types(p, [&]<Grid grid, int width, typename Master>() {
+        if constexpr (grid != Grid::none) initialize_groups<grid, width, Master>(p, block);
+    });
+}
+
+// The step that leaves weights and scales as they are.
+struct Unchanged {
+    CU_DEVICE float scale(const UpdateParameter& p, int64_t i) const { return load(p.scale + i); }
+    template <int width, typename Master>
+    CU_DEVICE Vector<float, width> weights(const UpdateParameter& p, int64_t element) const {
+        return load_weights<width, Master>(p, element);
+    }
+};
+
+__global__ void __launch_bounds__(update_threads, 4) quantize_kernel(const UpdateTables tables) {
+    update_row_block(tables, [](const UpdateParameter&, const RowBlock&) { return Unchanged(); });
+}
+
+}  // namespace
+
+void CudaBackend::initialize_scales(std::span<const ParameterRows> parameters) {
+    std::vector<ParameterRows> quantized;
+    for (const ParameterRows& parameter : parameters) {
+        if (parameter.grid == Grid::none) continue;
+        check_parameter("initialize_scales", parameter);
+        quantized.push_back(parameter);
+    }
+    if (quantized.empty()) return;
+    const UpdateTables tables = updates_->by_groups(quantized);
+    CU_LAUNCH(initialize_scales_kernel, static_cast<unsigned>(tables.block_count), update_threads, 0,
+              stream(), tables);
+}
+
+void CudaBackend::quantize(std::span<const ParameterRows> parameters) {
+    for (const ParameterRows& parameter : parameters) check_parameter("quantize", parameter);
+    if (parameters.empty()) return;
+    quantize(updates_->by_steps(parameters));
+}
+
+void CudaBackend::quantize(const UpdateTables& tables) {
+    CU_LAUNCH(quantize_kernel, static_cast<unsigned>(tables.block_count), update_threads, 0, stream(),
+              tables);
+}
+
+}  // namespace train_qat::CU_BACKEND

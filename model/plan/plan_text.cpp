@@ -1,0 +1,92 @@
+// The text of -plan.
+#include <cmath>
+
+#include "model/format.h"
+#include "model/plan/plan.h"
+#include "model/plan/schedule.h"
+
+namespace train_qat {
+namespace {
+
+std::string row(const char* name, const std::string& value) {
+    return formatted("  %-17s %s\n", name, value.c_str());
+}
+
+std::string fraction_text(const Plan& plan) {
+    if (plan.bits == 16.0) return row("optimal fraction", "none (16 bits: no QAT)");
+    std::string predicted = "none (the law needs S > 1)";
+    if (plan.predicted_fraction) {
+        predicted = formatted("%.4f = exp(-%.4f / ln S), %s", *plan.predicted_fraction, qat_fraction_constant,
+                              plan.fraction_was_auto ? "used" : "overridden");
+    }
+    return row("optimal fraction", predicted) +
+           row("QAT fraction",
+               formatted("%.4f", plan.qat_fraction) + (plan.fraction_was_auto ? "" : " (as given)"));
+}
+
+std::string phase_row(Phase phase, int64_t first, int64_t steps, const Plan& plan, double flops_per_token) {
+    const double tokens = static_cast<double>(steps) * static_cast<double>(plan.tokens_per_step);
+    std::string range = "none";
+    if (steps > 0) {
+        range =
+            formatted("[%lld, %lld)", static_cast<long long>(first), static_cast<long long>(first + steps));
+    }
+    return formatted("  %-5s %22s %12lld %10s %7.2f%% %12.3e\n", to_string(phase).c_str(), range.c_str(),
+                     static_cast<long long>(steps), format_count(static_cast<int64_t>(tokens)).c_str(),
+                     100.0 * static_cast<double>(steps) / static_cast<double>(plan.total_steps),
+                     tokens * flops_per_token);
+}
+
+std::string phase_table(const Plan& plan, double flops_per_token) {
+    const double flops = static_cast<double>(plan.tokens()) * flops_per_token;
+    std::string text =
+        formatted("  %-5s %22s %12s %10s %8s %12s\n", "phase", "steps", "count", "tokens", "share", "FLOP");
+    text += phase_row(Phase::full_precision, 0, plan.fp_steps, plan, flops_per_token);
+    text += phase_row(Phase::quantization_aware, plan.fp_steps, plan.qat_steps, plan, flops_per_token);
+    return text + formatted("  %-5s %22s %12lld %10s %7.2f%% %12.3e\n", "total", "",
+                            static_cast<long long>(plan.total_steps), format_count(plan.tokens()).c_str(),
+                            100.0, flops);
+}
+
+std::string cooldown_text(const Plan& plan) {
+    if (plan.fp_steps == 0) return "one, at the end (all steps are QAT)";
+    if (plan.qat_steps == 0) return "one, at the end (all steps are FP)";
+    std::string text = to_string(plan.cooldown);
+    if (!plan.cooldown_was_auto) return text + " (as given)";
+    return text + (plan.cooldown == Cooldown::fused
+                       ? " (auto: fusing cooldown and QAT helps from 3 bits up)"
+                       : " (auto: below 3 bits fusing cooldown and QAT does not help)");
+}
+
+std::string milestone_table(const Plan& plan) {
+    std::string text = formatted("  %12s %14s\n", "step", "learning rate");
+    for (const Milestone& milestone : milestones(plan)) {
+        text += formatted("  %12lld %14.3e  %s\n", static_cast<long long>(milestone.step),
+                          milestone.learning_rate, milestone.label.c_str());
+    }
+    return text;
+}
+
+}  // namespace
+
+std::string format_plan(const Plan& plan, const ModelConfig& config) {
+    std::string text = "plan\n";
+    text += row("parameters N", format_exact(plan.parameters) + " (" + format_count(plan.parameters) + ")");
+    text += row("tokens D", format_exact(plan.tokens()) + " (" + format_count(plan.tokens()) + ", " +
+                                formatted("%.1f", static_cast<double>(plan.tokens()) /
+                                                      static_cast<double>(plan.parameters)) +
+                                " per parameter)");
+    text += row("tokens per step", format_exact(plan.tokens_per_step));
+    text += row("bits B", format_bits(plan.bits));
+    text +=
+        row("S = D / (N B/8)", formatted("%.4g tokens per parameter byte", plan.tokens_per_parameter_byte));
+    text += fraction_text(plan);
+    text += row("schedule", to_string(plan.schedule));
+    text += row("cooldown", cooldown_text(plan));
+    text += phase_table(plan, training_flops_per_token(config));
+    text += milestone_table(plan);
+    for (const std::string& note : plan.notes) text += "  note: " + note + "\n";
+    return text;
+}
+
+}  // namespace train_qat

@@ -1,0 +1,60 @@
+#include "model/run/log.h"
+
+namespace train_qat {
+
+RunLog::RunLog(const std::string& output_directory, const Description& description, const Plan& plan,
+               bool active)
+    : output_directory_(output_directory), description_(description), plan_(plan), active_(active) {}
+
+void RunLog::begin(std::ostream& console, std::optional<int64_t> first_step, int64_t print_every,
+                   double flops_per_token, double peak_flops) {
+    if (!active_) return;
+    metrics_ = std::make_unique<MetricsWriter>(output_directory_, first_step);
+    progress_ = std::make_unique<ConsoleProgress>(console, plan_.total_steps, print_every, flops_per_token,
+                                                  peak_flops);
+    write_record({});
+}
+
+void RunLog::step(Phase phase, int64_t step, double loss, double norm, double learning_rate, double seconds) {
+    if (!active_) return;
+    PhaseTime& time = phase == Phase::full_precision ? fp_time_ : qat_time_;
+    time.add(plan_.tokens_per_step, seconds);
+    metrics_->write({{"step", step},
+                     {"phase", to_string(phase)},
+                     {"loss", loss},
+                     {"learning_rate", learning_rate},
+                     {"gradient_norm", norm},
+                     {"tokens_per_second", static_cast<double>(plan_.tokens_per_step) / seconds}});
+    progress_->step({step, to_string(phase), loss, learning_rate, norm, plan_.tokens_per_step, seconds});
+}
+
+void RunLog::validation(Phase phase, int64_t step, const char* weights, double loss, int64_t tokens,
+                        double seconds) {
+    if (!active_) return;
+    metrics_->write(
+        {{"step", step}, {"phase", to_string(phase)}, {"validation_loss", loss}, {"weights", weights}});
+    progress_->validation(step, std::string(to_string(phase)) + " " + weights, loss, tokens, seconds);
+}
+
+void RunLog::sync() {
+    if (active_) metrics_->sync();
+}
+
+double RunLog::tokens_per_second() const {
+    return active_ ? progress_->throughput().tokens_per_second() : 0;
+}
+
+void RunLog::end(RunResults& results, std::ostream& console) {
+    if (!active_) return;
+    results.fp_tokens_per_second = fp_time_.tokens_per_second();
+    results.qat_tokens_per_second = qat_time_.tokens_per_second();
+    write_record(results);
+    console << "\n" << results_table(results, plan_) << std::flush;
+}
+
+void RunLog::write_record(const RunResults& results) const {
+    write_run_json(output_directory_ + "/run.json", run_record(description_.settings, description_.layout,
+                                                               plan_, results, description_.device));
+}
+
+}  // namespace train_qat

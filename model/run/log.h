@@ -1,0 +1,62 @@
+// What a run tells the world while it goes on: metrics.jsonl, run.json and the console. By rank 0; on the
+// other ranks it does nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <ostream>
+#include <string>
+
+#include "model/plan/plan.h"
+#include "model/run/metrics.h"
+#include "model/run/run_state.h"
+
+namespace train_qat {
+
+class RunLog {
+  public:
+    // What run.json says of the run from its start to its end.
+    struct Description {
+        nlohmann::ordered_json settings;
+        RunLayout layout;
+        std::string device;
+    };
+
+    RunLog(const std::string& output_directory, const Description& description, const Plan& plan,
+           bool active);
+
+    // Opens metrics.jsonl, from `first_step` on where it is there already, and writes run.json. The others
+    // come after it. flops_per_token / peak_flops: see ConsoleProgress.
+    void begin(std::ostream& console, std::optional<int64_t> first_step, int64_t print_every,
+               double flops_per_token, double peak_flops);
+
+    // A step that has been done.
+    void step(Phase phase, int64_t step, double loss, double norm, double learning_rate, double seconds);
+    // `weights`: full_precision, rounded or quantized.
+    void validation(Phase phase, int64_t step, const char* weights, double loss, int64_t tokens,
+                    double seconds);
+
+    // To the disk, before a checkpoint.
+    void sync();
+
+    // Throughput of the last steps.
+    double tokens_per_second() const;
+
+    // Completes the results with the speed of both ranges, writes run.json and prints the closing table.
+    void end(RunResults& results, std::ostream& console);
+
+  private:
+    void write_record(const RunResults& results) const;
+
+    const std::string output_directory_;
+    const Description description_;
+    const Plan& plan_;
+    const bool active_;
+    std::unique_ptr<MetricsWriter> metrics_;
+    std::unique_ptr<ConsoleProgress> progress_;
+    PhaseTime fp_time_, qat_time_;
+};
+
+}  // namespace train_qat

@@ -1,0 +1,296 @@
+#include "model/run/options.h"
+
+#include <algorithm>
+#include <cctype>
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <stdexcept>
+
+#include "model/quantizer.h"
+
+namespace train_qat {
+
+namespace {
+
+// CLI11 reads names of one letter with one dash and without `=`, and all others with two dashes; llm.c has
+// one dash everywhere. Numbers such as -1 stay as they are.
+std::vector<std::string> as_cli11_reads(const std::vector<std::string>& arguments) {
+    std::vector<std::string> result;
+    for (const std::string& argument : arguments) {
+        const size_t begin = std::min(argument.find_first_not_of('-'), argument.size());
+        const bool named = (begin == 1 || begin == 2) && begin < argument.size() &&
+                           std::isalpha(static_cast<unsigned char>(argument[begin]));
+        const std::string name = argument.substr(begin);
+        if (!named) {
+            result.push_back(argument);
+        } else if (name.size() == 1) {
+            result.push_back("-" + name);
+        } else if (name[1] == '=') {
+            result.push_back("-" + name.substr(0, 1));
+            result.push_back(name.substr(2));
+        } else {
+            result.push_back("--" + name);
+        }
+    }
+    return result;
+}
+
+// Flags whose text needs reading by the planner's own functions.
+struct Texts {
+    std::string tokens, schedule = "wsd", cooldown = "auto", warmup, qat_warmup, qat_fraction = "auto";
+};
+
+void add_model_flags(CLI::App& app, Options& o) {
+    const char* group = "Model";
+    app.add_option("-n", o.size, "size in parameters: 86M, 396M, 759M, 2.2B, or any other, such as 1.5M")
+        ->group(group);
+    app.add_option("--layers", o.shape.layers, "number of layers")->group(group);
+    app.add_option("--width", o.shape.width, "width of the residual stream")->group(group);
+    app.add_option("--heads", o.shape.heads, "attention heads")->group(group);
+    app.add_option("--kv_heads", o.shape.kv_heads, "key/value heads (default: as many as heads)")
+        ->group(group);
+    app.add_option("--ffn", o.shape.ffn, "hidden width of the feed-forward block")->group(group);
+    app.add_option("--vocab", o.vocabulary, "vocabulary (default: that of the training data, else 32000)")
+        ->group(group);
+    app.add_option("--seq_len", o.sequence_length, "tokens of a sequence")
+        ->group(group)
+        ->capture_default_str();
+}
+
+void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
+    const char* group = "Quantization and plan";
+    app.add_option("-b", o.bits, "bits of a weight: 1, 1.58, 2, 3, 4, 5, 6, 8; 16 for no QAT")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--group", o.group, "weights that share a scale: 32, 64, 128; 0 for a whole row")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--qat_frac", t.qat_fraction,
+                   "fraction of the tokens to train quantization-aware, or auto")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--tokens", t.tokens, "tokens to train on, such as 8B")->group(group);
+    app.add_option("--steps", o.plan.steps, "optimizer steps, instead of -tokens")->group(group);
+    app.add_option("--schedule", t.schedule, "wsd or cosine")->group(group)->capture_default_str();
+    app.add_option("--cooldown", t.cooldown, "fused, classic or auto")->group(group)->capture_default_str();
+    app.add_option("--cooldown_frac", o.plan.cooldown_fraction, "wsd: fraction of the steps that decay (0.2)")
+        ->group(group);
+    app.add_option("--warmup", t.warmup, "steps (200) or fraction of all steps (0.02)")->group(group);
+    app.add_option("--lr", o.plan.learning_rate, "peak learning rate")->group(group)->capture_default_str();
+    app.add_option("--final_lr_frac", o.plan.final_learning_rate_fraction, "last learning rate / peak")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--qat_lr", o.plan.qat_learning_rate, "classic: peak learning rate of QAT")->group(group);
+    app.add_option("--qat_warmup", t.qat_warmup,
+                   "classic: re-warmup, steps or fraction of the QAT steps (0.05)")
+        ->group(group);
+    app.add_flag("--plan", o.plan_only, "print the plan, the memory and the FLOPs, and exit")->group(group);
+}
+
+void add_data_flags(CLI::App& app, Options& o) {
+    const char* group = "Data and output";
+    app.add_option("-i", o.train_pattern, "training shards: a path, a glob, or several with commas")
+        ->group(group);
+    app.add_option("-j", o.validation_pattern, "validation shards")->group(group);
+    app.add_option("--tokenizer", o.tokenizer, "SentencePiece model of the shards, for the sample of text")
+        ->group(group);
+    app.add_option("-o", o.output_directory, "directory for checkpoints and metrics")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--val_every", o.validate_every, "steps between validations; 0: at the switch and the end")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--val_sequences", o.validation_sequences, "sequences of a validation")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--save_every", o.save_every, "steps between checkpoints; 0: at the end")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--keep", o.keep, "checkpoints to keep; 0: all")->group(group)->capture_default_str();
+    app.add_flag("--resume", o.resume, "go on from the latest checkpoint in -o")->group(group);
+    app.add_option("--from", o.from, "start from a checkpoint of another run that shares the first steps")
+        ->group(group);
+    app.add_option("--until", o.until, "stop after this step, with a checkpoint to go on from")->group(group);
+    app.add_option("--print_every", o.print_every, "steps between console lines")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--prompt", o.prompt, "begin of the sample of text at the end")->group(group);
+    app.add_option("--sample", o.sample_tokens, "tokens of that sample; 0: none")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--temperature", o.temperature, "of the sample; 0: the likeliest token")
+        ->group(group)
+        ->capture_default_str();
+}
+
+void add_run_flags(CLI::App& app, Options& o) {
+    const char* group = "Optimizer and device";
+    app.add_option("--batch", o.batch, "sequences of a micro-batch")->group(group)->capture_default_str();
+    app.add_option("--grad_accum", o.gradient_accumulation, "micro-batches of an optimizer step")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--weight_decay", o.optimizer.weight_decay, "AdamW's, on matrices")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--beta1", o.optimizer.beta1, "AdamW's")->group(group)->capture_default_str();
+    app.add_option("--beta2", o.optimizer.beta2, "AdamW's")->group(group)->capture_default_str();
+    app.add_option("--eps", o.optimizer.epsilon, "AdamW's")->group(group)->capture_default_str();
+    app.add_option("--clip", o.optimizer.clip_norm, "largest gradient norm; 0: no clipping")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--scale_lr", o.optimizer.scale_learning_rate_factor,
+                   "relative learning rate of the scales / learning rate")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--seed", o.seed, "of weights, data order and sampling")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--device", o.device, "cuda, cpu or auto")->group(group)->capture_default_str();
+    app.add_option("--dtype", o.dtype, "bf16, fp32, or auto: bf16 where the device is fast at it")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option(
+           "--qat_gemm", o.qat_gemm,
+           "CUDA matmuls of quantized weights: fused (packed codes), cublaslt, or auto: the faster one")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--master", o.master,
+                   "float32 master weights: on, or off: bfloat16 weights, rounded stochastically (CUDA)")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--threads", o.threads, "CPU threads; 0: all")->group(group)->capture_default_str();
+}
+
+void add_rank_flags(CLI::App& app, Options& o) {
+    const char* group = "Many ranks and sweeps (mpirun -np 4 train_qat ...)";
+    app.add_option(
+           "--total_batch", o.total_batch,
+           "sequences of an optimizer step over all ranks; -batch is then the most, -grad_accum follows")
+        ->group(group);
+    app.add_option("--zero", o.zero, "1: ranks divide the optimizer's state, 0: each has all of it")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--rank_timeout", o.rank_timeout,
+                   "seconds without an answer from another rank that end a job")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--rendezvous", o.rendezvous,
+                   "a path on a shared file system where ranks meet that no MPI connects (srun)")
+        ->group(group);
+    app.add_option("--sweep", o.sweep, "train every combination of a grid: a JSON file, see README.md")
+        ->group(group);
+    app.add_option("--sweep_ranks", o.sweep_ranks, "ranks that train one run of a sweep together")
+        ->group(group)
+        ->capture_default_str();
+    app.add_flag("--retry_failed", o.retry_failed, "a continued sweep tries failed runs again")->group(group);
+}
+
+void require(bool condition, const std::string& message) {
+    if (!condition) throw std::runtime_error(message);
+}
+
+void check(const Options& o) {
+    grid_of_bits(o.bits);
+    require(o.group == 0 || o.group == 32 || o.group == 64 || o.group == 128,
+            "-group: must be 0, 32, 64 or 128, is " + std::to_string(o.group));
+    // The upper limits keep every product of sizes countable.
+    require(o.batch >= 1 && o.batch <= 1'000'000, "-batch: must be from 1 to 1000000");
+    require(o.gradient_accumulation >= 1 && o.gradient_accumulation <= 1'000'000,
+            "-grad_accum: must be from 1 to 1000000");
+    require(o.sequence_length >= 1 && o.sequence_length <= 1'000'000, "-seq_len: must be from 1 to 1000000");
+    require(!o.vocabulary || (*o.vocabulary >= 2 && *o.vocabulary <= INT32_MAX),
+            "-vocab: must be from 2 to " + std::to_string(INT32_MAX));
+    require(o.threads >= 0 && o.threads <= 1024, "-threads: must be from 0 (all) to 1024");
+    require(o.print_every >= 1, "-print_every: must be at least 1");
+    require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,
+            "-val_every, -save_every, -keep and -sample must not be negative");
+    require(o.validation_sequences >= 1, "-val_sequences: must be at least 1");
+    require(!o.total_batch || (*o.total_batch >= 1 && *o.total_batch <= 1'000'000'000),
+            "-total_batch: must be from 1 to 1000000000");
+    require(!o.total_batch || o.gradient_accumulation == 1,
+            "-total_batch and -grad_accum: give one of them, not both");
+    require(!o.until || *o.until >= 1, "-until: must be at least 1");
+    require(o.zero == 0 || o.zero == 1, "-zero: must be 0 or 1, is " + std::to_string(o.zero));
+    require(o.rank_timeout > 0, "-rank_timeout: must be positive");
+    require(o.sweep_ranks >= 1, "-sweep_ranks: must be at least 1");
+    require(o.sweep.empty() || (o.from.empty() && !o.until && !o.resume),
+            "-sweep: -from, -until and -resume are not for sweeps; a sweep goes on by itself");
+    require(o.temperature >= 0, "-temperature: must not be negative");
+    require(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "-beta1: must be in [0, 1)");
+    require(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "-beta2: must be in [0, 1)");
+    require(o.optimizer.epsilon > 0, "-eps: must be positive");
+    require(o.optimizer.weight_decay >= 0, "-weight_decay: must not be negative");
+    require(o.optimizer.clip_norm >= 0, "-clip: must not be negative");
+    require(o.optimizer.scale_learning_rate_factor >= 0, "-scale_lr: must not be negative");
+    require(o.device == "auto" || o.device == "cpu" || o.device == "cuda",
+            "-device: must be auto, cpu or cuda, is '" + o.device + "'");
+    require(o.dtype == "auto" || o.dtype == "bf16" || o.dtype == "fp32",
+            "-dtype: must be auto, bf16 or fp32, is '" + o.dtype + "'");
+    require(o.master == "on" || o.master == "off", "-master: must be on or off, is '" + o.master + "'");
+    require(o.master == "on" || o.device != "cpu",
+            "-master off: the CPU backend keeps float32 masters; use -device cuda");
+    require(o.qat_gemm == "auto" || o.qat_gemm == "fused" || o.qat_gemm == "cublaslt",
+            "-qat_gemm: must be auto, fused or cublaslt, is '" + o.qat_gemm + "'");
+}
+
+void read_texts(const Texts& t, Options& o) {
+    o.plan.bits = o.bits;
+    if (!t.tokens.empty()) o.plan.tokens = parse_count(t.tokens, "-tokens");
+    o.plan.schedule = parse_schedule(t.schedule);
+    o.plan.cooldown = parse_cooldown(t.cooldown);
+    if (!t.warmup.empty()) o.plan.warmup = parse_steps_or_fraction(t.warmup, "-warmup");
+    if (!t.qat_warmup.empty()) o.plan.qat_warmup = parse_steps_or_fraction(t.qat_warmup, "-qat_warmup");
+    if (t.qat_fraction == "auto") return;
+    size_t used = 0;
+    double fraction = -1;
+    try {
+        fraction = std::stod(t.qat_fraction, &used);
+    } catch (const std::exception&) {
+        used = 0;
+    }
+    require(used > 0 && used == t.qat_fraction.size(),
+            "-qat_frac: cannot read '" + t.qat_fraction + "': give a number from 0 to 1, or auto");
+    o.plan.qat_fraction = fraction;
+}
+
+// CLI11 puts several sentences on several lines.
+std::string one_line(std::string text) {
+    for (char& c : text)
+        if (c == '\n') c = ' ';
+    while (!text.empty() && text.back() == ' ') text.pop_back();
+    return text;
+}
+
+}  // namespace
+
+std::optional<Options> parse_command_line(const std::vector<std::string>& arguments, std::ostream& help) {
+    Options options;
+    Texts texts;
+    CLI::App app(
+        "train_qat: trains low-bit language models for the least compute.\n"
+        "A full-precision step range, then a quantization-aware one; the planner splits the tokens.",
+        "train_qat");
+    app.get_formatter()->column_width(26);
+    add_model_flags(app, options);
+    add_plan_flags(app, options, texts);
+    add_data_flags(app, options);
+    add_run_flags(app, options);
+    add_rank_flags(app, options);
+    std::vector<std::string> reversed = as_cli11_reads(arguments);
+    std::reverse(reversed.begin(), reversed.end());
+    try {
+        app.parse(reversed);
+    } catch (const CLI::CallForHelp&) {
+        help << app.help();
+        return std::nullopt;
+    } catch (const CLI::ParseError& error) {
+        throw std::runtime_error(
+            one_line(error.what()) +
+            " (train_qat -h lists all options; patterns need quotes: -i 'data/x_*.bin')");
+    }
+    read_texts(texts, options);
+    check(options);
+    return options;
+}
+
+}  // namespace train_qat

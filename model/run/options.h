@@ -1,0 +1,69 @@
+// The command line of train_qat: every flag, its default and its meaning. One dash or two: -qat_frac 0.25,
+// --qat_frac 0.25 and --qat_frac=0.25 are the same.
+#pragma once
+
+#include <cstdint>
+#include <iostream>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "model/config.h"
+#include "model/optimizer.h"
+#include "model/plan/plan.h"
+
+namespace train_qat {
+
+struct Options {
+    // model
+    std::string size;  // -n
+    ConfigOverrides shape;
+    std::optional<int64_t> vocabulary;
+    int64_t sequence_length = 256;
+    // quantization
+    double bits = 4;
+    int64_t group = 0;
+    // plan; parameters and tokens_per_step are filled in by the caller
+    PlanRequest plan;
+    // data and output
+    std::string train_pattern, validation_pattern, tokenizer, output_directory = "out";
+    // run
+    int64_t batch = 8;
+    int64_t gradient_accumulation = 1;
+    std::optional<int64_t> total_batch;  // sequences of a step over all ranks: sets gradient_accumulation
+    std::string device = "auto";
+    std::string dtype = "auto";
+    std::string qat_gemm = "auto";
+    std::string master = "on";
+    int threads = 0;
+    uint64_t seed = 1;
+    OptimizerConfig optimizer;
+    int64_t validate_every = 0, validation_sequences = 160;
+    int64_t save_every = 0, keep = 2;
+    int64_t print_every = 1;
+    bool resume = false;
+    std::string from;              // a checkpoint of another run with the same first steps
+    std::optional<int64_t> until;  // stop after this step
+    bool trunk = false;  // of a sweep: full-precision steps that several runs share, no run of its own
+    bool plan_only = false;
+    // many ranks
+    int zero = 1;
+    double rank_timeout = 600;  // seconds
+    std::string rendezvous;
+    // sweep
+    std::string sweep;
+    int sweep_ranks = 1;  // of a run
+    bool retry_failed = false;
+    // sample of text at the end
+    std::string prompt;
+    int64_t sample_tokens = 128;
+    double temperature = 0.8;
+};
+
+// Reads the arguments (without the program's name). Returns nothing when only help was asked for, which is
+// then written to `help`. Throws std::runtime_error with one line that names the flag.
+std::optional<Options> parse_command_line(const std::vector<std::string>& arguments,
+                                          std::ostream& help = std::cout);
+
+}  // namespace train_qat

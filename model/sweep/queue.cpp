@@ -1,0 +1,278 @@
+#include "model/sweep/queue.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <stdexcept>
+#include <unordered_set>
+
+namespace train_qat {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string host_name() {
+    char name[256] = "?";
+    ::gethostname(name, sizeof name - 1);
+    return name;
+}
+
+std::string time_text() {
+    const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+    std::tm parts{};
+    ::gmtime_r(&now, &parts);
+    char text[32];
+    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
+    return text;
+}
+
+// Who writes, and when.
+Json signature(const std::string& worker) {
+    return {{"worker", worker}, {"host", host_name()}, {"process", ::getpid()}, {"time", time_text()}};
+}
+
+std::string text_of(const Json& json) {
+    return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+void create_directory(const std::string& directory) {
+    std::error_code error;
+    std::filesystem::create_directories(directory, error);
+    if (error) throw_file_error(directory, "cannot create directory: " + error.message());
+}
+
+void remove_file(const std::string& path) {
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+        throw_file_error(path, std::string("cannot remove: ") + std::strerror(errno));
+}
+
+// False: it exists already.
+bool create_exclusively(const std::string& path, const std::string& text) {
+    const FileDescriptor descriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    if (descriptor.get() < 0) {
+        if (errno == EEXIST) return false;
+        throw_file_error(path, std::string("cannot create: ") + std::strerror(errno));
+    }
+    try {
+        write_all(descriptor.get(), path, text.data(), static_cast<int64_t>(text.size()));
+    } catch (...) {
+        ::unlink(path.c_str());
+        throw;
+    }
+    return true;
+}
+
+std::vector<std::string> names_in(const std::string& directory) {
+    std::vector<std::string> names;
+    std::error_code error;
+    std::filesystem::directory_iterator entry(directory, error);
+    for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error))
+        names.push_back(entry->path().filename().string());
+    if (error) throw_file_error(directory, "cannot list: " + error.message());
+    return names;
+}
+
+// Empty for a file that is gone or being written: what it says is for people only.
+Json read_json(const std::string& path) {
+    try {
+        const Json json = Json::parse(read_text_file(path), nullptr, false);
+        return json.is_object() ? json : Json::object();
+    } catch (const std::runtime_error&) {
+        return Json::object();
+    }
+}
+
+std::string text_at(const Json& json, const char* key) {
+    return json.contains(key) && json[key].is_string() ? json[key].get<std::string>() : "";
+}
+
+std::string one_line(std::string text) {
+    std::replace_if(
+        text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
+    return text;
+}
+
+std::string lock_path(const std::string& output_directory) {
+    return output_directory + "/sweep.lock";
+}
+
+int open_lock(const std::string& output_directory) {
+    create_directory(output_directory);
+    const std::string path = lock_path(output_directory);
+    const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (descriptor < 0) throw_file_error(path, std::string("cannot open: ") + std::strerror(errno));
+    return descriptor;
+}
+
+}  // namespace
+
+// ---- lock
+
+SweepLock::SweepLock(const std::string& output_directory) : descriptor_(open_lock(output_directory)) {
+    const std::string path = lock_path(output_directory);
+    if (::flock(descriptor_.get(), LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EWOULDBLOCK) throw_file_error(path, std::string("cannot lock: ") + std::strerror(errno));
+        const Json holder = read_json(path);
+        const std::string who = holder.contains("process")
+                                    ? " (process " + holder["process"].dump() + " on " +
+                                          text_at(holder, "host") + ", since " + text_at(holder, "time") + ")"
+                                    : "";
+        throw std::runtime_error("another sweep is running in " + output_directory + who +
+                                 "; wait for it, or choose another -o");
+    }
+    // Only for the message above.
+    const std::string text = text_of(signature("sweep"));
+    if (::ftruncate(descriptor_.get(), 0) == 0)
+        write_all(descriptor_.get(), path, text.data(), static_cast<int64_t>(text.size()));
+}
+
+// ---- queue
+
+SweepQueue::SweepQueue(const std::string& output_directory, const SweepPlan& plan)
+    : directory_(output_directory + "/queue"), plan_(plan), by_priority_(plan.jobs.size()) {
+    create_directory(directory_);
+    std::iota(by_priority_.begin(), by_priority_.end(), 0);
+    std::stable_sort(by_priority_.begin(), by_priority_.end(),
+                     [&](int a, int b) { return plan_.jobs[a].path_cost > plan_.jobs[b].path_cost; });
+}
+
+std::string SweepQueue::file(int job, const char* kind) const {
+    return directory_ + "/" + plan_.jobs.at(job).id + kind;
+}
+
+void SweepQueue::clear_claims(bool retry_failed) const {
+    for (const std::string& name : names_in(directory_)) {
+        const std::string kind = std::filesystem::path(name).extension().string();
+        if (kind == ".claim" || kind == ".progress" || kind == ".partial" ||
+            (kind == ".failed" && retry_failed))
+            remove_file(directory_ + "/" + name);
+    }
+    remove_file(stop_path());
+    sync_directory(directory_);
+}
+
+std::vector<JobStatus> SweepQueue::status(bool details) const {
+    const std::vector<std::string> names = names_in(directory_);
+    const std::unordered_set<std::string> present(names.begin(), names.end());
+    std::vector<JobStatus> all(plan_.jobs.size());
+    for (size_t job = 0; job < all.size(); ++job) {
+        const SweepJob& planned = plan_.jobs[job];
+        JobStatus& status = all[job];
+        if (present.contains(planned.id + ".done"))
+            status.state = JobState::done;
+        else if (present.contains(planned.id + ".failed") ||
+                 (planned.parent >= 0 && all[planned.parent].state == JobState::failed))
+            status.state = JobState::failed;
+        else if (present.contains(planned.id + ".claim"))
+            status.state = JobState::running;
+    }
+    std::vector<bool> needed(all.size(), false);
+    for (size_t job = all.size(); job-- > 0;) {
+        const SweepJob& planned = plan_.jobs[job];
+        JobStatus& status = all[job];
+        if (planned.run < 0 && status.state == JobState::waiting && !needed[job])
+            status.state = JobState::unneeded;
+        const bool open = status.state == JobState::waiting || status.state == JobState::running;
+        if (open && planned.parent >= 0) needed[planned.parent] = true;
+        if (!details) continue;
+        const int index = static_cast<int>(job);
+        if (status.state == JobState::running)
+            status.worker = text_at(read_json(file(index, ".claim")), "worker");
+        if (status.state == JobState::failed)
+            status.reason = text_at(read_json(file(index, ".failed")), "reason");
+        if (status.state != JobState::done || planned.run < 0) continue;
+        const Json record = read_json(file(index, ".done"));
+        if (record.contains("validation_loss") && record["validation_loss"].is_number())
+            status.validation_loss = record["validation_loss"].get<double>();
+    }
+    return all;
+}
+
+bool SweepQueue::ready(const std::vector<JobStatus>& jobs, size_t job) const {
+    const int parent = plan_.jobs[job].parent;
+    return jobs[job].state == JobState::waiting && (parent < 0 || jobs[parent].state == JobState::done);
+}
+
+std::optional<int> SweepQueue::claim(const std::string& worker) const {
+    const std::vector<JobStatus> jobs = status(false);
+    for (const int job : by_priority_) {
+        if (!ready(jobs, static_cast<size_t>(job))) continue;
+        Json claim = signature(worker);
+        claim["job"] = job_name(plan_, job);
+        if (create_exclusively(file(job, ".claim"), text_of(claim))) return job;
+    }
+    return std::nullopt;
+}
+
+void SweepQueue::release(int job) const {
+    remove_file(file(job, ".claim"));
+}
+
+void SweepQueue::request_stop() const {
+    create_exclusively(stop_path(), text_of(signature("stop")));
+}
+
+bool SweepQueue::stop_requested() const {
+    return std::filesystem::exists(stop_path());
+}
+
+bool SweepQueue::finished() const {
+    const std::vector<JobStatus> jobs = status(false);
+    return std::none_of(jobs.begin(), jobs.end(), [](const JobStatus& job) {
+        return job.state == JobState::waiting || job.state == JobState::running;
+    });
+}
+
+void SweepQueue::done(int job, std::optional<double> validation_loss) const {
+    Json record = {{"job", job_name(plan_, job)}, {"time", time_text()}};
+    if (validation_loss) record["validation_loss"] = *validation_loss;
+    write_file_atomically(file(job, ".done"), text_of(record));
+}
+
+std::vector<SweepQueue::FailedRun> SweepQueue::failed(int job, const std::string& reason) const {
+    const std::vector<JobStatus> before = status(false);
+    const std::string of_descendants = "its trunk (" + job_name(plan_, job) + ") failed: " + one_line(reason);
+    std::vector<bool> fails(plan_.jobs.size(), false);
+    std::vector<FailedRun> runs;
+    fails.at(job) = true;
+    for (size_t i = job; i < plan_.jobs.size(); ++i) {
+        const SweepJob& planned = plan_.jobs[i];
+        const int index = static_cast<int>(i);
+        if (planned.parent >= 0 && fails[planned.parent] && before[i].state != JobState::done)
+            fails[i] = true;
+        if (!fails[i]) continue;
+        const std::string why = index == job ? one_line(reason) : of_descendants;
+        const Json record = {{"job", job_name(plan_, index)}, {"reason", why}, {"time", time_text()}};
+        write_file_atomically(file(index, ".failed"), text_of(record));
+        if (planned.run >= 0) runs.push_back({planned.run, why});
+    }
+    return runs;
+}
+
+std::vector<int> SweepQueue::trunks_to_start_from() const {
+    const std::vector<JobStatus> jobs = status(false);
+    std::vector<int> trunks;
+    for (size_t job = 0; job < jobs.size(); ++job) {
+        const int parent = plan_.jobs[job].parent;
+        if (parent < 0 || jobs[parent].state != JobState::done || jobs[job].state != JobState::waiting)
+            continue;
+        if (std::find(trunks.begin(), trunks.end(), parent) == trunks.end()) trunks.push_back(parent);
+    }
+    return trunks;
+}
+
+void SweepQueue::forget_done(int job) const {
+    remove_file(file(job, ".done"));
+    sync_directory(directory_);
+}
+
+}  // namespace train_qat

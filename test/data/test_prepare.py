@@ -1,0 +1,414 @@
+#!/usr/bin/env python3
+"""Tests of data/prepare.py, run end to end in a subprocess on generated text. Needs the package sentencepiece.
+
+    python3 test/data/test_prepare.py
+"""
+import gzip
+import json
+import os
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PREPARE = os.path.join(ROOT, "data", "prepare.py")
+sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
+sys.dont_write_bytecode = True
+
+import sentencepiece  # noqa: E402
+
+from documents import html_to_text  # noqa: E402
+from shard_files import Outputs, ShardWriter, fnv1a_64  # noqa: E402
+
+WORDS = "amber birch cedar delta ember fjord grove haven inlet juniper kelp lagoon meadow north ocean pine".split()
+
+
+def make_text(seed, lines):
+    """Prose-like lines with blank lines, indentation, digits and some characters that no vocabulary holds."""
+    generator = random.Random(seed)
+    result = []
+    for number in range(lines):
+        line = " ".join(generator.choice(WORDS) + generator.choice(["", "s", "ing", "ed"]) for _ in range(9))
+        result.append(generator.choice(["", "", "", "  ", "\t"]) + line + generator.choice([".", "!", "", "  "]))
+        if generator.random() < 0.2:
+            result.append("")
+        if number % 50 == 17:
+            result.append(f"{seed} – naïve 中文 🙂 {number * 7919}")
+    return "\n".join(result) + "\n"
+
+
+def read_shard(path):
+    """(header integers, tokens), with nothing shared with the code under test."""
+    with open(path, "rb") as file:
+        data = file.read()
+    header = struct.unpack("<256i", data[:1024])
+    code = {(20240520, 1): "H", (20240801, 7): "I"}[header[:2]]
+    return header, struct.unpack(f"<{(len(data) - 1024) // struct.calcsize(code)}{code}", data[1024:])
+
+
+class PrepareTest(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory(prefix="train_qat_test_")
+        self.addCleanup(self.temporary.cleanup)
+        self.directory = self.temporary.name
+
+    def path(self, *names):
+        return os.path.join(self.directory, *names)
+
+    def write(self, name, content):
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if isinstance(content, str):
+            content = content.encode()
+        with (gzip.open if name.endswith(".gz") else open)(path, "wb") as file:
+            file.write(content)
+        return path
+
+    def read(self, name):
+        with open(self.path(name), "rb") as file:
+            return file.read()
+
+    def run_prepare(self, *arguments, **options):
+        return subprocess.run([sys.executable, PREPARE, *map(str, arguments)], capture_output=True, text=True,
+                              cwd=self.directory, **options)
+
+    def prepare(self, *arguments):
+        """Runs it successfully; vocabulary 400 unless the arguments say otherwise."""
+        result = self.run_prepare("--vocab-size", 400, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual([name for name in os.listdir(self.directory) if name.endswith(".partial")], [])
+        return result
+
+    def fails(self, *arguments, text, **options):
+        """It exits with 2 after one line that holds every one of `text`, and leaves no output."""
+        before = sorted(os.listdir(self.directory))
+        result = self.run_prepare(*arguments, **options)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        lines = [line for line in result.stderr.splitlines() if "MB/s" not in line and not
+                 line.startswith(("tokenizer:", "a single document:"))]
+        self.assertEqual(len(lines), 1, result.stderr)
+        self.assertTrue(lines[0].startswith("prepare.py: error: "), lines[0])
+        for part in text:
+            self.assertIn(part, lines[0])
+        self.assertEqual(sorted(os.listdir(self.directory)), before)
+        return lines[0]
+
+    def shards(self, prefix, split):
+        names = sorted(name for name in os.listdir(self.directory) if name.startswith(f"{prefix}_{split}_"))
+        return [read_shard(self.path(name)) for name in names]
+
+    def documents(self, prefix, split):
+        """The texts of a split, decoded from its shards."""
+        processor = sentencepiece.SentencePieceProcessor(model_file=self.path(prefix + ".model"))
+        tokens = [token for _, shard in self.shards(prefix, split) for token in shard]
+        texts, current = [], None
+        for token in tokens + [1]:
+            if token == 1:
+                if current is not None:
+                    texts.append(processor.decode(current))
+                current = []
+            else:
+                current.append(token)
+        return texts
+
+    def write_documents(self, count=6, lines=60):
+        texts = {f"d{index}.txt": make_text(index, lines) for index in range(count)}
+        for name, text in texts.items():
+            self.write(f"in/{name}", text)
+        return texts
+
+    def test_text_comes_back_from_the_shards(self):
+        texts = self.write_documents()
+        self.prepare("in", "-o", "out")
+        train, val = self.documents("out", "train"), self.documents("out", "val")
+        self.assertEqual(sorted(train + val), sorted(texts.values()))
+        self.assertEqual(len(val), 1)  # 2% of six documents: at least one
+
+        model = self.read("out.model")
+        with open(self.path("out.json"), encoding="utf-8") as file:
+            manifest = json.load(file)
+        self.assertEqual(manifest["tokenizer"]["hash"], f"0x{fnv1a_64(model):016x}")
+        for split, expected in ("train", train), ("val", val):
+            [(header, tokens)] = self.shards("out", split)
+            self.assertEqual(header[:4], (20240520, 1, len(tokens), 400))
+            self.assertEqual(header[4] % 2**32 + (header[5] % 2**32 << 32), fnv1a_64(model))
+            self.assertEqual(set(header[6:]), {0})
+            self.assertEqual(manifest[split]["tokens"], len(tokens))
+            self.assertEqual(manifest[split]["documents"], len(expected))
+            self.assertEqual(manifest[split]["bytes"], sum(len(text.encode()) for text in expected))
+            self.assertLess(max(tokens), 400)
+            self.assertNotIn(0, tokens)  # byte fallback: nothing is unknown
+            # The same ids as encoding each document in one go.
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.assertEqual(list(tokens), [token for text in expected for token in [1] + processor.encode(text)])
+
+    def test_hash_is_fnv1a(self):
+        self.assertEqual(fnv1a_64(b""), 0xCBF29CE484222325)
+        self.assertEqual(fnv1a_64(b"a"), 0xAF63DC4C8601EC8C)
+        self.assertEqual(fnv1a_64(b"foobar"), 0x85944171F73967E8)
+        self.assertEqual(fnv1a_64(bytes([0, 255, 128, 10])), 0xD865BB7BF628B7DE)  # as in test_tokenizer.cpp
+
+    def test_long_document_in_pieces_equals_one_go(self):
+        text = make_text(3, 12000)  # over two pieces
+        self.assertGreater(len(text), 2.5 * (1 << 18))
+        self.write("in/long.txt", text)
+        self.write("in/short.txt", make_text(4, 50))
+        self.prepare("in", "-o", "out", "--val-files", "in/short.txt", "--train-sample-mb", "0.1")
+        processor = sentencepiece.SentencePieceProcessor(model_file=self.path("out.model"))
+        [(_, tokens)] = self.shards("out", "train")
+        self.assertEqual(list(tokens), [1] + processor.encode(text))
+
+    def test_normalizing_model_is_not_cut_at_newlines(self):
+        # This model turns newlines into spaces and drops doubled ones, so pieces would differ from the whole.
+        self.write("lines.txt", make_text(9, 300))
+        sentencepiece.SentencePieceTrainer.train(input=self.path("lines.txt"), model_prefix=self.path("folding"),
+                                                 vocab_size=100, model_type="unigram", minloglevel=2)
+        text = make_text(3, 6000)
+        self.write("in/long.txt", text)
+        self.write("in/short.txt", make_text(4, 50))
+        self.prepare("in", "-o", "out", "--val-files", "in/short.txt", "--tokenizer", "folding.model")
+        processor = sentencepiece.SentencePieceProcessor(model_file=self.path("folding.model"))
+        [(_, tokens)] = self.shards("out", "train")
+        self.assertEqual(list(tokens), [1] + processor.encode(text))
+
+    def test_output_depends_on_neither_workers_nor_run(self):
+        self.write_documents(9, 900)
+        contents = []
+        for workers in 1, 2, 5:
+            self.prepare("in", "-o", f"w{workers}", "--workers", workers, "--shard-tokens", 7001)
+            suffixes = sorted(name[2:] for name in os.listdir(self.directory)
+                              if name.startswith(f"w{workers}") and not name.endswith(".json"))
+            contents.append([(suffix, self.read(f"w{workers}{suffix}")) for suffix in suffixes])
+        self.assertGreater(len(contents[0]), 5)
+        self.assertEqual(contents[0], contents[1])
+        self.assertEqual(contents[0], contents[2])
+
+    def test_shards_are_cut_at_their_size(self):
+        texts = self.write_documents()
+        self.prepare("in", "-o", "out", "--shard-tokens", 1000, "--val-fraction", 0)
+        shards = self.shards("out", "train")
+        self.assertGreater(len(shards), 3)
+        self.assertTrue(all(len(tokens) == 1000 == header[2] for header, tokens in shards[:-1]))
+        self.assertEqual(self.documents("out", "train"), list(texts.values()))
+        self.assertEqual(self.shards("out", "val"), [])
+
+    def test_exact_multiple_leaves_no_empty_shard(self):
+        self.write_documents(2)
+        self.prepare("in", "-o", "whole", "--val-fraction", 0)
+        total = len(self.shards("whole", "train")[0][1])
+        self.prepare("in", "-o", "one", "--val-fraction", 0, "--shard-tokens", total)
+        self.assertEqual([len(tokens) for _, tokens in self.shards("one", "train")], [total])
+
+    def test_hold_out_is_by_content(self):
+        texts = self.write_documents(40, 12)
+        self.prepare("in", "-o", "a", "--val-fraction", 0.3)
+        val = set(self.documents("a", "val"))
+        self.assertTrue(4 <= len(val) <= 21, len(val))  # 12 expected, three standard deviations
+        self.assertFalse(val & set(self.documents("a", "train")))
+        # Other names and another order, as JSON lines: the same choice.
+        rows = [json.dumps({"body": text}) for text in reversed(list(texts.values()))]
+        self.write("rows.jsonl.gz", "\n".join(rows) + "\n\n")
+        self.prepare("rows.jsonl.gz", "--text-field", "body", "-o", "b", "--val-fraction", 0.3)
+        self.assertEqual(set(self.documents("b", "val")), val)
+        # More to hold out only adds.
+        self.prepare("in", "-o", "c", "--val-fraction", 0.6, "--tokenizer", "a.model")
+        self.assertLess(val, set(self.documents("c", "val")))
+
+    def test_hold_out_never_takes_everything(self):
+        self.write_documents(3, 30)
+        self.prepare("in", "-o", "out", "--val-fraction", 0.999999)
+        self.assertEqual(len(self.documents("out", "train")), 1)
+        self.assertEqual(len(self.documents("out", "val")), 2)
+
+    def test_validation_files(self):
+        texts = self.write_documents()
+        self.write("in/copy.txt", texts["d3.txt"])  # would leak the validation text into training
+        extra = make_text(99, 20)
+        self.write("elsewhere/extra.md", extra)
+        result = self.prepare("in", "-o", "out", "--val-files", "in/d3.txt", "elsewhere/*.md")
+        self.assertEqual(self.documents("out", "val"), [texts["d3.txt"], extra])
+        self.assertEqual(sorted(self.documents("out", "train")),
+                         sorted(text for name, text in texts.items() if name != "d3.txt"))
+        self.assertIn("left out of training: 1 document", result.stderr)
+
+    def test_single_document_is_cut_at_a_line(self):
+        text = make_text(1, 400)
+        self.write("book.txt", text)
+        result = self.prepare("book.txt", "-o", "out", "--val-fraction", 0.1)
+        self.assertIn("a single document", result.stderr)
+        [train], [val] = self.documents("out", "train"), self.documents("out", "val")
+        self.assertEqual(train + val, text)
+        self.assertTrue(train.endswith("\n"))
+        self.assertAlmostEqual(len(val) / len(text), 0.1, delta=0.01)
+
+    def test_tokenizer_never_sees_held_out_text(self):
+        self.write_documents(4)
+        self.write("secret.txt", "zyzzyva " * 3000)
+        self.prepare("in", "-o", "out", "--val-files", "secret.txt")
+        processor = sentencepiece.SentencePieceProcessor(model_file=self.path("out.model"))
+        self.assertGreater(len(processor.encode("zyzzyva")), 5)
+
+    def test_kinds_of_files(self):
+        self.write("in/a.html", "<html><head><title>t</title><style>p{}</style></head><body><p>One &amp;\n two</p>"
+                   "<script>no()</script><ul><li>x<li>y</ul><pre>a  b\n c</pre></body></html>")
+        self.write("in/b.md", "# Title\n\ntext\n")
+        self.write("in/sub/c.rst.gz", "Section\n=======\n")
+        self.write("in/d.json", '{"text": "row one \\ud800"}\n{"text": "  "}\n{"text": "row two"}\n')
+        self.write("in/e.bin", b"ignored")
+        self.write("in/f.txt", b"\xef\xbb\xbfdos\r\nlines\r\n")
+        self.write("in/g.txt", "")
+        self.write("pad.txt", make_text(1, 200))
+        self.prepare("in", "-o", "out", "--val-files", "pad.txt", "--tokenizer", self.tokenizer())
+        self.assertEqual(self.documents("out", "train"), [
+            html_to_text(self.read("in/a.html").decode()), "# Title\n\ntext\n",
+            "row one \ufffd", "row two", "dos\nlines\n", "Section\n=======\n"])
+
+    def tokenizer(self):
+        self.write("tokenizer_text/t.txt", make_text(5, 300))
+        self.prepare("tokenizer_text", "-o", "shared")
+        return "shared.model"
+
+    def test_html(self):
+        page = ("<head><title>t</title></head><body><h1>A&nbsp;b</h1><p>One &amp;\n  two<br>three</p>"
+                "<script>if (a < b) no()</script><pre>x  y\n z</pre>end")
+        self.assertEqual(html_to_text(page), "A b\n\nOne & two\nthree\n\nx  y\n z\nend\n")
+        self.assertEqual(html_to_text("plain"), "plain\n")
+
+    def test_document_separator(self):
+        parts = [make_text(seed, 10).strip() for seed in range(30)]
+        self.write("all.txt", "<|end|>".join(parts))
+        self.prepare("all.txt", "-o", "out", "--document-separator", "<|end|>", "--val-fraction", 0.2)
+        self.assertEqual(sorted(self.documents("out", "train") + self.documents("out", "val")), sorted(parts))
+        self.write("feeds.txt", "one\n\ftwo\n\f\fthree\n")
+        self.prepare("feeds.txt", "-o", "f", "--document-separator", r"\n\f", "--val-fraction", 0, "--tokenizer",
+                     "out.model")
+        self.assertEqual(self.documents("f", "train"), ["one", "two", "\fthree\n"])
+
+    def test_encoding_and_max_documents(self):
+        self.write("in/a.txt", "café\n".encode("latin-1"))
+        self.write("in/b.txt", "second\n")
+        self.prepare("in", "-o", "out", "--encoding", "latin-1", "--max-documents", 1, "--val-fraction", 0,
+                     "--tokenizer", self.tokenizer())
+        self.assertEqual(self.documents("out", "train"), ["café\n"])
+
+    def test_reused_tokenizer(self):
+        self.write_documents()
+        model = self.tokenizer()
+        self.prepare("in", "-o", "out", "--tokenizer", model)
+        self.assertEqual(self.read("out.model"), self.read(model))
+        self.prepare("in", "-o", "out", "--tokenizer", "out.model", "--overwrite")  # its own copy
+        self.assertTrue(os.path.exists(self.path("out.model")))
+
+    def test_large_vocabulary_is_stored_as_uint32(self):
+        outputs = Outputs(self.path("wide"), overwrite=False)
+        writer = ShardWriter(outputs, "train", 65537, 5, 3)
+        writer.write(struct.pack("<4I", 65536, 1, 2, 3))
+        writer.close()
+        self.assertFalse(os.path.exists(self.path("wide_train_000000.bin")))  # not before all is complete
+        outputs.commit()
+        self.assertEqual([(header[:5], tokens) for header, tokens in self.shards("wide", "train")], [
+            ((20240801, 7, 3, 65537, 5), (65536, 1, 2)), ((20240801, 7, 1, 65537, 5), (3,))])
+
+    def test_overwriting(self):
+        self.write_documents()
+        self.prepare("in", "-o", "out", "--shard-tokens", 500)
+        self.write("out_train_notes.txt", "mine")
+        before = {name: os.stat(self.path(name)).st_mtime_ns for name in os.listdir(self.directory)}
+        self.fails("in", "-o", "out", "--vocab-size", 400, text=["out", "exists", "--overwrite"])
+        self.assertEqual({name: os.stat(self.path(name)).st_mtime_ns for name in before}, before)
+        self.prepare("in", "-o", "out", "--overwrite")  # fewer shards: the old higher ones go
+        self.assertEqual(len(self.shards("out", "val")), 1)
+        self.assertTrue(os.path.exists(self.path("out_train_000000.bin")))
+        self.assertFalse(os.path.exists(self.path("out_train_000001.bin")))
+        self.assertTrue(os.path.exists(self.path("out_train_notes.txt")))
+
+    def test_failed_overwrite_keeps_the_old_outputs(self):
+        self.write_documents()
+        self.prepare("in", "-o", "out")
+        before = self.read("out_train_000000.bin")
+        self.write("bad/x.jsonl", json.dumps({"text": "fine"}) + "\n{broken\n")
+        self.fails("in", "bad", "-o", "out", "--overwrite", text=["bad/x.jsonl, line 2"])
+        self.assertEqual(self.read("out_train_000000.bin"), before)
+
+    def test_interruption_leaves_nothing(self):
+        self.write_documents(6, 20000)
+        model = self.tokenizer()
+        before = sorted(os.listdir(self.directory))
+        for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
+            # Whoever is started in the background of a script inherits that Ctrl-C is ignored.
+            process = subprocess.Popen([sys.executable, PREPARE, "in", "-o", "out", "--tokenizer", model],
+                                       cwd=self.directory, stderr=subprocess.PIPE, text=True,
+                                       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+            while process.poll() is None and "out_train_000000.bin.partial" not in os.listdir(self.directory):
+                time.sleep(0.01)
+            process.send_signal(number)
+            _, stderr = process.communicate()
+            self.assertEqual(process.returncode, code, stderr)
+            self.assertNotIn("Traceback", stderr)
+            self.assertEqual(sorted(os.listdir(self.directory)), before)
+
+    def test_full_disk(self):
+        self.write_documents(6, 2000)
+
+        def limit_file_size():  # the kernel then refuses to write on, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+        self.fails("in", "-o", "out", "--vocab-size", 400, text=["File too large"], preexec_fn=limit_file_size)
+
+    def test_mistakes(self):
+        self.write_documents()
+        self.write("odd.pdf", "x")
+        self.write("empty.txt", " \n")
+        self.write("latin.txt", b"caf\xe9 au lait\n")
+        self.write("rows.jsonl", '{"content": "x"}\n')
+        self.write("array.json", '["a",\n"b"]\n')
+        self.write("damaged.txt.gz", "text")
+        with open(self.path("damaged.txt.gz"), "wb") as file:
+            file.write(b"not gzip")
+        self.write("bad.model", "not a model")
+        os.mkdir(self.path("void"))
+        self.write("twins/a.txt", "same\n")
+        self.write("twins/b.txt", "same\n")
+        out = ["-o", "out"]
+        self.fails(*out, text=["INPUT"])
+        self.fails("in", text=["--output"])
+        self.fails("none*.txt", *out, text=["no file matches 'none*.txt'"])
+        self.fails("void", *out, text=["void", "no file of a known kind"])
+        self.fails("odd.pdf", *out, text=["odd.pdf", "unknown kind", ".jsonl"])
+        self.fails("empty.txt", *out, text=["no text"])
+        self.fails("latin.txt", *out, text=["latin.txt", "not valid utf-8", "0xe9", "--encoding"])
+        self.fails("rows.jsonl", *out, text=["rows.jsonl, line 1", "'text'", "content", "--text-field"])
+        self.fails("array.json", *out, text=["array.json, line 1", "not a JSON object on one line"])
+        self.fails("damaged.txt.gz", *out, text=["damaged.txt.gz", "gzip"])
+        self.fails("twins", *out, text=["same content", "--val-files"])
+        self.fails("in", *out, "--val-files", "in/*.txt", text=["no text to train on"])
+        self.fails("in", *out, "--val-files", "empty.txt", text=["--val-files", "no text"])
+        self.fails("in", *out, "--tokenizer", "bad.model", text=["bad.model", "not a SentencePiece model"])
+        self.fails("in", *out, "--tokenizer", "none.model", text=["none.model", "No such file"])
+        self.fails("in", *out, "--vocab-size", 200, text=["--vocab-size", "300"])
+        self.fails("in", *out, "--vocab-size", 60000, text=["--vocab-size 60000", "smaller"])
+        self.fails("in", *out, "--val-fraction", 1, text=["--val-fraction"])
+        self.fails("in", *out, "--shard-tokens", 0, text=["--shard-tokens"])
+        self.fails("in", *out, "--workers", 0, text=["--workers"])
+        self.fails("in", *out, "--encoding", "klingon", text=["klingon"])
+        self.fails("in", "-o", "in/", text=["prefix"])
+
+    def test_missing_packages_are_named(self):
+        self.write("x.parquet", "x")
+        self.write("a.txt", make_text(1, 5))
+        for arguments, package in [(["x.parquet"], "pyarrow"), (["--hf-dataset", "x"], "datasets"),
+                                   (["a.txt", "--tokenizer", "gpt2"], "tiktoken"), (["a.txt"], "sentencepiece")]:
+            # A package that fails to import, whatever is installed.
+            blocked = os.path.dirname(self.write(f"no_{package}/{package}.py", "raise ImportError"))
+            environment = {**os.environ, "PYTHONPATH": blocked, "PYTHONDONTWRITEBYTECODE": "1"}
+            self.fails(*arguments, "-o", "out", text=[package, "install"], env=environment)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,127 @@
+#include <sentencepiece_trainer.h>
+
+#include <unordered_map>
+#include <vector>
+
+#include "data/tokenizer.h"
+#include "test/support/catch.h"
+#include "test/support/files.h"
+
+using namespace train_qat;
+using namespace train_qat::test;
+
+namespace {
+
+// A few hundred different words, enough for a small vocabulary.
+std::vector<std::string> training_lines() {
+    std::vector<std::string> lines;
+    const char* syllables[] = {"ka", "lo", "mi", "re", "sun", "tor", "ve", "xi"};
+    for (int i = 0; i < 400; ++i) {
+        lines.push_back(std::string(syllables[i % 8]) + syllables[i / 8 % 8] + " " + syllables[i / 3 % 8] +
+                        " the " + syllables[i / 5 % 8] + syllables[i / 7 % 8] + ".");
+    }
+    return lines;
+}
+
+// A byte-pair model with the settings of data/prepare.py.
+std::string train_model(const TemporaryDirectory& directory, int vocabulary_size,
+                        bool with_begin_and_end = true) {
+    std::string text;
+    for (const std::string& line : training_lines()) text += line + "\n";
+    const std::string input = directory.write("text.txt", text);
+    const std::string prefix = directory / "tokenizer";
+    std::unordered_map<std::string, std::string> settings = {{"input", input},
+                                                             {"model_prefix", prefix},
+                                                             {"vocab_size", std::to_string(vocabulary_size)},
+                                                             {"model_type", "bpe"},
+                                                             {"byte_fallback", "true"},
+                                                             {"normalization_rule_name", "identity"},
+                                                             {"split_digits", "true"},
+                                                             {"remove_extra_whitespaces", "false"},
+                                                             {"allow_whitespace_only_pieces", "true"},
+                                                             {"minloglevel", "2"}};
+    if (!with_begin_and_end) settings.insert({{"bos_id", "-1"}, {"eos_id", "-1"}});
+    const auto status = sentencepiece::SentencePieceTrainer::Train(settings);
+    REQUIRE(status.ok());
+    return prefix + ".model";
+}
+
+}  // namespace
+
+TEST_CASE("tokenizer: encode and decode give the text back, whatever it holds", "[data]") {
+    const TemporaryDirectory directory;
+    const Tokenizer tokenizer(train_model(directory, 350));
+    REQUIRE(tokenizer.vocabulary_size() == 350);
+    REQUIRE(tokenizer.bos_id() == 1);
+    REQUIRE(tokenizer.eos_id() == 2);
+    const std::string texts[] = {"",
+                                 "the",
+                                 "kalo mi the torve.",
+                                 "two  spaces   three",
+                                 " leading",
+                                 "trailing ",
+                                 "line\nbreak\n\n\ttab\r\n",
+                                 "1234567890",
+                                 "naïve – 中文 🙂"};
+    for (const std::string& text : texts) {
+        const std::vector<int32_t> ids = tokenizer.encode(text);
+        for (const int32_t id : ids) REQUIRE((id >= 3 && id < 350));  // no unknown, begin or end token
+        REQUIRE(tokenizer.decode(ids) == text);
+    }
+    // Merged pieces, not bytes: a word of the training text is short.
+    REQUIRE(tokenizer.encode("kalo the").size() < 6);
+    // What isn't in the vocabulary falls back to its bytes, and a newline is always one.
+    REQUIRE(tokenizer.encode("🙂").size() >= 4);
+    REQUIRE(tokenizer.encode("a\nb").size() == tokenizer.encode("ab").size() + 1);
+}
+
+TEST_CASE("tokenizer: begin and end tokens decode to nothing, ids outside are refused", "[data]") {
+    const TemporaryDirectory directory;
+    Tokenizer tokenizer(train_model(directory, 340));
+    std::vector<int32_t> ids = tokenizer.encode("the sun");
+    ids.insert(ids.begin(), tokenizer.bos_id());
+    ids.push_back(tokenizer.eos_id());
+    REQUIRE(tokenizer.decode(ids) == "the sun");
+    REQUIRE_THAT(error_of([&] {
+                     tokenizer.decode({5, 340});
+                 }),
+                 contains_text("340") && contains_text(".model"));
+    REQUIRE_THAT(error_of([&] { tokenizer.decode({-1}); }), contains_text("id -1"));
+
+    Tokenizer moved(std::move(tokenizer));
+    REQUIRE(moved.decode(moved.encode("kalo")) == "kalo");
+}
+
+TEST_CASE("tokenizer: a model without begin and end tokens says so", "[data]") {
+    const TemporaryDirectory directory;
+    const Tokenizer tokenizer(train_model(directory, 340, false));
+    REQUIRE(tokenizer.bos_id() == -1);
+    REQUIRE(tokenizer.eos_id() == -1);
+}
+
+TEST_CASE("tokenizer: files that aren't models", "[data]") {
+    const TemporaryDirectory directory;
+    const auto error_for = [](const std::string& path) {
+        return error_of([&] { Tokenizer tokenizer(path); });
+    };
+    REQUIRE_THAT(error_for(directory / "none.model"),
+                 contains_text("none.model") && contains_text("No such file") && contains_text("prepare.py"));
+    REQUIRE_THAT(error_for(directory / ""), contains_text("cannot read"));
+    for (const std::string& bytes : {std::string(), std::string("plain text"), std::string(5000, '\xff')}) {
+        const std::string error = error_for(directory.write("bad.model", bytes));
+        REQUIRE_THAT(error, contains_text("bad.model") && contains_text("not a SentencePiece model"));
+        REQUIRE(error.find('\n') == std::string::npos);
+    }
+}
+
+TEST_CASE("tokenizer: the hash is 64-bit FNV-1a", "[data]") {
+    const TemporaryDirectory directory;
+    // Published test vectors of the algorithm.
+    REQUIRE(tokenizer_hash(directory.write("empty", "")) == 0xcbf29ce484222325u);
+    REQUIRE(tokenizer_hash(directory.write("a", "a")) == 0xaf63dc4c8601ec8cu);
+    REQUIRE(tokenizer_hash(directory.write("foobar", "foobar")) == 0x85944171f73967e8u);
+    // Bytes from 128 on are unsigned; the same value is checked in test_prepare.py.
+    REQUIRE(tokenizer_hash(directory.write("bytes", std::string("\x00\xff\x80\n", 4))) ==
+            0xd865bb7bf628b7deu);
+    REQUIRE_THAT(error_of([&] { tokenizer_hash(directory / "none.model"); }), contains_text("none.model"));
+}

@@ -1,0 +1,380 @@
+#include "model/storage/safetensors.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <random>
+
+#include "test/support/catch.h"
+#include "test/support/device.h"
+#include "test/support/file_damage.h"
+#include "test/support/files.h"
+#include "test/support/tensor_set.h"
+
+using namespace train_qat;
+using namespace train_qat::test;
+
+namespace {
+
+Backend& backend() {
+    return *backends_under_test().front().backend;
+}
+
+// A file from a hand-written header and data. The header is not padded: readers must not need it.
+std::string file_bytes(const std::string& header, const std::string& data) {
+    const uint64_t length = header.size();
+    return std::string(reinterpret_cast<const char*>(&length), 8) + header + data;
+}
+
+std::string open_error(const std::string& bytes) {
+    const TemporaryDirectory directory;
+    const std::string path = directory.write("model.safetensors", bytes);
+    const std::string error = error_of([&] { SafetensorsFile file(path); });
+    if (!error.empty()) CHECK(error.find(path) == 0);  // the file is named first
+    return error;
+}
+
+std::string tensor_entry(const std::string& name, const std::string& shape, int begin, int end) {
+    return "\"" + name + R"(":{"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[)" +
+           std::to_string(begin) + "," + std::to_string(end) + "]}";
+}
+
+void write_file(const std::string& path, TensorSet& set) {
+    write_safetensors(path, backend(), set.tensors());
+}
+
+}  // namespace
+
+TEST_CASE("the checksum is XXH3 with 64 bits", "[safetensors]") {
+    // From the reference implementation of xxHash (Python package xxhash 3).
+    CHECK(checksum_text(checksum_of("")) == "2d06800538d394c2");
+    CHECK(checksum_text(checksum_of("train_qat")) == "28cab42b11309fc0");
+    std::string bytes;
+    for (int i = 0; i < 1000; ++i) bytes.push_back(static_cast<char>(i % 251));
+    CHECK(checksum_text(checksum_of(bytes)) == "33ef703fb2b20ed1");
+    CHECK(checksum_text(checksum_of("train_qat", 1)) == "c0780f1a0a50eee6");
+    CHECK(checksum_text(checksum_of(bytes.substr(0, 200), 12345678901)) == "c62272c4885b6fbd");
+    CHECK(checksum_text(checksum_of(bytes, (uint64_t{1} << 63) + 7)) == "6e6e78a4218b1eef");
+    Checksum pieces;
+    for (int i = 0; i < 1000; i += 40) pieces.update(bytes.data() + i, 40);
+    CHECK(pieces.value() == checksum_of(bytes));
+    pieces.restart(12345678901);
+    for (int i = 0; i < 200; i += 40) pieces.update(bytes.data() + i, 40);
+    CHECK(checksum_text(pieces.value()) == "c62272c4885b6fbd");
+}
+
+TEST_CASE("the checksum of rows does not depend on the pieces in which they come", "[safetensors]") {
+    std::mt19937 engine(7);
+    std::string bytes(2310, '\0');
+    for (char& byte : bytes) byte = static_cast<char>(engine());
+    for (const int64_t row_bytes : {1, 2, 7, 30, 330, 770, 2310}) {
+        const int64_t offset = 1000 + row_bytes;
+        uint64_t expected = 0;
+        for (int64_t row = 0; row < 2310; row += row_bytes)
+            expected += checksum_of(std::string_view(bytes).substr(row, row_bytes), offset + row);
+        for (const int largest : {1, 5, 100, 3000}) {
+            RowChecksum checksum(offset, row_bytes);
+            for (int64_t done = 0; done < 2310;) {
+                const int64_t count = std::min<int64_t>(1 + engine() % largest, 2310 - done);
+                checksum.update(bytes.data() + done, count);
+                done += count;
+            }
+            INFO(row_bytes << " bytes a row, pieces of up to " << largest);
+            CHECK(checksum.value() == expected);
+        }
+    }
+}
+
+TEST_CASE("a written safetensors file has exactly the bytes of the format", "[safetensors]") {
+    const TemporaryDirectory directory;
+    TensorSet set(backend());
+    set.add("w", DType::float32, {1, 2}).add("a", DType::bfloat16, {3}).add("i", DType::int32, {1});
+    set.set(set.tensors()[0].tensor, std::string("\x00\x00\x80\x3f\x00\x00\x00\xc0", 8));  // 1, -2
+    set.set(set.tensors()[1].tensor, std::string("\x80\x3f\x00\x40\x00\x00", 6));          // 1, 2, 0
+    set.set(set.tensors()[2].tensor, std::string("\x07\x00\x00\x00", 4));                  // 7
+
+    const std::string header =
+        R"({"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},)"
+        R"("a":{"dtype":"BF16","shape":[3],"data_offsets":[8,14]},"i":{"dtype":"I32","shape":[1],"data_offsets":[14,18]}})";
+    const std::string padding((8 - header.size() % 8) % 8, ' ');
+    const std::string expected = file_bytes(
+        header + padding,
+        std::string("\x00\x00\x80\x3f\x00\x00\x00\xc0\x80\x3f\x00\x40\x00\x00\x07\x00\x00\x00", 18));
+
+    const std::string path = directory / "tiny.safetensors";
+    const FileSummary summary = write_safetensors(path, backend(), set.tensors(), {{"format", "pt"}});
+    CHECK(read_bytes(path) == expected);
+    CHECK(summary.bytes == static_cast<int64_t>(expected.size()));
+    CHECK(summary.checksum == checksum_by_rows(expected));
+    CHECK(checksum_text(summary.checksum) ==
+          "36ddaf9bbcb14def");  // by the Python of model/storage/manifest.h
+    CHECK(safetensors_bytes(set.tensors(), {{"format", "pt"}}) == summary.bytes);
+
+    const SafetensorsFile file(path);
+    CHECK(file.names() == std::vector<std::string>{"w", "a", "i"});
+    CHECK(file.metadata() == std::map<std::string, std::string>{{"format", "pt"}});
+    CHECK(file.info("a").dtype == "BF16");
+    CHECK(file.info("w").shape == std::vector<int64_t>{1, 2});
+    CHECK_NOTHROW(file.verify_checksum(summary.checksum));
+    CHECK(mentions(error_of([&] { file.verify_checksum(summary.checksum + 1); }),
+                   {path, "damaged", "checksum"}));
+}
+
+TEST_CASE("tensors of odd shapes come back bit by bit on every backend", "[safetensors]") {
+    for (const auto& [name, device, under_test] : backends_under_test()) {
+        INFO(name);
+        const TemporaryDirectory directory;
+        TensorSet set(*under_test);
+        set.add("scalar", DType::float32, {1}).add("odd", DType::bfloat16, {3, 1, 5, 7});
+        set.add("a \"b\"\n\xc3\xa9", DType::int32, {13, 17}).add("row", DType::float32, {1, 1021});
+        set.randomize(1);
+        const std::string path = directory / "x.safetensors";
+        const FileSummary summary = write_safetensors(path, *under_test, set.tensors());
+
+        TensorSet loaded = set.blank_copy();
+        std::reverse(loaded.tensors().begin(), loaded.tensors().end());
+        const SafetensorsFile file(path);
+        CHECK(file.read_all(*under_test, loaded.tensors()) == summary.checksum);
+        std::reverse(loaded.tensors().begin(), loaded.tensors().end());
+        CHECK(loaded.contents() == set.contents());
+
+        TensorSet single = set.blank_copy();
+        for (const auto& named : single.tensors()) file.read(named.name, *under_test, named.tensor);
+        CHECK(single.contents() == set.contents());
+    }
+}
+
+TEST_CASE("tensors larger than the staging buffer come back bit by bit", "[safetensors]") {
+    const TemporaryDirectory directory;
+    TensorSet set(backend());
+    // 16 MiB and a bit, and exactly 16 MiB.
+    set.add("small", DType::bfloat16, {3}).add("large", DType::float32, {(4 << 20) + 3});
+    set.add("exact", DType::float32, {1024, 4096});
+    // Rows that the buffer's end cuts in two.
+    set.add("rows", DType::bfloat16, {3, (3 << 20) + 1}).randomize(2);
+    const std::string path = directory / "large.safetensors";
+    const FileSummary summary = write_safetensors(path, backend(), set.tensors());
+    CHECK(checksum_by_rows(read_bytes(path)) == summary.checksum);
+    CHECK_NOTHROW(SafetensorsFile(path).verify_checksum(summary.checksum));
+    TensorSet loaded = set.blank_copy();
+    CHECK(SafetensorsFile(path).read_all(backend(), loaded.tensors()) == summary.checksum);
+    CHECK((loaded.contents() == set.contents()));  // not printed when different
+    TensorSet single = set.blank_copy();
+    SafetensorsFile(path).read("large", backend(), single.tensors()[1].tensor);
+    CHECK((single.content(1) == set.content(1)));
+}
+
+TEST_CASE("files of other writers are read: unpadded, unordered, scalars, empty tensors, other dtypes",
+          "[safetensors]") {
+    const TemporaryDirectory directory;
+    const std::string header =
+        R"({"b":{"dtype":"F32","shape":[],"data_offsets":[2,6]},"a":{"dtype":"F16","shape":[1],"data_offsets":[0,2]},)"
+        R"("empty":{"dtype":"I64","shape":[0,4],"data_offsets":[6,6]},"z":{"dtype":"U8","shape":[3],"data_offsets":[6,9]}})";
+    const std::string path = directory.write("x.safetensors", file_bytes(header, "123456789"));
+    const SafetensorsFile file(path);
+    CHECK(file.names() == std::vector<std::string>{"a", "b", "empty", "z"});
+    CHECK(file.info("b").shape.empty());
+    CHECK(file.info("empty").bytes == 0);
+    CHECK_FALSE(file.contains("c"));
+    TensorSet set(backend());
+    set.add("a", DType::bfloat16, {1});
+    CHECK(mentions(error_of([&] { file.read("a", backend(), set.tensors()[0].tensor); }),
+                   {path, "\"a\"", "expected BF16 [1]", "found F16 [1]"}));
+    CHECK(mentions(error_of([&] { file.info("c"); }), {path, "no tensor \"c\""}));
+}
+
+TEST_CASE("a file without tensors is a file", "[safetensors]") {
+    const TemporaryDirectory directory;
+    const std::string path = directory / "none.safetensors";
+    const FileSummary summary = write_safetensors(path, backend(), {});
+    CHECK(read_bytes(path) == file_bytes("{}      ", ""));
+    CHECK(SafetensorsFile(path).read_all(backend(), {}) == summary.checksum);
+}
+
+TEST_CASE("reading refuses tensors that do not match", "[safetensors]") {
+    const TemporaryDirectory directory;
+    TensorSet set(backend());
+    set.add("model.norm.weight", DType::float32, {4}).add("w", DType::float32, {2, 3}).randomize(3);
+    const std::string path = directory / "x.safetensors";
+    write_file(path, set);
+    const SafetensorsFile file(path);
+    const auto error_with = [&](TensorSet& wanted) {
+        return error_of([&] { file.read_all(backend(), wanted.tensors()); });
+    };
+    TensorSet shape(backend());
+    shape.add("model.norm.weight", DType::float32, {4}).add("w", DType::float32, {3, 2});
+    CHECK(mentions(error_with(shape), {path, "\"w\"", "expected F32 [3,2]", "found F32 [2,3]"}));
+    CHECK(shape.content(0) == std::string(16, '\0'));  // checked before anything is read
+    TensorSet rank(backend());
+    rank.add("model.norm.weight", DType::float32, {4}).add("w", DType::float32, {6});
+    CHECK(mentions(error_with(rank), {"\"w\"", "expected F32 [6]", "found F32 [2,3]"}));
+    TensorSet dtype(backend());
+    dtype.add("model.norm.weight", DType::bfloat16, {4}).add("w", DType::float32, {2, 3});
+    CHECK(mentions(error_with(dtype), {"model.norm.weight", "expected BF16 [4]", "found F32 [4]"}));
+    TensorSet missing(backend());
+    missing.add("model.norm.weight", DType::float32, {4})
+        .add("w", DType::float32, {2, 3})
+        .add("w_scale", DType::float32, {2});
+    CHECK(mentions(error_with(missing), {path, "has no tensor \"w_scale\"", "options"}));
+    TensorSet extra(backend());
+    extra.add("w", DType::float32, {2, 3});
+    CHECK(mentions(error_with(extra),
+                   {path, "holds a tensor \"model.norm.weight\"", "does not have", "options"}));
+    TensorSet twice(backend());
+    twice.add("w", DType::float32, {2, 3}).add("w", DType::float32, {2, 3});
+    CHECK_THROWS_AS(file.read_all(backend(), twice.tensors()), std::logic_error);
+}
+
+TEST_CASE("every truncation of a safetensors file is refused", "[safetensors]") {
+    const TemporaryDirectory directory;
+    TensorSet set(backend());
+    set.add("first", DType::float32, {3}).add("second", DType::bfloat16, {5}).randomize(4);
+    const std::string path = directory / "x.safetensors";
+    write_file(path, set);
+    const std::string bytes = read_bytes(path);
+    for (size_t length = 0; length < bytes.size(); ++length) {
+        write_bytes(path, bytes.substr(0, length));
+        INFO("length " << length);
+        CHECK(mentions(error_of([&] { SafetensorsFile file(path); }),
+                       {path, length < 10 ? "too short" : "truncated"}));
+    }
+    write_bytes(path, bytes + "x");
+    CHECK(mentions(error_of([&] { SafetensorsFile file(path); }), {path, "1 bytes follow the last tensor"}));
+}
+
+TEST_CASE("every changed byte of a safetensors file is noticed", "[safetensors]") {
+    const TemporaryDirectory directory;
+    TensorSet set(backend());
+    set.add("first", DType::float32, {3}).add("second", DType::bfloat16, {5}).randomize(5);
+    const std::string path = directory / "x.safetensors";
+    const FileSummary summary = write_safetensors(path, backend(), set.tensors(), {{"format", "pt"}});
+    const std::string bytes = read_bytes(path);
+    REQUIRE(static_cast<int64_t>(bytes.size()) == summary.bytes);
+    for (size_t i = 0; i < bytes.size(); ++i) {
+        for (const int flip : {0x01, 0x80}) {
+            std::string damaged = bytes;
+            damaged[i] = static_cast<char>(damaged[i] ^ flip);
+            write_bytes(path, damaged);
+            TensorSet loaded = set.blank_copy();
+            bool noticed = false;
+            const std::string error = error_of([&] {
+                noticed = SafetensorsFile(path).read_all(backend(), loaded.tensors()) != summary.checksum;
+            });
+            INFO("byte " << i << ", flip " << flip << ": " << error);
+            CHECK((noticed || (error.find(path) == 0 && error.find('\n') == std::string::npos)));
+            CHECK_FALSE(error_of([&] { SafetensorsFile(path).verify_checksum(summary.checksum); }).empty());
+        }
+    }
+}
+
+TEST_CASE("hostile headers are refused with one line", "[safetensors]") {
+    const std::string data(16, 'x');
+    const auto error_for = [&](const std::string& header) { return open_error(file_bytes(header, data)); };
+    const auto with = [](const std::string& value) { return R"({"w":)" + value + "}"; };
+
+    CHECK(
+        mentions(open_error("\xff\xff\xff\xff\xff\xff\xff\xff{}"), {"header declares 18446744073709551615"}));
+    CHECK(mentions(open_error(std::string("\xf8\xff\xff\xff\xff\xff\xff\x7f{}", 10)), {"header declares"}));
+    CHECK(mentions(error_for(""), {"JSON"}));
+    CHECK(mentions(error_for("[1]"), {"not a JSON object"}));
+    CHECK(mentions(error_for("{\"w\":\n\n"), {"JSON"}));
+    CHECK(mentions(error_for(std::string("{\0}", 3)), {"JSON"}));
+    CHECK(mentions(error_for(std::string(100000, '[')), {"JSON"}));
+    CHECK(mentions(
+        error_for("{" + tensor_entry("w", "[4]", 0, 16) + "," + tensor_entry("w", "[4]", 0, 16) + "}"),
+        {"\"w\"", "occurs twice"}));
+    CHECK(mentions(
+        error_for("{" + tensor_entry("w", "[3]", 0, 12) + "," + tensor_entry("v", "[2]", 8, 16) + "}"),
+        {"\"v\"", "begins at byte 8", "overlap"}));
+    CHECK(mentions(
+        error_for("{" + tensor_entry("w", "[1]", 0, 4) + "," + tensor_entry("v", "[2]", 8, 16) + "}"),
+        {"\"v\"", "gap"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "[3]", 4, 16) + "}"), {"\"w\"", "gap"}));
+    CHECK(
+        mentions(error_for("{" + tensor_entry("w", "[3]", 0, 12) + "}"), {"4 bytes follow the last tensor"}));
+    CHECK(
+        mentions(error_for("{" + tensor_entry("w", "[5]", 0, 20) + "}"), {"truncated", "\"w\"", "20", "16"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "[4]", 0, 12) + "}"), {"\"w\"", "16 bytes", "[0,12]"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "[4]", 16, 0) + "}"), {"\"w\"", "[16,0]"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "[-4]", 0, 16) + "}"), {"\"w\"", "shape"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "[4.0]", 0, 16) + "}"), {"\"w\"", "shape"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "4", 0, 16) + "}"), {"\"w\"", "shape"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "[4294967296,4294967296]", 0, 16) + "}"),
+                   {"\"w\"", "too large"}));
+    CHECK(mentions(error_for("{" + tensor_entry("w", "[18446744073709551615]", 0, 16) + "}"),
+                   {"\"w\"", "too large"}));
+    CHECK(mentions(
+        error_for(
+            with(R"({"dtype":"U8","shape":[4],"data_offsets":[9223372036854775803,9223372036854775807]})")),
+        {"\"w\"", "truncated"}));
+    CHECK(mentions(error_for(with("7")), {"\"w\"", "dtype"}));
+    CHECK(mentions(error_for(with("{}")), {"\"w\"", "dtype"}));
+    CHECK(mentions(error_for(with(R"({"dtype":7,"shape":[4],"data_offsets":[0,16]})")), {"\"w\"", "dtype"}));
+    CHECK(mentions(error_for(with(R"({"dtype":"Q4\n","shape":[4],"data_offsets":[0,16]})")),
+                   {"\"w\"", "unknown dtype", "Q4\\n"}));
+    CHECK(mentions(error_for(with(R"({"dtype":"F32","shape":[4]})")), {"\"w\"", "data_offsets"}));
+    CHECK(mentions(error_for(with(R"({"dtype":"F32","shape":[4],"data_offsets":[0,8,16]})")),
+                   {"\"w\"", "data_offsets"}));
+    CHECK(mentions(error_for(R"({"a\nb":7})"), {"\"a\\nb\""}));
+    CHECK(mentions(error_for(R"({"__metadata__":7})"), {"__metadata__"}));
+    CHECK(mentions(error_for(R"({"__metadata__":{"k":7}})"), {"__metadata__", "\"k\""}));
+    CHECK(mentions(open_error(""), {"too short"}));
+
+    const TemporaryDirectory directory;
+    CHECK(mentions(error_of([&] { SafetensorsFile file(directory / "absent"); }), {"absent", "cannot open"}));
+    std::filesystem::create_directory(directory / "folder");
+    CHECK(mentions(error_of([&] { SafetensorsFile file(directory / "folder"); }), {"not a regular file"}));
+}
+
+TEST_CASE("writing never leaves half a file and never overwrites one", "[safetensors]") {
+    const TemporaryDirectory directory;
+    TensorSet set(backend());
+    set.add("w", DType::float32, {1000}).randomize(6);
+    const std::string path = directory / "x.safetensors";
+    std::string error;
+    for (const rlim_t limit : {0, 3, 100, 4000}) {
+        {
+            const FileSizeLimit full_disk(limit);
+            error = error_of([&] { write_file(path, set); });
+        }
+        INFO("limit " << limit);
+        CHECK(mentions(error, {path, "missing", "ulimit"}));
+        CHECK_FALSE(std::filesystem::exists(path));
+    }
+    directory.write("x.safetensors", "precious");
+    CHECK(mentions(error_of([&] { write_file(path, set); }), {path, "exists already"}));
+    CHECK(read_bytes(path) == "precious");
+    CHECK(
+        mentions(error_of([&] { write_file(directory / "absent/x", set); }), {"absent/x", "cannot create"}));
+
+    TensorSet twice(backend());
+    twice.add("w", DType::float32, {1}).add("w", DType::float32, {1});
+    CHECK_THROWS_AS(write_file(directory / "y", twice), std::logic_error);
+    TensorSet reserved(backend());
+    reserved.add("__metadata__", DType::float32, {1});
+    CHECK_THROWS_AS(write_file(directory / "y", reserved), std::logic_error);
+    const NamedTensor empty{"w", Tensor()};
+    CHECK_THROWS_AS(write_safetensors(directory / "y", backend(), {&empty, 1}), std::logic_error);
+    CHECK_FALSE(std::filesystem::exists(directory / "y"));
+}
+
+TEST_CASE("a full disk is reported with what is missing", "[safetensors]") {
+    const FileDescriptor full(::open("/dev/full", O_WRONLY));
+    REQUIRE(full.get() >= 0);
+    const std::string bytes(1500, 'x');
+    CHECK(mentions(error_of([&] { write_all(full.get(), "/dev/full", bytes.data(), 1500, 2'000'000); }),
+                   {"/dev/full", "no space left", "needs 2.0 MB more", "available"}));
+}
+
+TEST_CASE("byte counts are printed in decimal units", "[safetensors]") {
+    CHECK(format_bytes(0) == "0 bytes");
+    CHECK(format_bytes(999) == "999 bytes");
+    CHECK(format_bytes(1000) == "1.0 kB");
+    CHECK(format_bytes(999'949) == "999.9 kB");
+    CHECK(format_bytes(999'950) == "1.0 MB");
+    CHECK(format_bytes(1'500'000'000) == "1.5 GB");
+    CHECK(format_bytes(INT64_MAX) == "9223372.0 TB");
+}

@@ -1,0 +1,303 @@
+// The whole model: gradients against finite differences of its own loss, and properties that hold exactly
+// whatever the weights are. test/torch compares the numbers with PyTorch.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/generate.h"
+#include "model/optimizer.h"
+#include "model/transformer.h"
+#include "test/support/catch.h"
+#include "test/support/device.h"
+#include "test/support/files.h"
+#include "test/support/tiny_model.h"
+
+using namespace train_qat;
+using namespace train_qat::test;
+
+namespace {
+
+double loss_of(TinyModel& tiny, const Tokens& tokens) {
+    return tiny.model.evaluate(tokens.inputs.data(), tokens.targets.data(), tiny.model.batch());
+}
+
+double norm(const Array& values) {
+    double squares = 0;
+    for (double value : values) squares += value * value;
+    return std::sqrt(squares);
+}
+
+double distance(const Array& left, const Array& right) {
+    REQUIRE(left.size() == right.size());
+    Array difference(left.size());
+    for (size_t i = 0; i < left.size(); ++i) difference[i] = left[i] - right[i];
+    return norm(difference);
+}
+
+// -log softmax(logits)[target]
+double cross_entropy(const float* logits, int64_t vocabulary, int32_t target) {
+    const double largest = *std::max_element(logits, logits + vocabulary);
+    double sum = 0;
+    for (int64_t v = 0; v < vocabulary; ++v) sum += std::exp(logits[v] - largest);
+    return largest + std::log(sum) - logits[target];
+}
+
+}  // namespace
+
+TEST_CASE("gradients predict how the loss changes along a direction", "[transformer][device]") {
+    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
+        TinyModel tiny(*device.backend, DType::float32, {}, 3);
+        const Tokens tokens = tiny.tokens(3, 11);
+        tiny.train(tokens);
+        Random random(5);
+        for (size_t i = 0; i < tiny.parameters().all().size(); ++i) {
+            const Parameter& parameter = tiny.parameters().all()[i];
+            const Array weights = tiny.read(parameter.rows.master, parameter.rows.elements());
+            const Array gradient = tiny.gradient(i);
+            // Half along the gradient, so that the change is large, half anywhere, so that no part can hide.
+            Array direction = random.normals(parameter.rows.elements());
+            const double gradient_norm = norm(gradient), random_norm = norm(direction);
+            REQUIRE(gradient_norm > 0);
+            double predicted = 0;
+            for (size_t j = 0; j < direction.size(); ++j) {
+                direction[j] = gradient[j] / gradient_norm + direction[j] / random_norm;
+                predicted += direction[j] * gradient[j];
+            }
+            const auto slope = [&](double step) {
+                double change[2];
+                for (int side = 0; side < 2; ++side) {
+                    Array moved = weights;
+                    for (size_t j = 0; j < moved.size(); ++j)
+                        moved[j] += (side ? step : -step) * direction[j];
+                    tiny.write(parameter.rows.master, moved);
+                    tiny.parameters().quantize(*device.backend);
+                    change[side] = loss_of(tiny, tokens);
+                }
+                tiny.write(parameter.rows.master, weights);
+                return (change[1] - change[0]) / (2 * step);
+            };
+            const double step = std::min(0.02 / gradient_norm, 0.02 * norm(weights));
+            const double coarse = slope(step), fine = slope(step / 2);
+            INFO(device.name << ", " << parameter.name << ": predicted " << predicted << ", measured "
+                             << coarse << " and, with half the step, " << fine);
+            CHECK(std::abs(coarse - fine) < 1e-2 * gradient_norm);
+            CHECK(std::abs((4 * fine - coarse) / 3 - predicted) < 5e-3 * gradient_norm);
+        }
+    }
+}
+
+TEST_CASE("two micro-batches accumulate to the gradients of one batch", "[transformer][device]") {
+    for (DType dtype : compute_types())
+        for (const BackendUnderTest& device : backends_under_test(dtype))
+            for (const QuantizationConfig& quantization :
+                 {QuantizationConfig{}, QuantizationConfig{4, 0}, QuantizationConfig{1.58, 8}}) {
+                TinyModel whole(*device.backend, dtype, quantization, 4);
+                TinyModel half(*device.backend, dtype, quantization, 2);
+                const Tokens tokens = whole.tokens(4, 3);
+                whole.train(tokens);
+                half.train(half.tokens(2, 99));  // the next step must overwrite this one's gradients
+                half.train(tokens, 2);
+                const double tolerance = dtype == DType::float32 ? 1e-5 : 1e-2;
+                CHECK(half.model.loss() == Approx(whole.model.loss()).epsilon(tolerance));
+                for (size_t i = 0; i < whole.parameters().all().size(); ++i) {
+                    INFO(device.name << ", " << name_of(dtype) << ", " << quantization.bits << " bits, "
+                                     << whole.parameters().all()[i].name);
+                    const Array expected = whole.gradient(i);
+                    CHECK(distance(half.gradient(i), expected) <= tolerance * norm(expected));
+                }
+            }
+}
+
+TEST_CASE("a step has the same bits on any number of threads, and again", "[transformer][device]") {
+    SameBits same;
+    for (DType dtype : compute_types())
+        for (const BackendUnderTest& device : backends_under_test(dtype))
+            for (const QuantizationConfig& quantization :
+                 {QuantizationConfig{}, QuantizationConfig{1, 0}, QuantizationConfig{4, 0},
+                  QuantizationConfig{4, 8}})
+                for (int repetition = 0; repetition < 2; ++repetition) {
+                    TinyModel tiny(*device.backend, dtype, quantization, 4);
+                    Optimizer optimizer(*device.backend, tiny.parameters(), {});
+                    Array seen;
+                    for (int step = 0; step < 2; ++step) {
+                        tiny.train(tiny.tokens(8, step), 2);
+                        seen.push_back(tiny.model.loss());
+                        seen.push_back(optimizer.finish_gradients());
+                        for (size_t i = 0; i < tiny.parameters().all().size(); ++i) {
+                            const Array gradient = tiny.gradient(i);
+                            seen.insert(seen.end(), gradient.begin(), gradient.end());
+                        }
+                        optimizer.step(1e-2);
+                    }
+                    const std::string label = std::string(name_of(dtype)) + ", " +
+                                              std::to_string(quantization.bits) + " bits, groups of " +
+                                              std::to_string(quantization.group);
+                    INFO(device.name << ", " << label);
+                    CHECK(same.check(device, label, seen).empty());
+                }
+}
+
+TEST_CASE("evaluate gives the loss of training, and the mean over sequences", "[transformer][device]") {
+    for (DType dtype : compute_types())
+        for (const BackendUnderTest& device : backends_under_test(dtype)) {
+            INFO(device.name << ", " << name_of(dtype));
+            TinyModel tiny(*device.backend, dtype, {4, 0}, 3);
+            const Tokens tokens = tiny.tokens(3, 17);
+            tiny.train(tokens);
+            const double trained = tiny.model.loss();
+            CHECK(loss_of(tiny, tokens) == trained);
+            const int64_t T = tiny.model.config().sequence_length;
+            double mean = 0;
+            for (int64_t b = 0; b < 3; ++b)
+                mean += tiny.model.evaluate(&tokens.inputs[b * T], &tokens.targets[b * T], 1) / 3;
+            CHECK(mean == Approx(trained).epsilon(dtype == DType::float32 ? 1e-6 : 1e-3));
+        }
+}
+
+TEST_CASE("logits agree with each other and with the loss", "[transformer][device]") {
+    ModelConfig config = tiny_config();
+    config.sequence_length = 70;  // longer than the steps in which next_token_logits pads
+    for (DType dtype : compute_types())
+        for (const BackendUnderTest& device : backends_under_test(dtype)) {
+            TinyModel tiny(*device.backend, dtype, {4, 0}, 2, config);
+            const int64_t T = config.sequence_length, V = config.vocabulary;
+            const double tolerance = dtype == DType::float32 ? 1e-5 : 2e-2;
+            const Tokens tokens = tiny.tokens(1, 23);
+            std::vector<float> all(T * V), next(V);
+            tiny.model.all_logits(tokens.inputs.data(), T, all.data());
+            double loss = 0;
+            for (int64_t t = 0; t < T; ++t) loss += cross_entropy(&all[t * V], V, tokens.targets[t]) / T;
+            CHECK(tiny.model.evaluate(tokens.inputs.data(), tokens.targets.data(), 1) ==
+                  Approx(loss).epsilon(0.1 * tolerance));
+            for (int64_t positions : {1, 2, 63, 64, 65, 70}) {
+                INFO(device.name << ", " << name_of(dtype) << ", " << positions << " positions");
+                tiny.model.next_token_logits(tokens.inputs.data(), positions, next.data());
+                const float* row = &all[(positions - 1) * V];
+                const Array expected(row, row + V);
+                CHECK(distance(Array(next.begin(), next.end()), expected) <= tolerance * norm(expected));
+                std::vector<float> some(positions * V);
+                tiny.model.all_logits(tokens.inputs.data(), positions, some.data());
+                CHECK(distance(Array(some.begin(), some.end()),
+                               Array(all.begin(), all.begin() + positions * V)) <=
+                      tolerance * norm(Array(some.begin(), some.end())));
+            }
+        }
+}
+
+TEST_CASE("a token changes no logits before it, and all behind it", "[transformer][device]") {
+    for (DType dtype : compute_types())
+        for (const BackendUnderTest& device : backends_under_test(dtype)) {
+            TinyModel tiny(*device.backend, dtype, {}, 1);
+            const int64_t T = tiny.model.config().sequence_length, V = tiny.model.config().vocabulary;
+            Tokens tokens = tiny.tokens(1, 31);
+            std::vector<float> before(T * V), after(T * V);
+            tiny.model.all_logits(tokens.inputs.data(), T, before.data());
+            for (int64_t changed = 0; changed < T; ++changed) {
+                INFO(device.name << ", " << name_of(dtype) << ", token " << changed);
+                std::vector<int32_t> inputs = tokens.inputs;
+                inputs[changed] = static_cast<int32_t>((inputs[changed] + 1) % V);
+                tiny.model.all_logits(inputs.data(), T, after.data());
+                CHECK(std::equal(before.begin(), before.begin() + changed * V, after.begin()));
+                for (int64_t t = changed; t < T; ++t)
+                    CHECK_FALSE(std::equal(&before[t * V], &before[t * V] + V, &after[t * V]));
+            }
+        }
+}
+
+TEST_CASE("the model refuses more than it has room for", "[transformer][device]") {
+    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
+        TinyModel tiny(*device.backend, DType::float32, {}, 2);
+        const Tokens tokens = tiny.tokens(3, 1);
+        const int64_t T = tiny.model.config().sequence_length;
+        std::vector<float> logits((T + 1) * tiny.model.config().vocabulary);
+        CHECK(contract_violation("Transformer", [&] {
+                  tiny.model.evaluate(tokens.inputs.data(), tokens.targets.data(), 3);
+              }).empty());
+        CHECK(contract_violation("Transformer", [&] {
+                  tiny.model.all_logits(tokens.inputs.data(), T + 1, logits.data());
+              }).empty());
+        CHECK(contract_violation("Transformer", [&] {
+                  tiny.model.all_logits(tokens.inputs.data(), 0, logits.data());
+              }).empty());
+    }
+}
+
+// ---- sampling
+
+namespace {
+
+// The likeliest tokens one after another, found without generate().
+std::vector<int32_t> greedy(TinyModel& tiny, std::vector<int32_t> text, int64_t count) {
+    const int64_t T = tiny.model.config().sequence_length, V = tiny.model.config().vocabulary;
+    std::vector<float> logits(T * V);
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t positions = std::min<int64_t>(T, static_cast<int64_t>(text.size()));
+        tiny.model.all_logits(&text[text.size() - positions], positions, logits.data());
+        const float* last = &logits[(positions - 1) * V];
+        text.push_back(static_cast<int32_t>(std::max_element(last, last + V) - last));
+    }
+    return text;
+}
+
+}  // namespace
+
+TEST_CASE("generate without temperature takes the likeliest token, also beyond T", "[generate][device]") {
+    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
+        INFO(device.name);
+        TinyModel tiny(*device.backend, DType::float32, {4, 0}, 1);
+        const std::vector<int32_t> prompt = {3, 1, 4};
+        const int64_t count = 3 * tiny.model.config().sequence_length;
+        SamplingOptions options;
+        options.tokens = count;
+        options.temperature = 0;
+        const std::vector<int32_t> text = generate(tiny.model, prompt, options);
+        CHECK(text == greedy(tiny, prompt, count));
+        options.seed = 77;
+        CHECK(generate(tiny.model, prompt, options) == text);
+        options.temperature = 1e-6;
+        CHECK(generate(tiny.model, prompt, options) == text);
+        // Stops in front of the first end token among the new ones.
+        options.end_token = text[prompt.size() + 2];
+        const auto first = std::find(text.begin() + prompt.size(), text.end(), options.end_token);
+        CHECK(generate(tiny.model, prompt, options) == std::vector<int32_t>(text.begin(), first));
+        options.tokens = 0;
+        CHECK(generate(tiny.model, prompt, options) == prompt);
+        CHECK(contract_violation("generate", [&] { generate(tiny.model, {}, options); }).empty());
+    }
+}
+
+TEST_CASE("generate draws from softmax(logits / temperature), reproducibly", "[generate][device]") {
+    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
+        ModelConfig config = tiny_config();
+        config.vocabulary = 11;
+        TinyModel tiny(*device.backend, DType::float32, {}, 1, config);
+        SamplingOptions options;
+        options.tokens = 40;
+        options.temperature = 1;
+        const std::vector<int32_t> text = generate(tiny.model, {2}, options);
+        CHECK(generate(tiny.model, {2}, options) == text);
+        options.seed = 2;
+        CHECK(generate(tiny.model, {2}, options) != text);
+
+        options.tokens = 1;
+        options.temperature = 0.5;
+        std::vector<float> logits(config.vocabulary);
+        tiny.model.next_token_logits(&text[0], 1, logits.data());
+        for (float& logit : logits) logit /= 0.5f;
+        const int draws = 2000;
+        std::vector<int> counts(config.vocabulary, 0);
+        for (int draw = 0; draw < draws; ++draw) {
+            options.seed = 1000 + draw;
+            ++counts[generate(tiny.model, {2}, options).back()];
+        }
+        for (int32_t v = 0; v < config.vocabulary; ++v) {
+            const double p = std::exp(-cross_entropy(logits.data(), config.vocabulary, v));
+            INFO(device.name << ", token " << v << ": " << counts[v] << " of " << draws << ", probability "
+                             << p);
+            CHECK(std::abs(counts[v] - draws * p) <= 5 * std::sqrt(draws * p * (1 - p)) + 1);
+        }
+    }
+}

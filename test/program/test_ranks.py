@@ -1,0 +1,727 @@
+#!/usr/bin/env python3
+"""Tests of many ranks and of sweeps as users run them: on tiny synthetic shards, under mpirun where there is one.
+
+    test/program/test_ranks.py --program ./train_qat [TESTS]
+"""
+import glob
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from program_fixture import (BATCH, LIMIT_SECONDS, Job, SEQUENCE, VOCABULARY, ProgramTest, RanksTest, checkpoint, checkpoints,
+                             expected_shapes, parameter_count, read_bytes, read_checkpoint, read_metrics,
+                             read_run_record, run_tests, snapshot, write_shards)
+
+TOTAL_BATCH = 12  # sequences: whole micro-batches for 1, 2, 3 and 4 ranks
+
+
+def losses_of(directory):
+    steps, validations = read_metrics(directory)
+    return [record["loss"] for record in steps], [record["validation_loss"] for record in validations]
+
+
+# ---- training on many ranks ---------------------------------------------------------------------------------------
+
+class SameNumbersTest(RanksTest):
+    """The number of ranks changes the order of sums and nothing else."""
+
+    def check_close(self, expected, found, tolerance):
+        self.assertEqual(len(expected), len(found))
+        for a, b in zip(expected, found):
+            self.assertLessEqual(abs(a - b), tolerance * abs(a), (a, b))
+
+    def check_metrics(self, one, many):
+        (steps, validations), (its_steps, its_validations) = read_metrics(one), read_metrics(many)
+        for key in ("step", "phase", "learning_rate"):
+            self.assertEqual([record[key] for record in steps], [record[key] for record in its_steps])
+        for key, tolerance in (("loss", 1e-6), ("gradient_norm", 1e-5)):
+            self.check_close([record[key] for record in steps], [record[key] for record in its_steps], tolerance)
+        for key in ("step", "weights"):
+            self.assertEqual([record[key] for record in validations], [record[key] for record in its_validations])
+        self.check_close(losses_of(one)[1], losses_of(many)[1], 1e-6)
+
+    def check_ranks(self, flags):
+        # A small learning rate: where a weight lies near the border of two levels, the last place decides.
+        flags = f"{flags} -total_batch {TOTAL_BATCH} -dtype fp32 -steps 20 -qat_frac 0.5 -lr 3e-4 -val_every 4"
+        self.run_program(flags, "-batch 12", output="one")
+        for ranks, batch in ((2, 2), (3, 4), (4, 1)):
+            with self.subTest(flags=flags, ranks=ranks):
+                self.run_job(ranks, flags, f"-batch {batch}", output=f"ranks_{ranks}")
+                self.check_metrics(self.path("one"), self.path(f"ranks_{ranks}"))
+
+    def test_one_bit(self):
+        self.check_ranks("-b 1")
+
+    def test_four_bits(self):
+        self.check_ranks("-b 4 -ffn 72 -width 36 -heads 3")
+
+    def test_eight_bits(self):
+        self.check_ranks("-b 8 -heads 4 -kv_heads 2")
+
+    def test_groups(self):
+        self.check_ranks("-b 4 -group 32 -width 64")
+
+    def test_same_ranks_same_bits(self):
+        for flags in ("-dtype bf16 -b 2", "-dtype fp32 -b 4 -group 32"):
+            flags += f" -total_batch {TOTAL_BATCH} -batch 2 -steps 12 -qat_frac 0.5 -lr 5e-3 -val_every 5"
+            outputs = [flags.replace(" ", "") + name for name in ("a", "b", "zero")]
+            for output in outputs[:2]:
+                self.run_job(3, flags, output=output)
+            self.same_folders(self.path(outputs[0]), self.path(outputs[1]))
+            # Dividing the optimizer among ranks or not: the same arithmetic.
+            self.run_job(3, flags, "-zero 0", output=outputs[2])
+            self.same_run(self.path(outputs[0]), self.path(outputs[2]))
+            self.assertEqual(read_run_record(self.path(outputs[2]))["layout"]["zero"], 0)
+
+    def test_one_rank_is_one_process(self):
+        flags = "-steps 12 -qat_frac 0.5 -val_every 5 -grad_accum 3"
+        self.run_program(flags, output="one")
+        self.run_job(1, flags, output="rank")
+        self.same_folders(self.path("one"), self.path("rank"))
+
+    def test_every_sample_is_read_once(self):
+        # Weights that do not move: the loss of a step tells which samples it read.
+        train = write_shards(self.path("few"), "train", TOTAL_BATCH * SEQUENCE + 1, seed=5)
+        flags = f"-lr 1e-30 -steps 6 -qat_frac 0 -b 16 -dtype fp32 -val_sequences {TOTAL_BATCH} -batch 1"
+        for ranks in (1, 2, 3, 4):
+            with self.subTest(ranks=ranks):
+                output = f"ranks_{ranks}"
+                self.run_job(ranks, flags, f"-total_batch {TOTAL_BATCH}", output=output, train=train, validation=train)
+                steps, validations = losses_of(self.path(output))
+                self.check_close([validations[-1]] * 6, steps, 1e-6)
+        # Were a sample read twice instead of another, it would show.
+        self.run_job(2, flags, f"-total_batch {TOTAL_BATCH - 2}", output="other", train=train, validation=train)
+        steps, _ = losses_of(self.path("other"))
+        self.assertGreater(min(abs(loss - validations[-1]) for loss in steps), 1e-5)
+
+
+class RecordTest(RanksTest):
+    """What is written and printed: by rank 0 alone, with the numbers of bytes that ranks exchange."""
+
+    def first_row(self, rows, rank, ranks):
+        return rows * rank // ranks
+
+    def expected_bytes(self, ranks, zero, quantized, bits, group, weight_bytes):
+        """What rank 0 sends in a step, from the shapes alone."""
+        sent = {"gradients": 0, "weights": 0, "unpacked_weights": 0}
+        for name, shape in expected_shapes(False, 0).items():
+            is_norm = len(shape) == 1
+            rows, columns = (1, shape[0]) if is_norm else shape
+            own = self.first_row(rows, 1, ranks)  # of rank 0, which begins at row 0
+            scales = columns // (group or columns) if quantized and not is_norm else 0
+            sent["gradients"] += (rows - own) * columns * 4
+            if zero == 0:  # and then the finished ones to all others
+                sent["gradients"] += own * (columns + scales) * 4 * (ranks - 1)
+                continue
+            own_bits = max(bits, 4) if "embed" in name else bits
+            code_bits = {1: 1, 1.58: 2, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8}[own_bits]
+            plain = columns * (4 if is_norm else weight_bytes)
+            packed = -(-columns * code_bits // 128) * 16 + scales * 4
+            sent["weights"] += own * (packed if scales else plain) * (ranks - 1)
+            sent["unpacked_weights"] += own * plain * (ranks - 1)
+        return sent
+
+    def check_record(self, ranks, zero, dtype, bits, group, batch):
+        accumulation = TOTAL_BATCH // ranks // batch
+        flags = f"-zero {zero} -dtype {dtype} -b {bits} -group {group} -batch {batch} -total_batch {TOTAL_BATCH}"
+        printed = self.run_job(ranks, flags, "-steps 8 -qat_frac 0.5 -val_every 3 -save_every 3")
+        out = self.path("out")
+        record = read_run_record(out)
+        self.assertEqual(record["layout"], {"ranks": ranks, "zero": zero, "batch": batch, "grad_accum": accumulation})
+        self.assertEqual(record["configuration"]["total_batch"], TOTAL_BATCH)
+        self.assertEqual(record["plan"]["tokens_per_step"], TOTAL_BATCH * SEQUENCE)
+        weight_bytes = {"fp32": 4, "bf16": 2}[dtype]
+        self.assertEqual(record["results"]["bytes_sent_per_step"],
+                         {phase: self.expected_bytes(ranks, zero, phase == "QAT", bits, group, weight_bytes)
+                          for phase in ("FP", "QAT")})
+        steps, validations = read_metrics(out)
+        self.assertEqual([step["step"] for step in steps], list(range(1, 9)))
+        self.assertEqual([(record["step"], record["weights"]) for record in validations],
+                         [(3, "full_precision"), (4, "full_precision"), (4, "rounded"), (6, "quantized"),
+                          (8, "quantized")])
+        self.assertEqual(re.findall(r"^step +(\d+)/8 +\w+ +loss", printed, re.MULTILINE), list("12345678"))
+        self.assertEqual(re.findall(r"^saved .*step_0000000(\d)$", printed, re.MULTILINE), list("368"))
+        for once in ("device: ", "ranks: ", "model ", "plan", "memory (", "validation loss", "sent by a rank"):
+            self.assertEqual(len(re.findall("^" + re.escape(once), printed, re.MULTILINE)), 1, once)
+        self.assertRegex(printed, rf"\nranks: {ranks} ranks over MPI")
+        self.assertEqual(sorted(os.listdir(out)), ["metrics.jsonl", "run.json", "step_00000006", "step_00000008"])
+        shutil.rmtree(out)
+
+    def test_two_ranks(self):
+        self.check_record(2, 1, "fp32", 1, 0, 3)
+        self.check_record(2, 0, "bf16", 8, 32, 2)
+
+    def test_three_ranks(self):
+        self.check_record(3, 1, "bf16", 2, 32, 4)
+        self.check_record(3, 0, "fp32", 4, 0, 1)
+
+    def test_what_is_only_printed(self):
+        for flags in ("-h", "-plan"):
+            printed = self.run_job(3, "-steps 4 -qat_frac 0.5", flags)
+            self.assertEqual(len(re.findall(r"^(?:Usage: |  total .*MiB)", printed, re.MULTILINE)), 1, printed)
+            self.assertEqual(os.listdir(self.directory), [])
+
+
+# ---- checkpoints --------------------------------------------------------------------------------------------------
+
+class RanksResumeTest(RanksTest):
+    def test_on_another_number_of_ranks(self):
+        flags = f"-total_batch {TOTAL_BATCH} -batch 2 -dtype fp32 -steps 24 -qat_frac 0.5 -lr 3e-4 -val_every 5"
+        flags += " -save_every 4 -keep 0"
+        self.run_job(2, flags, output="whole")
+        whole = self.path("whole")
+        parts = self.path("parts")
+        for position, (ranks, until) in enumerate(((2, 7), (1, 12), (3, 17), (2, 24))):
+            resume = "-resume" if position else ""
+            printed = self.run_job(ranks, flags, f"-until {until}", resume, output="parts")
+            self.assertEqual("resume: step" in printed, bool(resume))
+            self.assertEqual(checkpoints(parts)[-1], until)
+            # Read by other numbers of ranks and written again: the same files.
+            before = read_checkpoint(parts, until)
+            for others in {1, 3} - {ranks} if until < 24 else ():
+                self.run_job(others, flags, f"-until {until} -resume", output="parts")
+                after = read_checkpoint(parts, until)
+                self.assertEqual(sorted(before), sorted(after))
+                for name in before:
+                    self.assertTrue(before[name] == after[name], f"{name}, step {until}, {ranks} to {others} ranks")
+        (steps, validations), (its_steps, its_validations) = read_metrics(whole), read_metrics(parts)
+        for mine, its in zip(steps + validations, its_steps + its_validations, strict=True):
+            self.assertEqual({key: mine[key] for key in ("step", "phase")}, {key: its[key] for key in ("step", "phase")})
+            for key in {"loss", "validation_loss"} & set(mine):
+                self.assertLessEqual(abs(mine[key] - its[key]), 1e-6 * mine[key], (mine, its))
+
+    def test_on_the_same_number_of_ranks(self):
+        flags = f"-total_batch {TOTAL_BATCH} -batch 1 -b 1 -steps 14 -qat_frac 0.5 -val_every 3 -lr 5e-3"
+        self.run_job(3, flags, output="whole")
+        for resume, until in (("", 4), ("-resume", 7), ("-resume", 11), ("-resume", 14)):
+            self.run_job(3, flags, f"-until {until}", resume, "-keep 1", output="parts")
+        self.same_run(self.path("whole"), self.path("parts"))
+
+
+# ---- mishaps ------------------------------------------------------------------------------------------------------
+
+class MishapTest(RanksTest):
+    # Runs that cannot end before they are disturbed: -until ends them, and those that they are compared with.
+    ENDLESS = f"-total_batch {TOTAL_BATCH} -batch 1 -steps 100000 -warmup 5 -print_every 1000"
+    SAVING = "-save_every 25 -keep 1"
+
+    def check_ends(self, job, seconds=30):
+        """The job ends by itself within these seconds, with an error, and leaves no process. Returns the result."""
+        job.process.wait(seconds)
+        deadline = time.monotonic() + seconds
+        while job.processes() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.assertEqual(job.processes(), [])
+        result = job.end()
+        self.assertNotEqual(result.returncode, 0)
+        return result
+
+    def check_goes_on(self, ranks, flags, step, output):
+        """A resume from this step, and a run that was never disturbed: the same bits."""
+        out, whole = self.path(output), self.path("whole_" + output)
+        self.assertEqual(checkpoints(out), [step])
+        until = f"-until {step + 30}"
+        self.assertIn(f"resume: step {step} from ", self.run_job(ranks, flags, until, "-resume", output=output))
+        self.run_job(ranks, flags, until, output="whole_" + output)
+        self.assertEqual(read_metrics(out), read_metrics(whole))
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            files = [read_checkpoint(run, step + 30)[name] for run in (out, whole)]
+            self.assertTrue(files[0] == files[1], f"{name} differs")
+
+    def test_killed_rank(self):
+        for rank, fraction in ((0, 0.5), (1, 0.9995)):  # in full precision, and quantization-aware
+            with self.subTest(rank=rank):
+                flags, output = f"{self.ENDLESS} -qat_frac {fraction}", f"killed_{rank}"
+                job = self.start_job(2, flags, self.SAVING, output=output)
+                self.wait_for(job, checkpoint(self.path(output), 75))
+                os.kill(job.rank(rank), signal.SIGKILL)
+                self.check_ends(job)
+                step = checkpoints(self.path(output))[-1]
+                shutil.rmtree(checkpoint(self.path(output), step - 25), ignore_errors=True)  # killed between two
+                self.check_goes_on(2, flags, step, output)
+
+    def test_rank_that_does_not_answer(self):
+        job = self.start_job(3, self.ENDLESS, "-qat_frac 0.5 -rank_timeout 1", self.SAVING)
+        self.wait_for(job, checkpoint(self.path("out"), 50))
+        os.kill(job.rank(1), signal.SIGSTOP)
+        result = self.check_ends(job)
+        lines = self.own_lines(result)
+        self.assertTrue(lines, result.stderr)
+        for line in lines:
+            self.assertRegex(line, r"error: rank [02]: no answer from rank 1 for 1 s .*-rank_timeout")
+
+    def check_stopped(self, signal_number, fraction):
+        flags = f"{self.ENDLESS} -qat_frac {fraction}"
+        job = self.start_job(2, flags, self.SAVING)
+        self.wait_for(job, checkpoint(self.path("out"), 75))
+        job.process.send_signal(signal_number)
+        result = self.check_ends(job)
+        message = re.search(r"^stopped after step (\d+); go on with the same command and -resume$", result.stdout,
+                            re.MULTILINE)
+        self.assertTrue(message, result.stdout + result.stderr)
+        step = int(message[1])
+        self.assertGreaterEqual(step, 75)
+        self.assertEqual([record["step"] for record in read_metrics(self.path("out"))[0]], list(range(1, step + 1)))
+        self.check_goes_on(2, flags, step, "out")
+
+    def test_terminated(self):
+        self.check_stopped(signal.SIGTERM, 0.9995)
+
+    def test_interrupted(self):
+        self.check_stopped(signal.SIGINT, 0.5)
+
+    def test_asked_to_stop(self):
+        self.check_stopped(signal.SIGUSR1, 0.9)
+
+    def test_bad_token(self):
+        # One sample of twelve: one rank alone sees it.
+        good = write_shards(self.path("silent"), "train", TOTAL_BATCH * SEQUENCE + 1, seed=5, stated=False)
+        path = glob.glob(good)[0]
+        data = bytearray(read_bytes(path))
+        data[1024 + 2 * (5 * SEQUENCE + 3)] = VOCABULARY + 7
+        with open(path, "wb") as file:
+            file.write(data)
+        result = self.job(3, f"-total_batch {TOTAL_BATCH} -batch 4 -steps 4 -qat_frac 0.5 -vocab {VOCABULARY}",
+                          train=path)
+        self.check_job_error(result, "silent_train_000000.bin", f"has id {VOCABULARY + 7}",
+                             f"vocabulary has {VOCABULARY}")
+        self.assertRegex(self.own_lines(result)[0], r"error: rank [012]: ")
+
+    def test_numbers_that_go_wrong(self):
+        result = self.job(3, "-qat_frac 0.5 -steps 40 -lr 1e30 -warmup 0 -dtype fp32 -save_every 1")
+        out = self.path("out")
+        self.check_job_error(result, "error: step 2: ", "first bad gradient: model.embed_tokens.weight",
+                             "nothing of this step was kept", "the last good checkpoint is " + checkpoint(out, 1),
+                             "-lr")
+        self.assertEqual(checkpoints(out), [1])
+        self.assertEqual([record["step"] for record in read_metrics(out)[0]], [1])
+
+    def test_mistakes(self):
+        flags = f"-steps 4 -qat_frac 0.5 -total_batch {TOTAL_BATCH}"
+        self.run_job(3, flags)
+        for mistake, text in [("-step 9", ["--step", "-h"]),
+                              ("-total_batch 20", ["-total_batch 20", "ranks, 3"]),
+                              ("-device cuda", ["no CUDA device", "-device cpu"]),
+                              ("", ["holds a run already", "step_00000004", "-resume"])]:
+            self.job_fails(3, flags, mistake, text=text)
+        self.job_fails(3, flags, validation=self.path("none_*.bin"), text=["no token shard matches", "none_*.bin"])
+
+
+# ---- branches -----------------------------------------------------------------------------------------------------
+
+class AgreementTest(RanksTest):
+    """Ranks that were started unlike one another."""
+
+    def unlike(self, *changes):
+        """Two ranks, the second with other flags."""
+        flags = f"-steps 4 -qat_frac 0.5 -total_batch {TOTAL_BATCH}"
+        first, second = self.command(flags), self.command(flags, *changes)
+        command = [*self.launched(1, first), ":", "-np", "1", *second]
+        job = Job(command, self.directory)
+        self.addCleanup(job.kill)
+        return job.end()
+
+    def test_settings(self):
+        self.check_job_error(self.unlike("-lr 2e-3"), "rank 1 has other settings than rank 0")
+        self.check_job_error(self.unlike("-zero 0"), "rank 1 has other settings than rank 0")
+
+    def test_data(self):
+        flags = f"-steps 4 -qat_frac 0.5 -total_batch {TOTAL_BATCH}"
+        for changed, words in [({"train": self.other}, "training shards (-i)"),
+                               ({"validation": self.other}, "validation shards (-j)")]:
+            command = [*self.launched(1, self.command(flags)), ":", "-np", "1", *self.command(flags, **changed)]
+            job = Job(command, self.directory)
+            self.addCleanup(job.kill)
+            self.check_job_error(job.end(), "rank 1 has other " + words)
+
+    def test_devices(self):
+        self.assertNotEqual(self.unlike("-device cuda").returncode, 0)
+
+    def test_a_launcher_of_another_mpi(self):
+        environment = {**os.environ, "PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1"}
+        result = self.start(self.command("-steps 4 -qat_frac 0.5"), env=environment)
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("4 ranks", result.stderr)
+
+
+class BranchTest(ProgramTest):
+    """-until stops a run, -from begins another one with its steps: as if that had been trained alone."""
+
+    def check_branch(self, trunk_flags, flags, step, common="-dtype fp32 -warmup 3 -val_every 4 -lr 3e-3"):
+        with self.subTest(trunk=trunk_flags, flags=flags, step=step):
+            shutil.rmtree(self.path("trunk"), ignore_errors=True)
+            name = f"{step}{flags.replace(' ', '')}"
+            self.run_program(common, trunk_flags, f"-until {step}", output="trunk")
+            self.assertEqual(checkpoints(self.path("trunk")), [step])
+            before = snapshot(self.path("trunk"))
+            printed = self.run_program(common, flags, f"-from {checkpoint(self.path('trunk'), step)}", output=name)
+            self.assertIn(f"branch: step {step} from {checkpoint(self.path('trunk'), step)}", printed)
+            self.assertNotRegex(printed, rf"(?m)^step +{step}/\d+ +\w+ +loss")  # was not trained again
+            self.assertEqual(snapshot(self.path("trunk")), before)
+            self.run_program(common, flags, output=name + "_alone")
+            self.same_folders(self.path(name), self.path(name + "_alone"))
+
+    def test_before_the_switch(self):
+        self.check_branch("-steps 40 -b 8 -qat_frac 0.5", "-steps 30 -b 2 -group 32 -qat_frac 0.4", 9)
+        self.check_branch("-steps 40 -b 8 -qat_frac 0.5", "-steps 30 -b 1 -qat_frac 0.4", 5)
+
+    def test_at_the_switch(self):
+        self.check_branch("-steps 40 -b 4 -qat_frac 0.25", "-steps 20 -b 3 -qat_frac 0.5", 10)
+        self.check_branch("-steps 40 -b 4 -qat_frac 0", "-steps 24 -b 4 -qat_frac 0.5", 12)  # validated there too
+
+    def test_at_a_validation(self):
+        self.check_branch("-steps 40 -b 4 -qat_frac 0.25", "-steps 20 -b 4 -qat_frac 0.25", 8)
+
+    def test_off_a_run_that_went_on(self):
+        common = "-dtype fp32 -warmup 3 -val_every 4 -lr 3e-3"
+        self.run_program(common, "-steps 24 -b 4 -qat_frac 0.5 -save_every 4 -keep 0", output="other")
+        for flags, step in (("-steps 20 -b 2 -qat_frac 0.4", 8), ("-steps 16 -b 1 -qat_frac 0.5", 4)):
+            self.run_program(common, flags, f"-from {checkpoint(self.path('other'), step)}", output=f"branch_{step}")
+            self.run_program(common, flags, output=f"alone_{step}")
+            self.same_folders(self.path(f"branch_{step}"), self.path(f"alone_{step}"))
+
+    def test_in_full_precision_only(self):
+        self.check_branch("-steps 40 -b 4 -qat_frac 0.25", "-steps 20 -b 16", 13)
+
+    def test_no_steps_left(self):
+        self.check_branch("-steps 16 -b 16", "-steps 16 -b 2 -qat_frac 0", 16)
+        self.check_branch("-steps 16 -b 2 -qat_frac 0", "-steps 16 -b 16", 16)
+
+    def test_with_checkpoints_on_the_way(self):
+        self.check_branch("-steps 40 -b 4 -qat_frac 0.25", "-steps 20 -b 4 -qat_frac 0.5 -save_every 6 -keep 1", 8)
+
+    def test_until_before_what_is_done(self):
+        self.run_program("-steps 12 -qat_frac 0.5 -until 8")
+        before = snapshot(self.path("out"))
+        self.assertIn("step 8 is done already", self.run_program("-steps 12 -qat_frac 0.5 -until 5 -resume"))
+        self.assertEqual(snapshot(self.path("out")), before)
+
+    def test_until_stops_a_run(self):
+        flags = "-steps 20 -qat_frac 0.5 -save_every 7 -val_every 4"
+        self.run_program(flags, output="whole")
+        for resume, until in (("", 3), ("-resume", 8), ("-resume", 10), ("-resume", 15), ("-resume", 99)):
+            self.run_program(flags, f"-until {until}", resume, output="parts")
+            self.assertEqual(checkpoints(self.path("parts"))[-1], min(until, 20))
+        self.same_run(self.path("whole"), self.path("parts"))
+
+    def test_refused(self):
+        flags = "-steps 20 -qat_frac 0.5 -b 4 -warmup 3"
+        self.run_program(flags, "-save_every 5 -keep 0", output="trunk")
+        trunk = self.path("trunk")
+        for changed, step, text in [("-seed 2", 5, ["-from: the checkpoint was trained with seed"]),
+                                    ("-lr 2e-3", 5, ["-from: the checkpoint was trained with lr"]),
+                                    ("-batch 5", 5, ["-from: the checkpoint was trained with total_batch"]),
+                                    ("-steps 21", 15, ["-from", "step 15", "first 10 steps"]),
+                                    ("", 10, ["-from", "step 10"]),  # its weights are quantized already
+                                    ("-qat_frac 0.8", 5, ["-from", "step 5", "first 4 steps"]),
+                                    ("-warmup 4", 5, ["-from", "step 5", "first 0 steps", "-warmup in steps"])]:
+            self.fails(flags, changed, f"-from {checkpoint(trunk, step)}", text=text)
+        self.fails(flags, f"-from {checkpoint(trunk, 5)}", train=self.other, text=["-from", "shards", "-i"])
+        self.fails(flags, f"-from {self.path('none')}", text=["none", "no such directory"])
+
+
+# ---- sweeps -------------------------------------------------------------------------------------------------------
+
+GRID = {"tokens": [1920, 3840], "b": [4, 1], "qat_frac": [0, 0.5]}
+SWEEP = "-warmup 3 -lr 3e-3 -val_every 5 -dtype fp32"
+TOKENS_PER_STEP = BATCH * SEQUENCE
+
+
+class SweepTest(RanksTest):
+    def grid(self, values, name="grid.json"):
+        with open(self.path(name), "w") as file:
+            file.write(values if isinstance(values, str) else json.dumps(values))
+        return f"-sweep {self.path(name)}"
+
+    def results(self, output="out", may_repeat=False):
+        """{name: record}, a later one replacing earlier ones; may_repeat: else there is one line for each."""
+        records = [json.loads(line) for line in read_bytes(self.path(output), "results.jsonl").decode().splitlines()]
+        by_name = {record["run"]: record for record in records}
+        self.assertTrue(may_repeat or len(by_name) == len(records))
+        return by_name
+
+    def runs_of(self, grid):
+        """(name, flags) of every combination."""
+        prefixes = {"tokens": "t", "b": "b", "qat_frac": "f", "lr": "lr"}
+        runs = [("", "")]
+        for key in ("tokens", "b", "qat_frac", "lr"):
+            runs = [(f"{name}_{prefixes[key]}{value}".lstrip("_"), f"{flags} -{key} {value}")
+                    for name, flags in runs for value in grid.get(key, [])] if key in grid else runs
+        return runs
+
+    def check_runs(self, grid, output="out", ranks=0, flags=SWEEP):
+        """Every run of a finished sweep: as if it had been trained alone, on this many ranks."""
+        results = self.results(output)
+        self.assertEqual(sorted(results), sorted(name for name, _ in self.runs_of(grid)))
+        for name, own_flags in self.runs_of(grid):
+            with self.subTest(run=name):
+                # Of all tests of this class.
+                alone = os.path.join(self.data, "alone", re.sub(r"\W+", "_", f"{ranks} {flags} {own_flags}"))
+                if not os.path.exists(alone):
+                    self.run_job(ranks, flags, own_flags, output=alone)
+                self.same_folders(results[name]["directory"], alone)
+                self.check_result(results[name], alone)
+
+    def check_result(self, result, alone):
+        record = read_run_record(alone)
+        steps, _ = read_metrics(alone)
+        losses = {key: record["results"][key] for key in ("full_precision_at_switch", "rounded_at_switch", "quantized")}
+        qat_steps = sum(step["phase"] == "QAT" for step in steps)
+        bits = record["configuration"]["b"]
+        final = "quantized" if qat_steps else "rounded_at_switch" if bits < 16 else "full_precision_at_switch"
+        tokens_per_step = record["plan"]["tokens_per_step"]
+        expected = {"status": "done", "reason": None, "n": parameter_count(), "b": bits, "seed": 1,
+                    "tokens": len(steps) * tokens_per_step, "qat_tokens": qat_steps * tokens_per_step,
+                    "fp_tokens": (len(steps) - qat_steps) * tokens_per_step, "losses": losses,
+                    "validation_loss": losses[final], "lr": record["configuration"]["lr"],
+                    "tokens_per_step": tokens_per_step, "qat_frac_used": record["configuration"]["qat_frac"],
+                    "tokens_per_parameter_byte": len(steps) * tokens_per_step / (parameter_count() * bits / 8)}
+        for key, value in expected.items():
+            self.assertEqual(result[key], value, key)
+        self.assertEqual(result["trained_steps"] + result["shared_steps"], len(steps))
+        self.assertLessEqual(result["shared_steps"], len(steps) - qat_steps)
+        self.assertIsNotNone(result["validation_loss"])
+        self.assertGreater(result["seconds"], 0)
+
+    def shared_steps(self, runs):
+        """Steps of all runs when those that begin alike, in full precision at equal learning rates, are one."""
+        prefixes, quantized = set(), 0
+        for run in runs:
+            rates = [(step["phase"], step["learning_rate"]) for step in read_metrics(run)[0]]
+            full = [rate for phase, rate in rates if phase == "FP"]
+            prefixes.update(tuple(full[:count]) for count in range(1, len(full) + 1))
+            quantized += len(rates) - len(full)
+        return len(prefixes) + quantized
+
+    def trained_steps(self, output="out"):
+        """Steps that all processes of a sweep have printed."""
+        logs = glob.glob(self.path(output, "*", "*", "log.txt"))
+        return sum(len(re.findall(rb"(?m)^step +\d+/\d+ +\w+ +loss", read_bytes(log))) for log in logs)
+
+    def test_runs_and_plan(self):
+        sweep = self.grid(GRID)
+        before = snapshot(self.directory)
+        plan = self.run_program(SWEEP, sweep, "-plan")
+        self.assertEqual(snapshot(self.directory), before)
+        self.run_program(SWEEP, sweep)
+        self.check_runs(GRID)
+        runs = [record["directory"] for record in self.results().values()]
+        shared = self.shared_steps(runs) * TOKENS_PER_STEP
+        alone = sum(sum(GRID["tokens"]) for _ in GRID["b"] for _ in GRID["qat_frac"])
+        row = re.search(r"^  total +8 +8 +\d+ +\d+ +([\d.]+)K +([\d.]+)K +([\d.]+)%$", plan, re.MULTILINE)
+        self.assertTrue(row, plan)
+        self.assertEqual([float(row[1]), float(row[2])], [round(alone / 1e3, 1), round(shared / 1e3, 1)])
+        self.assertAlmostEqual(float(row[3]), 100 * (1 - shared / alone), delta=0.051)
+        self.assertEqual(self.trained_steps() * TOKENS_PER_STEP, shared)  # what was planned is what was done
+        self.assertGreater(alone / shared, 2)
+
+    def test_over_mpi(self):
+        sweep = self.grid(GRID)
+        printed = self.run_job(3, SWEEP, sweep)
+        self.check_runs(GRID)
+        self.assertEqual(len(re.findall(r"^results ", printed, re.MULTILINE)), 1)
+        self.assertEqual(sorted(re.findall(r"^done (t\S+),", printed, re.MULTILINE)),
+                         sorted(name for name, _ in self.runs_of(GRID)))
+        workers = {json.loads(read_bytes(path))["worker"] for path in glob.glob(self.path("out", "queue", "*.claim"))}
+        self.assertGreater(len(workers), 1)
+        self.assertLessEqual(workers, {"rank 0", "rank 1", "rank 2"})
+
+    def test_runs_of_two_ranks(self):
+        grid = {"tokens": [3840], "b": [4, 1], "qat_frac": [0.25, 0.5]}
+        self.run_job(4, SWEEP, self.grid(grid), "-sweep_ranks 2")
+        self.check_runs(grid, ranks=2)
+        record = read_run_record(self.results()["t3840_b4_f0.5"]["directory"])
+        self.assertEqual(record["layout"]["ranks"], 2)
+
+    def test_runs_without_steps_of_their_own(self):
+        grid = {"tokens": [1920], "b": [16, 4, 1], "qat_frac": [0]}
+        self.run_program(SWEEP, self.grid(grid))
+        self.check_runs(grid)
+        self.assertEqual(self.trained_steps(), 1920 // TOKENS_PER_STEP)
+
+    def test_again_and_enlarged(self):
+        small = {**GRID, "b": [4]}
+        self.run_program(SWEEP, self.grid(small))
+        before = snapshot(self.path("out", "runs"))
+        times = {path: os.stat(path).st_mtime_ns for path in before}
+        for grid, ranks in ((small, 0), (GRID, 2)):
+            self.run_job(ranks, SWEEP, self.grid(grid))
+            self.check_runs(grid)
+            for path, content in before.items():
+                self.assertEqual(os.stat(path).st_mtime_ns, times[path], path)
+        self.assertEqual({path: snapshot(self.path("out", "runs"))[path] for path in before}, before)
+
+    def test_disturbed_at_random_moments(self):
+        sweep = self.grid(GRID)
+        begin = time.monotonic()
+        self.run_job(2, SWEEP, sweep, output="whole")
+        seconds = time.monotonic() - begin
+        generator = random.Random(3)
+        finished = {}  # log of a run that is done: when it was written last
+        disturbed = set()
+        for attempt in range(8):
+            job = self.start_job(2, SWEEP, sweep)
+            try:
+                # The last attempt may finish.
+                job.process.wait(generator.uniform(0.4, 0.9) * seconds if attempt < 7 else LIMIT_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                gently = attempt % 3 == 2
+                disturbed.add(gently)
+                if gently:
+                    job.process.terminate()
+                    job.end()
+                else:
+                    job.kill()
+            for path in glob.glob(self.path("out", "queue", "*.done")):
+                identity = os.path.basename(path)[:-len(".done")]
+                for log in glob.glob(self.path("out", "runs", f"*_{identity}", "log.txt")):
+                    finished.setdefault(log, os.stat(log).st_mtime_ns)
+        result = job.end()
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn(False, disturbed)
+        for log, written in finished.items():
+            self.assertEqual(os.stat(log).st_mtime_ns, written, log)
+        results = self.results(may_repeat=True)  # where a run was recorded, but not yet crossed off
+        self.assertEqual(sorted(results), sorted(self.results("whole")))
+        for name, undisturbed in self.results("whole").items():
+            self.same_folders(results[name]["directory"], undisturbed["directory"])
+            for key in set(undisturbed) - {"seconds", "directory"}:
+                self.assertEqual(results[name][key], undisturbed[key], (name, key))
+
+    def test_killed_and_reordered(self):
+        # Another run now owns the plan of the shared steps, and goes on from what is there of them.
+        flags = f"{SWEEP} -save_every 20 -print_every 100"
+        grid = {"tokens": [1001 * TOKENS_PER_STEP], "b": [4, 1], "qat_frac": [0.5]}
+        job = self.start_job(0, flags, self.grid(grid))
+        trunk = self.path("out", "trunks", "*", "step_00000040")
+        while not glob.glob(trunk):
+            self.assertIsNone(job.process.poll())
+            time.sleep(0.002)
+        job.kill()
+        grid["b"].reverse()
+        self.run_program(flags, self.grid(grid))
+        self.check_runs(grid, flags=flags)
+        log = read_bytes(glob.glob(self.path("out", "trunks", "*", "log.txt"))[0]).decode()
+        self.assertRegex(log, r"(?m)^resume: step \d+ from ")
+
+    def test_two_sweeps_in_one_directory(self):
+        sweep = self.grid({"tokens": ["1B"], "b": [4, 1], "qat_frac": [0.5]})
+        job = self.start_job(2, SWEEP, sweep, "-print_every 1000")
+        self.wait_for(job, self.path("out", "trunks"))
+        self.check_job_error(self.job(2, SWEEP, sweep), "another sweep is running in", "-o")
+        job.process.send_signal(signal.SIGUSR1)
+        stopped = job.end()
+        self.assertNotEqual(stopped.returncode, 0)
+        self.assertIn("interrupted; the same command goes on", stopped.stdout, (stopped.returncode, stopped.stderr))
+        self.assertFalse(os.path.exists(self.path("out", "results.jsonl")))
+        # And now it is free.
+        self.run_program(SWEEP, self.grid({"tokens": [1920], "qat_frac": [0.5]}))
+
+    def test_idle_teams_keep_in_touch(self):
+        # The second team has nothing to do while the first trains the trunk, for longer than ranks wait for an answer.
+        sweep = self.grid({"tokens": ["20M"], "b": [4, 1], "qat_frac": [0.02]})
+        job = self.start_job(4, SWEEP, sweep, "-sweep_ranks 2 -rank_timeout 2 -print_every 1000 -val_every 100000")
+        time.sleep(5)
+        self.assertIsNone(job.process.poll())
+        self.assertEqual(glob.glob(self.path("out", "queue", "*.done")), [], "the trunk was too short")
+        job.process.send_signal(signal.SIGUSR1)
+        result = job.end()
+        self.assertEqual(self.own_lines(result), [])
+        self.assertIn("interrupted; the same command goes on", result.stdout)
+
+    def test_one_rank_stopped_stops_all(self):
+        sweep = self.grid({"tokens": ["1B"], "b": [4], "qat_frac": [0.5], "seed": [1, 2]})
+        job = self.start_job(2, SWEEP, sweep, "-print_every 1000")
+        for seed in (1, 2):
+            deadline = time.monotonic() + LIMIT_SECONDS
+            while not glob.glob(self.path("out", "runs", f"*_s{seed}_*", "metrics.jsonl")):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
+        os.kill(job.rank(1), signal.SIGTERM)
+        result = job.end()
+        self.assertIn("interrupted; the same command goes on", result.stdout)
+        self.assertEqual(len(glob.glob(self.path("out", "runs", "*", "step_*"))), 2)
+        self.assertEqual(glob.glob(self.path("out", "queue", "*.claim")), [])
+
+    def test_damaged_trunk_is_trained_again(self):
+        grid = {"tokens": [1920], "b": [4, 8], "qat_frac": [0.5]}
+        self.run_program(SWEEP, self.grid(grid), "-keep 0")
+        trunk, = glob.glob(self.path("out", "trunks", "*", "step_*"))
+        os.remove(os.path.join(trunk, "model.safetensors"))
+        grid["b"].append(6)
+        self.run_program(SWEEP, self.grid(grid), "-keep 0")
+        self.check_runs(grid)
+
+    def test_used_trunks_leave_no_checkpoints(self):
+        self.run_program(SWEEP, self.grid({"tokens": [1920], "b": [4, 8], "qat_frac": [0.5]}), "-save_every 4")
+        self.assertEqual(glob.glob(self.path("out", "trunks", "*", "step_*")), [])
+        self.assertTrue(glob.glob(self.path("out", "trunks", "*", "log.txt")))
+
+    def test_a_new_axis_renames_runs(self):
+        grid = {"tokens": [1920], "b": [4, 8], "qat_frac": [0.5]}
+        self.run_program(SWEEP, self.grid(grid))
+        trained = self.trained_steps()
+        self.run_program(SWEEP, self.grid({**grid, "seed": [1]}))
+        self.assertEqual(self.trained_steps(), trained)
+        self.run_program(SWEEP, self.grid({**grid, "seed": [1, 2]}))
+        self.assertEqual({f"t1920_b{bits}_f0.5_s{seed}" for bits in (4, 8) for seed in (1, 2)},
+                         {name for name in self.results(may_repeat=True) if "_s" in name})
+
+    def test_runs_below_a_failed_trunk_are_recorded(self):
+        flags = SWEEP.replace("-lr 3e-3", "-lr 1e30")
+        self.run_program(flags, self.grid({"tokens": [1920], "b": [4, 2], "qat_frac": [0.5]}))
+        self.run_program(flags, self.grid({"tokens": [1920], "b": [4, 2, 8], "qat_frac": [0.5]}))
+        records = self.results()
+        self.assertEqual({record["b"]: record["status"] for record in records.values()},
+                         {4: "failed", 2: "failed", 8: "failed"})
+
+    def test_failing_runs(self):
+        grid = {"tokens": [1920], "qat_frac": [0.2, 0.5], "lr": [0.003, 1e30]}
+        sweep = self.grid(grid)
+        flags = "-warmup 0 -dtype fp32"
+        for ranks, output in ((0, "one"), (2, "two")):
+            for again in ("", "-retry_failed"):
+                printed = self.run_job(ranks, flags, sweep, again, output=output)
+                self.assertIn(" 3 failed", printed)  # two runs and their trunk
+            lines = read_bytes(self.path(output), "results.jsonl").decode().splitlines()
+            records = {record["run"]: record for record in map(json.loads, lines)}
+            self.assertEqual(sorted((record["status"], record["lr"]) for record in records.values()),
+                             [("done", 0.003), ("done", 0.003), ("failed", 1e30), ("failed", 1e30)])
+            self.assertEqual(len(lines), 6)  # the failures again, not the others
+            for record in records.values():
+                if record["status"] == "failed":
+                    self.assertRegex(record["reason"], r"step 2: the gradient norm is not finite")
+                    self.assertIsNone(record["validation_loss"])
+                else:
+                    alone = f"alone_{record['qat_frac']}"
+                    if not os.path.exists(self.path(alone)):
+                        self.run_program(flags, f"-tokens 1920 -qat_frac {record['qat_frac']} -lr 0.003", output=alone)
+                    self.same_folders(record["directory"], self.path(alone))
+
+    def test_mistakes(self):
+        for grid, text in [({"bits": [4]}, ["grid.json", "unknown key \"bits\""]),
+                           ({"b": [4, 7]}, ["b7", "-b"]),
+                           ({"b": [4], "qat_frac": [0.5, "some"]}, ["grid.json", "\"qat_frac\"", "\"some\""]),
+                           ({"b": [4, 16], "qat_frac": [0.5]}, ["b16", "-qat_frac"]),
+                           ({"b": [4, 4]}, ["grid.json", "\"b\"", "twice"]),
+                           ({"b": []}, ["grid.json", "\"b\"", "no values"]),
+                           ('{"b": [4', ["grid.json", "JSON"])]:
+            self.fails("-steps 20 -qat_frac 0.5", self.grid(grid), text=["-sweep" if "b7" in text else "", *text])
+        sweep = self.grid({"bits": [4]})
+        self.job_fails(3, "-steps 20", sweep, text=["grid.json", "unknown key \"bits\""])
+        self.fails("-steps 20", f"-sweep {self.path('none.json')}", text=["none.json", "No such file"])
+        sweep = self.grid({"b": [4], "qat_frac": [0.5]})
+        self.job_fails(3, "-steps 20", sweep, "-sweep_ranks 2", text=["-sweep_ranks 2", "number of ranks, 3"])
+        self.fails("-steps 20", sweep, train=self.path("none_*"), text=["run", "no token shard matches"])
+
+
+if __name__ == "__main__":
+    names = ["SameNumbersTest", "RecordTest", "RanksResumeTest", "MishapTest", "AgreementTest", "BranchTest", "SweepTest"]
+    sys.exit(run_tests(__doc__, sys.modules[__name__], names))

@@ -1,0 +1,62 @@
+// Temporary files and the texts of errors, for tests.
+#pragma once
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+
+#include "test/support/catch.h"
+
+namespace train_qat::test {
+
+// A directory of its own for a test's files, removed with everything in it at the end of the scope.
+class TemporaryDirectory {
+  public:
+    TemporaryDirectory() {
+        std::string name = (std::filesystem::temp_directory_path() / "train_qat_test_XXXXXX").string();
+        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed: " + name);
+        path_ = name;
+    }
+    ~TemporaryDirectory() {
+        std::error_code ignored;
+        std::filesystem::remove_all(path_, ignored);
+    }
+    TemporaryDirectory(const TemporaryDirectory&) = delete;
+    TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+
+    // The path of a file of this name inside the directory.
+    std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+    // Writes a file and returns its path.
+    std::string write(const std::string& name, const std::string& bytes) const {
+        std::ofstream(path_ / name, std::ios::binary) << bytes;
+        return *this / name;
+    }
+
+  private:
+    std::filesystem::path path_;
+};
+
+// What `action` throws, as text; empty if it doesn't throw a std::exception.
+template <typename Action>
+std::string error_of(Action&& action) {
+    try {
+        action();
+    } catch (const std::exception& error) {
+        return error.what();
+    }
+    return "";
+}
+
+// Matches text that holds `part`: Catch2's name for it differs between version 2 and 3.
+inline auto contains_text(const std::string& part) {
+#if __has_include(<catch2/catch_all.hpp>)
+    return Catch::Matchers::ContainsSubstring(part);
+#else
+    return Catch::Matchers::Contains(part);
+#endif
+}
+
+}  // namespace train_qat::test
