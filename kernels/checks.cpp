@@ -20,6 +20,12 @@ void check_tensor(const char* operation, const char* argument, const Tensor& ten
         (tensor.empty() ? "empty" : name_of(tensor.dtype) + text(tensor.shape, tensor.shape + tensor.rank)));
 }
 
+void check_compute_type(const char* operation, const char* argument, const Tensor& tensor) {
+    if (tensor.dtype != DType::float32 && tensor.dtype != DType::bfloat16)
+        throw std::logic_error(std::string(operation) + ": " + argument + " must have a compute type, is " +
+                               name_of(tensor.dtype));
+}
+
 void check_attention(const char* operation, const AttentionShape& shape) {
     if (shape.batch < 1 || shape.sequence < 1 || shape.heads < 1 || shape.kv_heads < 1 ||
         shape.head_dim < 2 || shape.head_dim % 2 != 0 || shape.heads % shape.kv_heads != 0)

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels/backend.h"
+#include "kernels/operations.h"
 
 namespace train_qat {
 
@@ -15,6 +15,8 @@ inline void check_optional(const char* operation, const char* argument, const Te
                            std::initializer_list<int64_t> shape) {
     if (!tensor.empty()) check_tensor(operation, argument, tensor, dtype, shape);
 }
+// float32 or bfloat16.
+void check_compute_type(const char* operation, const char* argument, const Tensor& tensor);
 void check_attention(const char* operation, const AttentionShape& shape);
 
 // A parameter that need not have weights here: shape and place in its compute weight, which it must have.

@@ -1,11 +1,11 @@
-// Messages of weights that stand in a buffer of their own (see WeightMessage in kernels/backend.h): the
+// Messages of weights that stand in a buffer of their own (see WeightMessage in kernels/weights.h): the
 // layout that all backends share, [numbers | scales of groups], each rounded up to 256 bytes. Scales of whole
 // rows stand in the ComputeWeight.
 #pragma once
 
 #include <cstdint>
 
-#include "kernels/backend.h"
+#include "kernels/weights.h"
 
 namespace train_qat {
 

@@ -1,7 +1,7 @@
 // Parts of parameters.
 #include <stdexcept>
 
-#include "kernels/backend.h"
+#include "kernels/weights.h"
 
 namespace train_qat {
 

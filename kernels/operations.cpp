@@ -1,0 +1,341 @@
+// Entry checks and lower bounds of cost of all operations, once for all backends.
+#include "kernels/operations.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels/checks.h"
+
+namespace train_qat {
+
+namespace {
+
+constexpr DType float32 = DType::float32;
+
+double sum_of_bytes(std::initializer_list<Tensor> tensors) {
+    double sum = 0;
+    for (const Tensor& tensor : tensors) sum += static_cast<double>(tensor.bytes());
+    return sum;
+}
+
+double elements(std::span<const ParameterRows> parameters) {
+    double count = 0;
+    for (const ParameterRows& p : parameters) count += static_cast<double>(p.elements());
+    return count;
+}
+
+// Of a product of (rows, inner) and (inner, columns).
+OperationCost product_cost(int64_t rows, int64_t inner, int64_t columns) {
+    return {2.0 * static_cast<double>(rows) * static_cast<double>(inner) * static_cast<double>(columns), 0};
+}
+
+void check_result_type(const char* operation, const char* argument, const Tensor& result,
+                       const Tensor& operand) {
+    if (result.dtype != float32 && result.dtype != operand.dtype)
+        throw std::logic_error(std::string(operation) + ": " + argument + " must be float32 or " +
+                               name_of(operand.dtype) + ", is " + name_of(result.dtype));
+}
+
+}  // namespace
+
+// ---- matmuls
+
+void MatmulForward::check() const {
+    const int64_t rows = x.shape[0];
+    check_tensor(name, "x", x, weight.dtype, {rows, weight.columns});
+    check_result_type(name, "z", z, x);
+    check_tensor(name, "z", z, z.dtype, {rows, weight.rows});
+}
+
+OperationCost MatmulForward::cost() const {
+    return product_cost(x.shape[0], weight.columns, weight.rows);
+}
+
+void MatmulInputGradient::check() const {
+    const int64_t rows = dz.shape[0];
+    check_tensor(name, "dz", dz, weight.dtype, {rows, weight.rows});
+    check_tensor(name, "dx", dx, weight.dtype, {rows, weight.columns});
+}
+
+OperationCost MatmulInputGradient::cost() const {
+    return product_cost(dz.shape[0], weight.rows, weight.columns);
+}
+
+void MatmulWeightGradient::check() const {
+    const int64_t inner = dz.shape[0], rows = dz.shape[1], columns = x.shape[1];
+    check_compute_type(name, "dz", dz);
+    check_tensor(name, "dz", dz, dz.dtype, {inner, rows});
+    check_tensor(name, "x", x, dz.dtype, {inner, columns});
+    check_tensor(name, "dq", dq, float32, {rows, columns});
+}
+
+OperationCost MatmulWeightGradient::cost() const {
+    return product_cost(dz.shape[1], dz.shape[0], x.shape[1]);
+}
+
+// ---- embedding
+
+void EmbeddingForward::check() const {
+    const int64_t rows = tokens.shape[0];
+    check_tensor(name, "tokens", tokens, DType::int32, {rows});
+    check_tensor(name, "y", y, float32, {rows, weight.columns});
+    if (!weight.embedding)
+        throw std::logic_error(std::string(name) + ": the weight was not made for look-ups");
+}
+
+OperationCost EmbeddingForward::cost() const {
+    const double row_bytes = static_cast<double>(weight.columns * size_of(weight.dtype));
+    return {0, sum_of_bytes({y}) + static_cast<double>(tokens.elements()) * row_bytes};
+}
+
+void EmbeddingBackward::check() const {
+    const int64_t rows = tokens.shape[0], vocabulary = dq.shape[0], columns = dq.shape[1];
+    check_tensor(name, "tokens", tokens, DType::int32, {rows});
+    check_tensor(name, "dq", dq, float32, {vocabulary, columns});
+    check_tensor(name, "dy", dy, float32, {rows, columns});
+    check_optional(name, "row_scale", row_scale, float32, {vocabulary});
+}
+
+// dy is read; the rows of dq are read and written.
+OperationCost EmbeddingBackward::cost() const {
+    return {0, 3 * sum_of_bytes({dy})};
+}
+
+// ---- normalization
+
+void ResidualRmsnormForward::check() const {
+    const int64_t rows = y.shape[0], columns = y.shape[1];
+    check_compute_type(name, "y", y);
+    check_tensor(name, "y", y, y.dtype, {rows, columns});
+    check_tensor(name, "residual_in", residual_in, float32, {rows, columns});
+    check_tensor(name, "rstd", rstd, float32, {rows});
+    check_tensor(name, "weight", weight, float32, {columns});
+    check_optional(name, "branch", branch, y.dtype, {rows, columns});
+    check_optional(name, "column_scale", column_scale, float32, {columns});
+    if (branch.empty() != residual_out.empty())
+        throw std::logic_error(std::string(name) + ": branch and residual_out come together");
+    check_optional(name, "residual_out", residual_out, float32, {rows, columns});
+}
+
+OperationCost ResidualRmsnormForward::cost() const {
+    return {0, sum_of_bytes({residual_out, y, residual_in, branch})};
+}
+
+void RmsnormBackward::check() const {
+    const int64_t rows = dy.shape[0], columns = dy.shape[1];
+    check_compute_type(name, "dy", dy);
+    check_tensor(name, "dy", dy, dy.dtype, {rows, columns});
+    check_tensor(name, "d_residual", d_residual, float32, {rows, columns});
+    check_tensor(name, "residual", residual, float32, {rows, columns});
+    check_tensor(name, "rstd", rstd, float32, {rows});
+    check_tensor(name, "weight", weight, float32, {columns});
+    check_tensor(name, "dweight", dweight, float32, {columns});
+    check_optional(name, "dz", dz, dy.dtype, {rows, columns});
+    check_optional(name, "column_scale", column_scale, float32, {columns});
+}
+
+OperationCost RmsnormBackward::cost() const {
+    return {0, sum_of_bytes({d_residual, dz, dy, residual}) +
+                   (accumulate_residual ? sum_of_bytes({d_residual}) : 0)};
+}
+
+// ---- attention
+
+namespace {
+
+void check_rope(const char* name, const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
+                const Tensor& column_scale, const AttentionShape& shape) {
+    check_attention(name, shape);
+    check_compute_type(name, "qkv", qkv);
+    check_tensor(name, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
+    check_optional(name, "column_scale", column_scale, float32, {shape.qkv_columns()});
+    if (cosines.rank < 1 || cosines.shape[0] < shape.sequence)
+        throw std::logic_error(std::string(name) + ": cosines must have a row for each position");
+    check_tensor(name, "cosines", cosines, float32, {cosines.shape[0], shape.head_dim / 2});
+    check_tensor(name, "sines", sines, float32, {cosines.shape[0], shape.head_dim / 2});
+}
+
+// Two FLOPs for each pair of a query and a key that it sees, and each number of a head: one product.
+double causal_product_flops(const AttentionShape& s) {
+    const double pairs = 0.5 * static_cast<double>(s.sequence) * static_cast<double>(s.sequence + 1);
+    return 2 * static_cast<double>(s.batch * s.heads) * pairs * static_cast<double>(s.head_dim);
+}
+
+}  // namespace
+
+void RopeForward::check() const {
+    check_rope(name, qkv, cosines, sines, column_scale, shape);
+}
+
+OperationCost RopeForward::cost() const {
+    return {0, 2 * sum_of_bytes({qkv})};
+}
+
+void RopeBackward::check() const {
+    check_rope(name, dqkv, cosines, sines, column_scale, shape);
+}
+
+OperationCost RopeBackward::cost() const {
+    return {0, 2 * sum_of_bytes({dqkv})};
+}
+
+void AttentionForward::check() const {
+    check_attention(name, shape);
+    check_compute_type(name, "qkv", qkv);
+    check_tensor(name, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
+    check_tensor(name, "y", y, qkv.dtype, {shape.rows(), shape.heads * shape.head_dim});
+    check_tensor(name, "log_sum_exp", log_sum_exp, float32, {shape.batch, shape.heads, shape.sequence});
+}
+
+// Scores and weighted values.
+OperationCost AttentionForward::cost() const {
+    return {2 * causal_product_flops(shape), 0};
+}
+
+void AttentionBackward::check() const {
+    check_attention(name, shape);
+    const int64_t columns = shape.heads * shape.head_dim;
+    check_compute_type(name, "qkv", qkv);
+    check_tensor(name, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
+    check_tensor(name, "dqkv", dqkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
+    check_tensor(name, "y", y, qkv.dtype, {shape.rows(), columns});
+    check_tensor(name, "dy", dy, qkv.dtype, {shape.rows(), columns});
+    check_tensor(name, "log_sum_exp", log_sum_exp, float32, {shape.batch, shape.heads, shape.sequence});
+}
+
+// Scores again, and the gradients of weights, values, queries and keys.
+OperationCost AttentionBackward::cost() const {
+    return {5 * causal_product_flops(shape), 0};
+}
+
+// ---- feed-forward
+
+void SwigluForward::check() const {
+    const int64_t rows = y.shape[0], columns = y.shape[1];
+    check_compute_type(name, "y", y);
+    check_tensor(name, "y", y, y.dtype, {rows, columns});
+    check_tensor(name, "gate_up", gate_up, y.dtype, {rows, 2 * columns});
+    check_optional(name, "column_scale", column_scale, float32, {2 * columns});
+}
+
+OperationCost SwigluForward::cost() const {
+    return {0, sum_of_bytes({y, gate_up})};
+}
+
+void SwigluBackward::check() const {
+    const int64_t rows = dy.shape[0], columns = dy.shape[1];
+    check_compute_type(name, "dy", dy);
+    check_tensor(name, "dy", dy, dy.dtype, {rows, columns});
+    check_tensor(name, "gate_up", gate_up, dy.dtype, {rows, 2 * columns});
+    check_tensor(name, "d_gate_up", d_gate_up, dy.dtype, {rows, 2 * columns});
+    check_optional(name, "column_scale", column_scale, float32, {2 * columns});
+}
+
+OperationCost SwigluBackward::cost() const {
+    return {0, sum_of_bytes({d_gate_up, dy, gate_up})};
+}
+
+// ---- loss
+
+void CrossEntropy::check() const {
+    const int64_t rows = logits.shape[0], vocabulary = logits.shape[1];
+    check_tensor(name, "logits", logits, float32, {rows, vocabulary});
+    check_tensor(name, "losses", losses, float32, {rows});
+    check_tensor(name, "targets", targets, DType::int32, {rows});
+    check_compute_type(name, "d_logits", d_logits);
+    check_optional(name, "d_logits", d_logits, d_logits.dtype, {rows, vocabulary});
+    check_optional(name, "column_scale", column_scale, float32, {vocabulary});
+}
+
+OperationCost CrossEntropy::cost() const {
+    return {0, sum_of_bytes({d_logits, logits})};
+}
+
+void Sum::check() const {
+    check_tensor(name, "total", total, float32, {1});
+    check_tensor(name, "values", values, float32, {values.shape[0]});
+}
+
+OperationCost Sum::cost() const {
+    return {0, sum_of_bytes({values})};
+}
+
+// ---- weights, once per optimizer step
+
+void InitializeScales::check() const {
+    for (const ParameterRows& parameter : parameters)
+        if (parameter.grid != Grid::none) check_parameter(name, parameter);
+}
+
+OperationCost InitializeScales::cost() const {
+    return {0, 4 * elements(parameters)};
+}
+
+void Quantize::check() const {
+    for (const ParameterRows& parameter : parameters) check_parameter(name, parameter);
+}
+
+// A float32 weight read, two copies of two bytes written.
+OperationCost Quantize::cost() const {
+    return {0, 8 * elements(parameters)};
+}
+
+void SteBackwardAndNorm::check() const {
+    check_tensor(name, "squares", squares, float32, {static_cast<int64_t>(parameters.size())});
+    for (const ParameterRows& parameter : parameters) check_gradients(name, parameter);
+}
+
+// The gradient read; with a grid also the weight read and the gradient written.
+OperationCost SteBackwardAndNorm::cost() const {
+    double bytes = 0;
+    for (const ParameterRows& p : parameters)
+        bytes += (p.grid == Grid::none ? 4.0 : 12.0) * static_cast<double>(p.elements());
+    return {0, bytes};
+}
+
+void AdamwAndQuantize::check() const {
+    check_tensor(name, "squares", squares, float32, {squares.shape[0]});
+    if (step.step < 1 || step.scale_step < 1)
+        throw std::logic_error(std::string(name) + ": steps are counted from 1");
+    for (const ParameterRows& parameter : parameters) check_moments(name, parameter);
+}
+
+// Four float32 arrays read and three written, two copies of two bytes written.
+OperationCost AdamwAndQuantize::cost() const {
+    return {0, 32 * elements(parameters)};
+}
+
+// ---- weights among ranks
+
+namespace {
+
+void check_message_for_each(const char* name, size_t parameters, size_t messages) {
+    if (parameters != messages)
+        throw std::logic_error(std::string(name) + ": needs a message for each parameter");
+}
+
+}  // namespace
+
+void WriteWeightMessages::check() const {
+    check_message_for_each(name, rows.size(), messages.size());
+    for (const ParameterRows& p : rows) {
+        check_parameter(name, p);
+        check_compute_rows(name, p);
+    }
+}
+
+OperationCost WriteWeightMessages::cost() const {
+    return {0, 4 * elements(rows)};
+}
+
+void ReadWeightMessages::check() const {
+    check_message_for_each(name, parameters.size(), messages.size());
+    for (const ParameterRows& p : parameters) check_compute_rows(name, p);
+}
+
+// Two copies of two bytes written.
+OperationCost ReadWeightMessages::cost() const {
+    return {0, 4 * elements(parameters)};
+}
+
+}  // namespace train_qat
