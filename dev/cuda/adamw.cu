@@ -1,12 +1,14 @@
-// AdamW on all weights and scales of a model, and the new levels (kernels/backend.h, adamw_and_quantize):
-//     m <- beta1 m + (1 - beta1) g          v <- beta2 v + (1 - beta2) g²
+// AdamW on all weights and scales of a model, and the new levels (kernels/operations.h, AdamwAndQuantize):
+//     m <- beta1 m + (1 - beta1) g
+//     v <- beta2 v + (1 - beta2) g²
 //     u  = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon)
-//     w <- w - learning_rate (u + weight_decay w)    s <- max(smallest_scale, s (1 - scale_learning_rate u))
+//     w <- w - learning_rate (u + weight_decay w)
+//     s <- max(smallest_scale, s (1 - scale_learning_rate u))
 //     q = level(w / s)
 //
 //   levels in bfloat16
-//     1 update, then quantize   three launches per tensor: weights are read twice, small tensors leave most
-//                               of the card idle
+//     1 update, then quantize   three launches per tensor: weights are read twice, small tensors leave most of the card
+//                               idle
 //     2 fused per tensor        one launch each: a block per row, its scale first
 //     3 adamw_and_quantize.cu   one launch for all tensors
 //   packed codes
@@ -270,7 +272,7 @@ class AdamW final : public Problem {
     }
 
     void all_at_once(std::span<const ParameterRows> rows) {
-        backend().adamw_and_quantize(rows, step_, squares_.tensor());
+        backend().adamw_and_quantize({.parameters = rows, .step = step_, .squares = squares_.tensor()});
     }
 
     // Every step starts from the same state.

@@ -1,5 +1,5 @@
-// Causal attention with grouped key/value heads (kernels/backend.h, attention_forward, attention_backward):
-//     a[t] = sum_{u <= t} softmax_u(q[t]·k[u] / sqrt(D)) v[u]
+// Causal attention with grouped key/value heads (kernels/operations.h):
+//     y[t] = sum_{u <= t} softmax_u(q[t]·k[u] / sqrt(D)) v[u]
 //
 //   forward
 //     1 scores in memory       (B, H, T, T) float32: written, normalized, read; three kernels
@@ -154,7 +154,8 @@ class Attention final : public Problem {
           workspace_(memory(backend.attention_backward_workspace(shape_))) {
         if (shape_.head_dim > most_head_dim || shape_.heads % shape_.kv_heads != 0)
             throw std::runtime_error("attention: --head_dim at most 256, --heads a multiple of --kv_heads");
-        backend.attention_forward(y_in_, log_sum_exp_in_, qkv_.tensor(), shape_);
+        backend.attention_forward(
+            {.y = y_in_, .log_sum_exp = log_sum_exp_in_, .qkv = qkv_.tensor(), .shape = shape_});
     }
 
     std::vector<Operation> operations() override {
@@ -212,13 +213,20 @@ class Attention final : public Problem {
                                      static_cast<unsigned>(shape_.batch));
                      CU_LAUNCH(warp_per_query, grid, query_warps * 32, 0, stream(), y, log_sum_exp, qkv, l);
                  }},
-                {"attention_forward.cu",
-                 [this] { backend().attention_forward(y_, log_sum_exp_, qkv_.tensor(), shape_); }}};
+                {"attention_forward.cu", [this] {
+                     backend().attention_forward(
+                         {.y = y_, .log_sum_exp = log_sum_exp_, .qkv = qkv_.tensor(), .shape = shape_});
+                 }}};
     }
 
     void backward_of_backend() {
-        backend().attention_backward(dqkv_, dy_.tensor(), qkv_.tensor(), y_in_, log_sum_exp_in_, shape_,
-                                     workspace_);
+        backend().attention_backward({.dqkv = dqkv_,
+                                      .dy = dy_.tensor(),
+                                      .qkv = qkv_.tensor(),
+                                      .y = y_in_,
+                                      .log_sum_exp = log_sum_exp_in_,
+                                      .shape = shape_,
+                                      .workspace = workspace_});
     }
 
     // The heads that share key/value head g of sequence b, as a problem of its own for the oracle.

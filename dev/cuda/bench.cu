@@ -268,7 +268,7 @@ class Program {
         const std::unique_ptr<Problem> problem = benchmark_.make(backend_, sizes);
         if (command_line_.check) std::printf("\n%s\n", text_of(sizes, benchmark_).c_str());
         for_each_variant(problem->operations(), [&](const Operation& o, const Variant& variant, int number) {
-            const Comparison result = compared(o, variant, backend_.runtime());
+            const Comparison result = compared(o, variant, backend_.device().runtime());
             failures_ += !result.passed();
             if (!command_line_.check && result.passed()) return;
             std::printf("%3d %-66s error %8.2e, %4.0f%% of the tolerance%s\n", number,
@@ -279,7 +279,7 @@ class Program {
     }
 
     void time() {
-        const DeviceProperties& card = backend_.properties();
+        const DeviceProperties& card = backend_.device().properties();
         const std::unique_ptr<Problem> problem = benchmark_.make(backend_, command_line_.sizes);
         std::printf("%s; limits %.0f TFLOP/s, %.0f GB/s\n", text_of(command_line_.sizes, benchmark_).c_str(),
                     card.bfloat16_flops / 1e12, card.memory_bandwidth / 1e9);
@@ -291,9 +291,10 @@ class Program {
                 std::printf("\n    %-58s %10s %8s %9s %10s %10s\n", heading.c_str(), "us",
                             limit.of_memory ? "GB/s" : "TFLOP/s", "of limit", "max error", "tolerance");
             }
-            const Comparison result = compared(o, variant, backend_.runtime());
+            const Comparison result = compared(o, variant, backend_.device().runtime());
             failures_ += !result.passed();
-            const double seconds = backend_.runtime().seconds(variant.run, command_line_.repetitions);
+            const double seconds =
+                backend_.device().runtime().seconds(variant.run, command_line_.repetitions);
             std::printf("%3d %-58s %10.1f %8.1f %8.1f%% %10.2e %9.0f%%%s\n", number, variant.name.c_str(),
                         seconds * 1e6, limit.of_memory ? o.bytes / seconds / 1e9 : o.flops / seconds / 1e12,
                         100 * limit.seconds / seconds, result.error, 100 * result.share,

@@ -1,6 +1,6 @@
-// The frame of the kernel benchmarks: each program holds numbered variants of one operation, from the obvious
-// one to the one that trains. Every variant is compared with double precision (test/support/reference.h), timed, and
-// measured by what the card could do.
+// The frame of the kernel benchmarks: each program holds numbered variants of one operation, from the obvious one to the
+// one that trains. Every variant is compared with double precision (test/support/reference.h), timed, and measured by
+// what the card could do.
 //
 //   bench_cuda_matmul                 checks small shapes, then times all variants, checking some rows
 //   bench_cuda_matmul --variant 3     one of them
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/device_memory.h"
 #include "test/support/reference.h"
 
 namespace train_qat::CU_BACKEND {
@@ -96,7 +97,7 @@ class Problem {
     using Shape = std::initializer_list<int64_t>;
 
     CudaBackend& backend() { return backend_; }
-    CuStream stream() { return backend_.stream(); }
+    CuStream stream() { return backend_.device().stream(); }
     void* memory(int64_t bytes);
 
     Numbers normals(DType dtype, Shape shape, double deviation = 1);

@@ -1,8 +1,11 @@
-// Softmax cross entropy and its gradient (kernels/backend.h, cross_entropy), with l = column_scale ∘ logits:
-//     loss = log(sum_v e^l[v]) - l[target];     d_logits = column_scale ∘ (e^l / sum - onehot) * factor
+// Softmax cross entropy and its gradient (kernels/operations.h), with l = column_scale ∘ logits:
+//     loss     = log(sum_v e^l[v]) - l[target]
+//     d_logits = column_scale ∘ (e^l / sum - onehot) * factor
+//
 //   1 three passes           the maximum, then the sum, then the gradient, each from memory
 //   2 online softmax         maximum and sum in one pass: a new maximum shrinks the sum so far
 //   3 cross_entropy.cu       online, in vectors, and the row stays in shared memory for the gradient
+//
 // All use one block per row. The limit is the memory's: the logits once in, the gradient once out. Rows of
 // the usual vocabularies are larger than what caches keep of them between the passes.
 #include <cmath>
@@ -122,9 +125,12 @@ class CrossEntropy final : public Problem {
         operation.variants.push_back(
             {"online softmax", [=, this] { CU_LAUNCH(online_softmax, rows, threads, 0, stream(), p); }});
         operation.variants.push_back({"cross_entropy.cu", [this] {
-                                          backend().cross_entropy(losses_, d_logits_, logits_.tensor(),
-                                                                  targets_.tensor(), column_scale_.tensor(),
-                                                                  factor);
+                                          backend().cross_entropy({.losses = losses_,
+                                                                   .d_logits = d_logits_,
+                                                                   .logits = logits_.tensor(),
+                                                                   .targets = targets_.tensor(),
+                                                                   .column_scale = column_scale_.tensor(),
+                                                                   .gradient_factor = factor});
                                       }});
         return {operation};
     }

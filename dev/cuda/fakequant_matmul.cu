@@ -5,13 +5,15 @@
 //   3 fused, float32 master    the same from the master weights, which become levels on their way
 //   4 fused, bfloat16 master
 //
-// and so on: both matmuls, for each number of bits, the last with several scales per row. The limit is the
-// tensor cores', as for all matmuls of many rows; few rows (--rows 16) are bound by the bytes of the weights.
+// and so on: both matmuls, for each number of bits, the last with several scales per row. 3 and 4 need no second copy of
+// the weights, but quantize each of them once per tile of rows. The limit is the tensor cores', as for all matmuls of
+// many rows; few rows (--rows 16) are bound by the bytes of the weights.
 #include <deque>
 
 #include "dev/cuda/bench.h"
 #include "kernels/codes.h"
-#include "kernels/cuda/matmul/fakequant_matmul.h"
+#include "kernels/cuda/matmul/packed_codes.cuh"
+#include "kernels/cuda/matmul/tile_matmul.cuh"
 
 namespace train_qat::CU_BACKEND {
 
@@ -51,6 +53,91 @@ __global__ void unpack_kernel(bfloat16* levels, Packed p) {
     }
 }
 
+// ---- 3 and 4: master weights as the right operand of tile_matmul
+
+// Master: float or bfloat16. aligned: eight weights are whole accesses of 16 bytes.
+template <typename Master, Grid grid, bool aligned>
+struct MasterWeights {
+    const Master* weights;
+    int rows, columns;
+    WeightScales scales;  // as the optimizer has them
+    bool grouped;         // several scales per row
+
+    static constexpr int width = 16 / sizeof(Master), parts = 8 / width;
+    struct Raw {
+        Vector<Master, width> part[parts];
+        float scale;
+    };
+    CU_DEVICE Raw fetch(int row, int column) const {
+        row = std::min(row, rows - 1);
+        column = std::min(column, (columns - 1) / 8 * 8);
+        const Master* from = weights + int64_t{row} * columns;
+        Raw raw;
+        CU_UNROLL
+        for (int p = 0; p < parts; ++p) {
+            const int first = column + p * width;
+            if constexpr (aligned) {
+                raw.part[p] = load_vector<width>(from + first);
+            } else {
+                CU_UNROLL
+                for (int e = 0; e < width; ++e)
+                    raw.part[p][e] = load(from + std::min(first + e, columns - 1));
+            }
+        }
+        raw.scale = scales.at(row, column);
+        return raw;
+    }
+    CU_DEVICE Vector<uint32_t, 4> convert(const Raw& raw) const {
+        const float scale = effective_scale(raw.scale), factor = grouped ? scale : 1.0f;
+        const auto value = [&](int i) {
+            return GridTraits<grid>::level(static_cast<float>(raw.part[i / width][i % width]) / scale) *
+                   factor;
+        };
+        Vector<uint32_t, 4> result;
+        CU_UNROLL
+        for (int i = 0; i < 4; ++i) result[i] = pack_bfloat16(value(2 * i), value(2 * i + 1));
+        return result;
+    }
+};
+
+constexpr Grid benchmark_grids[] = {Grid::binary, Grid::quaternary, Grid::integer4, Grid::integer8};
+
+// Calls function.template operator()<grid>().
+template <typename Function>
+void with_benchmark_grid(Grid grid, Function&& function) {
+    switch (grid) {
+        case Grid::binary:
+            return function.template operator()<Grid::binary>();
+        case Grid::quaternary:
+            return function.template operator()<Grid::quaternary>();
+        case Grid::integer4:
+            return function.template operator()<Grid::integer4>();
+        case Grid::integer8:
+            return function.template operator()<Grid::integer8>();
+        default:
+            throw std::logic_error("fakequant_matmul: not a grid of this benchmark");
+    }
+}
+
+// out = left q, or left qᵀ, with q = level(w / effective_scale(s)). scales: (rows, columns / group).
+template <MatmulForm form, typename Master>
+void multiply_master(CuStream stream, const Tensor& out, const Tensor& left, const Tensor& master,
+                     const Tensor& scales, Grid grid) {
+    const auto* weights = master.as<Master>();
+    const int rows = static_cast<int>(master.shape[0]), columns = static_cast<int>(master.shape[1]);
+    const int64_t group = columns / scales.shape[1];
+    const WeightScales group_scales = weight_scales(scales.as<float>(), columns, group);
+    const bool grouped = group < columns;
+    constexpr int width = 16 / sizeof(Master);
+    with_benchmark_grid(grid, [&]<Grid known>() {
+        launch_product<form>(
+            stream, product_of(out, false), left, vector_aligned<width>(weights, columns) && columns % 8 == 0,
+            MasterWeights<Master, known, true>{weights, rows, columns, group_scales, grouped},
+            MasterWeights<Master, known, false>{weights, rows, columns, group_scales, grouped},
+            TileSize::automatic);
+    });
+}
+
 // ---- the program
 
 // A weight matrix on one grid, in all its forms.
@@ -76,8 +163,7 @@ class FakeQuantMatmul final : public Problem {
           z_(output(DType::bfloat16, {M_, N_})),
           dx_(output(DType::bfloat16, {M_, K_})) {
         upload(master_);
-        for (const Grid grid : {Grid::binary, Grid::quaternary, Grid::integer4, Grid::integer8})
-            add(grid, K_);
+        for (const Grid grid : benchmark_grids) add(grid, K_);
         constexpr int64_t group = 64;
         if (K_ % group == 0) add(Grid::integer4, group);
     }
@@ -97,7 +183,7 @@ class FakeQuantMatmul final : public Problem {
                 .flops = flops,
                 .reset = [this] { poison(z_); },
                 .compare = [this, &weight] { return compare_forward(weight); },
-                .variants = forward(weight),
+                .variants = variants<MatmulForm::nt>(weight, z_, x_.tensor()),
             });
             result.push_back({
                 .name = name + ", input gradient",
@@ -105,7 +191,7 @@ class FakeQuantMatmul final : public Problem {
                 .flops = flops,
                 .reset = [this] { poison(dx_); },
                 .compare = [this, &weight] { return compare_input_gradient(weight); },
-                .variants = input_gradient(weight),
+                .variants = variants<MatmulForm::nn>(weight, dx_, dz_.tensor()),
             });
         }
         return result;
@@ -139,7 +225,7 @@ class FakeQuantMatmul final : public Problem {
         p.group = group;
         p.scale = weight.scale.tensor().as<float>();
         p.compute = &weight.codes;
-        backend().quantize({&p, 1});
+        backend().quantize({.parameters = {&p, 1}});
         if (weight.codes.codes != grid) throw std::logic_error("fakequant_matmul: the weight is not packed");
     }
 
@@ -168,51 +254,29 @@ class FakeQuantMatmul final : public Problem {
         });
     }
 
-    FakeQuantWeight from_master(const Weight& weight, const Tensor& master) const {
-        FakeQuantWeight result;
-        result.rows = N_;
-        result.columns = K_;
-        result.source =
-            master.dtype == DType::float32 ? WeightSource::master_float32 : WeightSource::master_bfloat16;
-        result.data = master.data;
-        result.scales = weight.scale.tensor().as<float>();
-        result.group = weight.codes.code_group;
-        result.grid = weight.grid;
-        return result;
-    }
-
-    std::vector<Variant> forward(const Weight& weight) {
-        const auto fused = [this, &weight](const Tensor& master) {
-            return [=, this, &weight] {
-                fakequant_matmul_forward(stream(), z_, x_.tensor(), from_master(weight, master), nullptr);
-            };
+    template <MatmulForm form>
+    std::vector<Variant> variants(Weight& weight, const Tensor& out, const Tensor& left) {
+        const auto dense_or_packed = [this, out, left](const ComputeWeight& q) {
+            if constexpr (form == MatmulForm::nt)
+                backend().matmul_forward({.z = out, .x = left, .weight = q});
+            else
+                backend().matmul_input_gradient({.dx = out, .dz = left, .weight = q});
         };
         return {{"unpack, then matmul",
-                 [this, &weight] {
+                 [=, this, &weight] {
                      unpack(weight);
-                     backend().matmul_forward(z_, x_.tensor(), weight.levels);
+                     dense_or_packed(weight.levels);
                  }},
-                {"fused, packed codes",
-                 [this, &weight] { backend().matmul_forward(z_, x_.tensor(), weight.codes); }},
-                {"fused, float32 master", fused(master_.tensor())},
-                {"fused, bfloat16 master", fused(narrow_master_.tensor())}};
-    }
-
-    std::vector<Variant> input_gradient(const Weight& weight) {
-        const auto fused = [this, &weight](const Tensor& master) {
-            return [=, this, &weight] {
-                fakequant_matmul_input_gradient(stream(), dx_, dz_.tensor(), from_master(weight, master));
-            };
-        };
-        return {{"unpack, then matmul",
-                 [this, &weight] {
-                     unpack(weight);
-                     backend().matmul_input_gradient(dx_, dz_.tensor(), weight.levels);
+                {"fused, packed codes", [=, &weight] { dense_or_packed(weight.codes); }},
+                {"fused, float32 master",
+                 [=, this, &weight] {
+                     multiply_master<form, float>(stream(), out, left, master_.tensor(),
+                                                  weight.scale.tensor(), weight.grid);
                  }},
-                {"fused, packed codes",
-                 [this, &weight] { backend().matmul_input_gradient(dx_, dz_.tensor(), weight.codes); }},
-                {"fused, float32 master", fused(master_.tensor())},
-                {"fused, bfloat16 master", fused(narrow_master_.tensor())}};
+                {"fused, bfloat16 master", [=, this, &weight] {
+                     multiply_master<form, bfloat16>(stream(), out, left, narrow_master_.tensor(),
+                                                     weight.scale.tensor(), weight.grid);
+                 }}};
     }
 
     // ---- oracle

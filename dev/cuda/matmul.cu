@@ -5,7 +5,7 @@
 //     1 one thread per output           reads a row of x and of q for each output
 //     2 a tile per block, float32       64 x 64 outputs share what they read, 4 x 4 in a thread's registers
 //     3 a tile per warp, tensor cores   the same tiles, multiplied by mma; copies and products take turns
-//     4 own_matmul.cu                   copies and products overlap
+//     4 matmul_bfloat16.cu              copies and products overlap
 //     5 cuBLASLt
 //   the gradients likewise, from 4 on
 //
@@ -183,10 +183,9 @@ class Matmul final : public Problem {
           dz_(normals(DType::bfloat16, {M_, N_})),
           z_(output(DType::bfloat16, {M_, N_})),
           dx_(output(DType::bfloat16, {M_, K_})),
-          dq_(output(DType::float32, {N_, K_})),
-          own_(make_own_matmul(backend.runtime())) {
+          dq_(output(DType::float32, {N_, K_})) {
 #if defined(TRAIN_QAT_CUBLASLT)
-        cublaslt_ = make_cublaslt_matmul(backend.runtime(), tuning_);
+        cublaslt_ = make_dense_matmul(backend.device());
 #endif
     }
 
@@ -220,17 +219,20 @@ class Matmul final : public Problem {
             .compare = [this] { return compare_weight_gradient(); },
             .variants = {},
         };
-        const auto add = [&](const std::string& name, DenseMatmul* matmul) {
-            if (matmul == nullptr) return;
+        const auto add = [&](const std::string& name, const auto& multiply) {
             forward.variants.push_back(
-                {name, [=, this] { matmul->multiply_nt(z_, x_.tensor(), q_.tensor()); }});
+                {name, [=, this] { multiply(MatmulForm::nt, z_, x_.tensor(), q_.tensor()); }});
             input.variants.push_back(
-                {name, [=, this] { matmul->multiply_nn(dx_, dz_.tensor(), q_.tensor()); }});
+                {name, [=, this] { multiply(MatmulForm::nn, dx_, dz_.tensor(), q_.tensor()); }});
             weight.variants.push_back(
-                {name, [=, this] { matmul->multiply_tn(dq_, dz_.tensor(), x_.tensor(), false); }});
+                {name, [=, this] { multiply(MatmulForm::tn, dq_, dz_.tensor(), x_.tensor()); }});
         };
-        add("own_matmul.cu", own_.get());
-        add("cuBLASLt", cublaslt_.get());
+        add("matmul_bfloat16.cu", [this](MatmulForm form, const Tensor& out, const Tensor& a,
+                                         const Tensor& b) { own_matmul(stream(), form, out, a, b, false); });
+        if (cublaslt_ != nullptr)
+            add("cuBLASLt", [this](MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b) {
+                cublaslt_->multiply(form, out, a, b, false);
+            });
         return {forward, input, weight};
     }
 
@@ -289,8 +291,7 @@ class Matmul final : public Problem {
     int64_t M_, N_, K_;
     Numbers x_, q_, dz_;
     Tensor z_, dx_, dq_;
-    TuningTable tuning_{"", ""};
-    std::unique_ptr<DenseMatmul> own_, cublaslt_;
+    std::unique_ptr<DenseMatmul> cublaslt_;  // null: not built with it
 };
 
 }  // namespace

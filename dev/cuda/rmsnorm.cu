@@ -1,5 +1,7 @@
-// RMSNorm of the residual stream with the addition before it (kernels/backend.h, residual_rmsnorm_forward):
-//     r = residual_in + column_scale ∘ branch;   rstd = 1 / sqrt(mean(r²) + epsilon);   y = r * rstd * weight
+// RMSNorm of the residual stream with the addition before it (kernels/operations.h):
+//     r    = residual_in + column_scale ∘ branch
+//     rstd = 1 / sqrt(mean(r²) + epsilon)
+//     y    = r * rstd * weight
 //
 //   forward
 //     1 one thread per row           neighbouring threads are a row apart: a load takes 32 cache lines
@@ -167,16 +169,29 @@ class RMSNorm final : public Problem {
                          CU_LAUNCH(block_per_row<1>, rows, block_threads, 0, stream(), p);
                  }},
                 {"rmsnorm.cu", [this] {
-                     backend().residual_rmsnorm_forward(residual_out_, y_, rstd_, residual_in_.tensor(),
-                                                        branch_.tensor(), column_scale_.tensor(),
-                                                        weight_.tensor(), epsilon);
+                     backend().residual_rmsnorm_forward({.residual_out = residual_out_,
+                                                         .y = y_,
+                                                         .rstd = rstd_,
+                                                         .residual_in = residual_in_.tensor(),
+                                                         .branch = branch_.tensor(),
+                                                         .column_scale = column_scale_.tensor(),
+                                                         .weight = weight_.tensor(),
+                                                         .epsilon = epsilon});
                  }}};
     }
 
     void backward_of_backend() {
-        backend().rmsnorm_backward(d_residual_.tensor(), dweight_, dz_, dy_.tensor(), residual_in_.tensor(),
-                                   rstd_in_.tensor(), weight_.tensor(), column_scale_.tensor(), true, false,
-                                   workspace_);
+        backend().rmsnorm_backward({.d_residual = d_residual_.tensor(),
+                                    .dweight = dweight_,
+                                    .dz = dz_,
+                                    .dy = dy_.tensor(),
+                                    .residual = residual_in_.tensor(),
+                                    .rstd = rstd_in_.tensor(),
+                                    .weight = weight_.tensor(),
+                                    .column_scale = column_scale_.tensor(),
+                                    .accumulate_residual = true,
+                                    .accumulate_weight = false,
+                                    .workspace = workspace_});
     }
 
     Comparison compare_forward() {

@@ -1,6 +1,9 @@
-// Collectives by NCCL, on a stream beside the backend's. What is recorded into a CUDA graph is what is
-// enqueued otherwise: events that fork the stream off the backend's and join them again, NCCL's own kernels,
-// and two counters around them that tell the watchdog of progress, also when a graph is replayed.
+// Collectives by NCCL, on a stream beside the device's. What is recorded into a CUDA graph is what is enqueued
+// otherwise:
+//   * events that fork the stream off the device's and join them again,
+//   * NCCL's own kernels,
+//   * two counters around them that tell the watchdog of progress, also when a graph is replayed.
+// Built only with NCCL 2.14 or later, the first whose communicators need not block; otherwise nccl_absent.cpp.
 #include "kernels/ranks/nccl_communicator.h"
 
 #include <algorithm>
@@ -12,37 +15,10 @@
 #include <utility>
 
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/ranks/nccl_connection.cuh"
 #include "kernels/ranks/watchdog.h"
 
-#if defined(TRAIN_QAT_NCCL)
-#include <nccl.h>
-#if NCCL_VERSION_CODE >= 21400  // communicators that do not block
-#define TRAIN_QAT_USE_NCCL
-#include "kernels/ranks/nccl_connection.cuh"
-#endif
-#endif
-
 namespace train_qat {
-
-#if !defined(TRAIN_QAT_USE_NCCL)
-
-std::string nccl_unavailable() {
-#if defined(TRAIN_QAT_NCCL)
-    return "this program was built with an NCCL older than 2.14; install a newer one and build again";
-#else
-    return "this program was built without NCCL; install libnccl-dev, or set NCCL_HOME, and build again";
-#endif
-}
-
-NcclId new_nccl_id() {
-    throw std::runtime_error("ranks on CUDA devices need NCCL: " + nccl_unavailable());
-}
-
-std::unique_ptr<Communicator> make_nccl_communicator(Backend&, int, int, const NcclId&, double) {
-    throw std::runtime_error("ranks on CUDA devices need NCCL: " + nccl_unavailable());
-}
-
-#else
 
 namespace CU_BACKEND {
 
@@ -72,11 +48,11 @@ __global__ void count_finished(volatile Heartbeat* heartbeat) {
 
 class NcclCommunicator final : public Communicator {
   public:
-    NcclCommunicator(CudaBackend& backend, int rank, int size, const NcclId& id, double timeout_seconds)
+    NcclCommunicator(Device& device, int rank, int size, const NcclId& id, double timeout_seconds)
         : Communicator(rank, size),
-          backend_(backend),
+          device_(device),
           exceptions_(std::uncaught_exceptions()),
-          staging_(backend, smallest_staging),
+          staging_(device, smallest_staging),
           host_staging_(std::make_unique<PinnedMemory>(smallest_staging)),
           watchdog_(hooks(), WatchdogTimes{.timeout = timeout_seconds}) {
         CU_CALL(cudaGetDevice(&connection_->device));
@@ -123,7 +99,7 @@ class NcclCommunicator final : public Communicator {
         return part_begin(array, rank + 1) - part_begin(array, rank);
     }
 
-    CudaBackend& backend_;
+    Device& device_;
     const int exceptions_;  // under way when this was made
     const std::shared_ptr<Connection> connection_ = std::make_shared<Connection>();
     Stream stream_;
@@ -131,7 +107,7 @@ class NcclCommunicator final : public Communicator {
     Pending pending_ = Pending::none;
     PinnedMemory heartbeat_{sizeof(Heartbeat)};
     Heartbeat* const device_heartbeat_ = static_cast<Heartbeat*>(heartbeat_.device_data());
-    DeviceMemory staging_;  // for gather_on_host, with its twin in host memory
+    DeviceBuffer staging_;  // for gather_on_host, with its twin in host memory
     std::unique_ptr<PinnedMemory> host_staging_;
     bool left_ = false;
     Watchdog watchdog_;  // looks at the members above
@@ -170,13 +146,12 @@ void NcclCommunicator::join(const NcclId& id) {
     }
 }
 
-// Finalizing waits for the end of all graphs that hold collectives; releasing memory of the backend drops
-// them.
+// Finalizing waits for the end of all graphs that hold collectives; releasing memory of the device drops them.
 void NcclCommunicator::leave() {
     connection_->operation = leaving;
-    wait_for(backend_.stream());
+    wait_for(device_.stream());
     wait_for(stream_.get());
-    staging_ = DeviceMemory();
+    staging_ = DeviceBuffer();
     NCCL_CALL(ncclCommFinalize(communicator));
     const auto lock = use_connection();
     ncclCommDestroy(std::exchange(connection_->communicator, nullptr));
@@ -247,7 +222,7 @@ void NcclCommunicator::group(const Enqueue& enqueue) {
 
 bool NcclCommunicator::is_recording() const {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    CU_CALL(cudaStreamIsCapturing(backend_.stream(), &status));
+    CU_CALL(cudaStreamIsCapturing(device_.stream(), &status));
     return status == cudaStreamCaptureStatusActive;
 }
 
@@ -258,7 +233,7 @@ void NcclCommunicator::begin(Operation operation) {
         throw std::logic_error("NcclCommunicator: recorded work follows collectives without wait()");
     pending_ = recording ? Pending::recorded : Pending::enqueued;
     connection_->operation = operation;
-    computed_.order(backend_.stream(), stream_.get());
+    computed_.order(device_.stream(), stream_.get());
     CU_LAUNCH(count_begun, 1, 1, 0, stream_.get(), device_heartbeat_, static_cast<uint32_t>(operation));
 }
 
@@ -321,7 +296,7 @@ void NcclCommunicator::order_after() {
     if (pending == Pending::enqueued && recording)
         throw std::logic_error("NcclCommunicator: wait() in recorded work, for collectives outside of it");
     if (pending == Pending::recorded && !recording) return;  // of a recording that failed
-    communicated_.order(stream_.get(), backend_.stream());
+    communicated_.order(stream_.get(), device_.stream());
 }
 
 // Without blocking in CUDA: so that a failure is met even where the abort hangs.
@@ -338,10 +313,10 @@ void NcclCommunicator::wait_for(cudaStream_t stream) {
 
 void NcclCommunicator::reserve_staging(int64_t bytes) {
     if (bytes <= staging_.bytes()) return;
-    wait_for(backend_.stream());
+    wait_for(device_.stream());
     wait_for(stream_.get());
     host_staging_ = std::make_unique<PinnedMemory>(bytes);
-    staging_ = DeviceMemory(backend_, bytes);
+    staging_ = DeviceBuffer(device_, bytes);
 }
 
 void NcclCommunicator::gather_host_rows(void* data, int64_t bytes) {
@@ -389,9 +364,7 @@ std::unique_ptr<Communicator> make_nccl_communicator(Backend& backend, int rank,
     auto* const cuda = dynamic_cast<CU_BACKEND::CudaBackend*>(&backend);
     if (cuda == nullptr) throw std::logic_error("make_nccl_communicator: needs a CUDA backend");
     CU_BACKEND::prefer_rings();
-    return std::make_unique<CU_BACKEND::NcclCommunicator>(*cuda, rank, size, id, timeout_seconds);
+    return std::make_unique<CU_BACKEND::NcclCommunicator>(cuda->device(), rank, size, id, timeout_seconds);
 }
-
-#endif
 
 }  // namespace train_qat

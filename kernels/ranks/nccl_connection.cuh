@@ -1,5 +1,4 @@
-// What NcclCommunicator is made of: RAII for CUDA's and NCCL's objects, and NCCL's errors in words. Only
-// where NCCL is found, 2.14 or later.
+// What NcclCommunicator is made of: RAII for CUDA's and NCCL's objects, and NCCL's errors in words.
 #pragma once
 
 #include <nccl.h>

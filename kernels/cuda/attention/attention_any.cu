@@ -5,8 +5,8 @@
 //
 // A warp owns four rows of a head - queries, or keys for dk and dv - and goes over tiles of 32 rows of the
 // other side, one for each lane. Two steps are enough for everything:
-//     dot_products:   lane l gets the products of the warp's rows with row l of the tile
-//     add_product:    the warp's rows += weights (4, 32) times the tile, lane l doing columns l, l + 32, ...
+//     dot_products   lane l gets the products of the warp's rows with row l of the tile
+//     add_product    the warp's rows += weights (4, 32) times the tile, lane l doing columns l, l + 32, ...
 // The warp's rows and their sums lie in shared memory, transposed: (D, 4), one access for all four. Tiles
 // come into shared memory 64 columns at a time, for all warps of the block, so that D is limited only by the
 // rows.
@@ -17,7 +17,6 @@
 #include <cmath>
 
 #include "kernels/cuda/attention/attention_heads.cuh"
-#include "kernels/cuda/cuda_backend.h"
 
 namespace train_qat::CU_BACKEND::attention {
 

@@ -1,14 +1,18 @@
 // Causal attention with grouped heads, backward, on tensor cores. Two kernels, each of which owns what it
 // writes, so that nothing is added up by atomics and results have the same bits every time:
 //
-//     query_gradient, a tile of queries, over the key tiles up to the diagonal, twice:
-//         p = e^(q kᵀ / sqrt(D) - log_sum_exp);   dp = dy vᵀ
+//   * query_gradient: a tile of queries, over the key tiles up to the diagonal, twice.
+//         p = e^(q kᵀ / sqrt(D) - log_sum_exp)
+//         dp = dy vᵀ
 //         first pass:    delta += rowsum(p ∘ dp)
-//         second pass:   ds = p ∘ (dp - delta);   dq += ds k / sqrt(D)
-//     key_value_gradient, a tile of keys, over the group's query heads and their tiles from the diagonal on,
-//     all transposed, so that pᵀ and dsᵀ come out of their products as left operands of the next:
-//         pᵀ = e^(k qᵀ / sqrt(D) - log_sum_exp);  dv += pᵀ dy
-//         dsᵀ = pᵀ ∘ (v dyᵀ - delta);             dk += dsᵀ q / sqrt(D)
+//         second pass:   ds = p ∘ (dp - delta)
+//                        dq += ds k / sqrt(D)
+//   * key_value_gradient: a tile of keys, over the group's query heads and their tiles from the diagonal on, all
+//     transposed, so that pᵀ and dsᵀ come out of their products as left operands of the next.
+//         pᵀ = e^(k qᵀ / sqrt(D) - log_sum_exp)
+//         dv += pᵀ dy
+//         dsᵀ = pᵀ ∘ (v dyᵀ - delta)
+//         dk += dsᵀ q / sqrt(D)
 //
 // delta also equals rowsum(dy ∘ y), which saves the first pass. But y is rounded to bfloat16, and where
 // attention is nearly even, as in a fresh model, dp - delta is smaller than that rounding: queries and keys
@@ -19,9 +23,10 @@
 // the three gradients. Two of the nine are the price of the exact delta, two that of writing without atomics.
 #include <algorithm>
 
+#include "kernels/checks.h"
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/attention_heads.cuh"
 #include "kernels/cuda/attention/attention_tiles.cuh"
-#include "kernels/cuda/cuda_backend.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -273,32 +278,22 @@ void launch_backward(CuStream stream, bfloat16* dqkv, const bfloat16* dy, const 
 }  // namespace
 
 // The queries' statistics, or delta (B, H, T) alone.
-int64_t CudaBackend::attention_backward_workspace(const AttentionShape& shape) const {
+int64_t attention_backward_workspace(const AttentionShape& shape) {
     return shape.batch * shape.heads * statistics_of_head(shape.sequence) *
            static_cast<int64_t>(sizeof(float));
 }
 
-void CudaBackend::attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
-                                     const Tensor& log_sum_exp, const AttentionShape& shape,
-                                     void* workspace) {
-    check_attention("attention_backward", shape);
-    const int64_t y_columns = shape.heads * shape.head_dim;
-    check_tensor("attention_backward", "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_tensor("attention_backward", "dqkv", dqkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_tensor("attention_backward", "y", y, qkv.dtype, {shape.rows(), y_columns});
-    check_tensor("attention_backward", "dy", dy, qkv.dtype, {shape.rows(), y_columns});
-    check_tensor("attention_backward", "log_sum_exp", log_sum_exp, DType::float32,
-                 {shape.batch, shape.heads, shape.sequence});
-    float* statistics = static_cast<float*>(workspace);
-    if (tensor_cores_apply(qkv.dtype, shape, qkv.data, dqkv.data, dy.data, workspace)) {
-        const auto launch = shape.head_dim == 64 ? launch_backward<64> : launch_backward<128>;
-        launch(stream(), dqkv.as<bfloat16>(), dy.as<bfloat16>(), qkv.as<bfloat16>(), log_sum_exp.as<float>(),
-               shape, statistics);
+void attention_backward(Device& device, const AttentionBackward& a) {
+    float* statistics = static_cast<float*>(a.workspace);
+    if (tensor_cores_apply(a.qkv.dtype, a.shape, a.qkv.data, a.dqkv.data, a.dy.data, a.workspace)) {
+        const auto launch = a.shape.head_dim == 64 ? launch_backward<64> : launch_backward<128>;
+        launch(device.stream(), a.dqkv.as<bfloat16>(), a.dy.as<bfloat16>(), a.qkv.as<bfloat16>(),
+               a.log_sum_exp.as<float>(), a.shape, statistics);
         return;
     }
-    with_compute_type("attention_backward", qkv.dtype, [&]<typename T>() {
-        backward_any(stream(), dqkv.as<T>(), dy.as<T>(), qkv.as<T>(), log_sum_exp.as<float>(), shape,
-                     statistics);
+    with_compute_type(a.name, a.qkv.dtype, [&]<typename T>() {
+        backward_any(device.stream(), a.dqkv.as<T>(), a.dy.as<T>(), a.qkv.as<T>(), a.log_sum_exp.as<float>(),
+                     a.shape, statistics);
     });
 }
 

@@ -3,8 +3,11 @@
 // A block takes a tile of queries of one head and goes over the tiles of its keys and values up to the
 // diagonal. With c = log2(e) / sqrt(D) it keeps for each query a reference value m, the sum l of the weights
 // 2^(c q·k - m) and the sum o of the values that they weigh:
-//     s = c q kᵀ;   m' = m, or rowmax(s) where that is much larger;   p = 2^(s - m')
-//     l = l 2^(m - m') + rowsum p;   o = o 2^(m - m') + p v
+//     s  = c q kᵀ
+//     m' = m, or rowmax(s) where that is much larger
+//     p  = 2^(s - m')
+//     l  = l 2^(m - m') + rowsum p
+//     o  = o 2^(m - m') + p v
 // and in the end y = o / l and log_sum_exp = m ln 2 + ln l. m need not be the maximum: any m gives the same
 // y, and while no weight passes 2^8, l and o are far from overflow and most tiles can leave them as they are.
 // Each row decides for itself, so that its bits do not depend on later rows.
@@ -17,9 +20,10 @@
 // top.
 #include <algorithm>
 
+#include "kernels/checks.h"
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/attention_heads.cuh"
 #include "kernels/cuda/attention/attention_tiles.cuh"
-#include "kernels/cuda/cuda_backend.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -168,21 +172,14 @@ void launch_forward(CuStream stream, bfloat16* y, float* log_sum_exp, const bflo
 
 }  // namespace
 
-void CudaBackend::attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
-                                    const AttentionShape& shape) {
-    check_attention("attention_forward", shape);
-    const int64_t y_columns = shape.heads * shape.head_dim;
-    check_tensor("attention_forward", "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_tensor("attention_forward", "y", y, qkv.dtype, {shape.rows(), y_columns});
-    check_tensor("attention_forward", "log_sum_exp", log_sum_exp, DType::float32,
-                 {shape.batch, shape.heads, shape.sequence});
-    if (tensor_cores_apply(qkv.dtype, shape, qkv.data, y.data)) {
-        const auto launch = shape.head_dim == 64 ? launch_forward<64> : launch_forward<128>;
-        launch(stream(), y.as<bfloat16>(), log_sum_exp.as<float>(), qkv.as<bfloat16>(), shape);
+void attention_forward(Device& device, const AttentionForward& a) {
+    if (tensor_cores_apply(a.qkv.dtype, a.shape, a.qkv.data, a.y.data)) {
+        const auto launch = a.shape.head_dim == 64 ? launch_forward<64> : launch_forward<128>;
+        launch(device.stream(), a.y.as<bfloat16>(), a.log_sum_exp.as<float>(), a.qkv.as<bfloat16>(), a.shape);
         return;
     }
-    with_compute_type("attention_forward", qkv.dtype, [&]<typename T>() {
-        forward_any(stream(), y.as<T>(), log_sum_exp.as<float>(), qkv.as<T>(), shape);
+    with_compute_type(a.name, a.qkv.dtype, [&]<typename T>() {
+        forward_any(device.stream(), a.y.as<T>(), a.log_sum_exp.as<float>(), a.qkv.as<T>(), a.shape);
     });
 }
 

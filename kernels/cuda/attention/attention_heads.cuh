@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/backend.h"
 #include "kernels/cuda/platform/portable.cuh"
+#include "kernels/operations.h"
 
 namespace train_qat::CU_BACKEND::attention {
 

@@ -4,9 +4,9 @@
 //
 // The library thinks in columns. A row-major matrix is its transpose read by columns, so out = a bᵀ becomes
 // outᵀ = b aᵀ: operands change places.
-//     multiply_nt  outᵀ (N x M) = op_T(b: K x N) op_N(a: K x M)
-//     multiply_nn  outᵀ (K x M) = op_N(b: K x N) op_N(a: N x M)
-//     multiply_tn  outᵀ (K x N) = op_N(b: K x M) op_T(a: N x M)
+//     nt   outᵀ (N x M) = op_T(b: K x N) op_N(a: K x M)
+//     nn   outᵀ (K x M) = op_N(b: K x N) op_N(a: N x M)
+//     tn   outᵀ (K x N) = op_N(b: K x M) op_T(a: N x M)
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "kernels/cuda/matmul/dense_matmul.h"
-#include "kernels/cuda/platform/tuning_table.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -81,31 +80,28 @@ struct Plan {
 };
 
 struct Operands {
-    const char* form;
+    MatmulForm form;
     const Tensor &out, &left, &right;  // as the library sees them
-    bool transpose_left, transpose_right, accumulate;
+    bool accumulate;
 };
 
 class CublasLtMatmul final : public DenseMatmul {
   public:
-    CublasLtMatmul(Runtime& runtime, TuningTable& table)
-        : runtime_(runtime), table_(table), own_(make_own_matmul(runtime)) {
+    explicit CublasLtMatmul(Device& device) : device_(device), workspace_(device, workspace_bytes) {
         CUBLAS_CALL(cublasLtCreate(&handle_));
-        workspace_ = runtime_.allocate(workspace_bytes);
     }
-    ~CublasLtMatmul() override {
-        runtime_.release(workspace_);
-        cublasLtDestroy(handle_);
-    }
+    ~CublasLtMatmul() override { cublasLtDestroy(handle_); }
 
-    void multiply_nt(const Tensor& out, const Tensor& a, const Tensor& b) override {
-        if (!multiply({"nt", out, b, a, true, false, false})) own_->multiply_nt(out, a, b);
-    }
-    void multiply_nn(const Tensor& out, const Tensor& a, const Tensor& b) override {
-        if (!multiply({"nn", out, b, a, false, false, false})) own_->multiply_nn(out, a, b);
-    }
-    void multiply_tn(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) override {
-        if (!multiply({"tn", out, b, a, false, true, accumulate})) own_->multiply_tn(out, a, b, accumulate);
+    void multiply(MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
+                  bool accumulate) override {
+        const Operands operands{form, out, b, a, accumulate};
+        const std::string key = key_of(operands);
+        std::unique_ptr<Plan>& plan = plans_[key];
+        if (plan == nullptr) plan = make_plan(operands, key);
+        if (plan->supported)
+            run(*plan, operands, out.data);
+        else
+            own_matmul(device_.stream(), form, out, a, b, accumulate);
     }
 
   private:
@@ -113,7 +109,8 @@ class CublasLtMatmul final : public DenseMatmul {
     static constexpr int proposals = 16, repetitions = 5;
 
     static std::string key_of(const Operands& o) {
-        std::string key = std::string("cublaslt-") + o.form + "-" + name_of(o.left.dtype) + "-" +
+        const char* const form = o.form == MatmulForm::nt ? "nt" : o.form == MatmulForm::nn ? "nn" : "tn";
+        std::string key = std::string("cublaslt-") + form + "-" + name_of(o.left.dtype) + "-" +
                           name_of(o.out.dtype) + (o.accumulate ? "-accumulate" : "");
         for (const Tensor* matrix : {&o.out, &o.left, &o.right})
             key += "-" + std::to_string(matrix->shape[0]) + "x" + std::to_string(matrix->shape[1]) + "a" +
@@ -121,20 +118,11 @@ class CublasLtMatmul final : public DenseMatmul {
         return key;
     }
 
-    // False: the library has no algorithm for this.
-    bool multiply(const Operands& operands) {
-        const std::string key = key_of(operands);
-        std::unique_ptr<Plan>& plan = plans_[key];
-        if (plan == nullptr) plan = make_plan(operands, key);
-        if (plan->supported) run(*plan, operands, operands.out.data);
-        return plan->supported;
-    }
-
     void run(const Plan& plan, const Operands& o, void* out) {
         const float alpha = 1.0f, beta = o.accumulate ? 1.0f : 0.0f;
         CUBLAS_CALL(cublasLtMatmul(handle_, plan.operation, &alpha, o.left.data, plan.left, o.right.data,
                                    plan.right, &beta, out, plan.out, out, plan.out, &plan.algorithm,
-                                   workspace_, workspace_bytes, runtime_.stream()));
+                                   workspace_.data(), workspace_bytes, device_.stream()));
     }
 
     static cublasLtMatrixLayout_t layout_of(const Tensor& matrix) {
@@ -149,16 +137,16 @@ class CublasLtMatmul final : public DenseMatmul {
         auto plan = std::make_unique<Plan>();
         CUBLAS_CALL(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
         const cublasOperation_t transposed = CUBLAS_OP_T;
-        if (o.transpose_left)
+        if (o.form == MatmulForm::nt)
             CUBLAS_CALL(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA,
                                                        &transposed, sizeof transposed));
-        if (o.transpose_right)
+        if (o.form == MatmulForm::tn)
             CUBLAS_CALL(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB,
                                                        &transposed, sizeof transposed));
         plan->left = layout_of(o.left);
         plan->right = layout_of(o.right);
         plan->out = layout_of(o.out);
-        const std::string* known = table_.find(key);
+        const std::string* known = device_.tuning().find(key);
         plan->supported =
             known != nullptr && from_hexadecimal(*known, &plan->algorithm, sizeof plan->algorithm);
         if (!plan->supported) choose_algorithm(*plan, o, key);
@@ -203,37 +191,30 @@ class CublasLtMatmul final : public DenseMatmul {
         const std::vector<Proposal> candidates = propose(plan, o);
         if (candidates.empty()) return;
         // Timing writes: not over the real output, which may be a sum that goes on.
-        void* trial = runtime_.allocate(o.out.bytes() + 256);
+        const DeviceBuffer trial(device_, o.out.bytes() + 256);
         double best = 0;
-        try {
-            for (const Proposal& candidate : candidates) {
-                const cublasLtMatmulAlgo_t chosen = plan.algorithm;
-                plan.algorithm = candidate.algorithm;
-                const double seconds = runtime_.seconds([&] { run(plan, o, trial); }, repetitions);
-                if (plan.supported && seconds >= best) plan.algorithm = chosen;
-                best = plan.supported ? std::min(best, seconds) : seconds;
-                plan.supported = true;
-            }
-        } catch (...) {
-            runtime_.release(trial);
-            throw;
+        for (const Proposal& candidate : candidates) {
+            const cublasLtMatmulAlgo_t chosen = plan.algorithm;
+            plan.algorithm = candidate.algorithm;
+            const double seconds =
+                device_.runtime().seconds([&] { run(plan, o, trial.data()); }, repetitions);
+            if (plan.supported && seconds >= best) plan.algorithm = chosen;
+            best = plan.supported ? std::min(best, seconds) : seconds;
+            plan.supported = true;
         }
-        runtime_.release(trial);
-        table_.set(key, hexadecimal(&plan.algorithm, sizeof plan.algorithm));
+        device_.tuning().set(key, hexadecimal(&plan.algorithm, sizeof plan.algorithm));
     }
 
-    Runtime& runtime_;
-    TuningTable& table_;
-    std::unique_ptr<DenseMatmul> own_;
+    Device& device_;
+    DeviceBuffer workspace_;
     cublasLtHandle_t handle_ = nullptr;
-    void* workspace_ = nullptr;
     std::map<std::string, std::unique_ptr<Plan>> plans_;
 };
 
 }  // namespace
 
-std::unique_ptr<DenseMatmul> make_cublaslt_matmul(Runtime& runtime, TuningTable& table) {
-    return std::make_unique<CublasLtMatmul>(runtime, table);
+std::unique_ptr<DenseMatmul> make_dense_matmul(Device& device) {
+    return std::make_unique<CublasLtMatmul>(device);
 }
 
 }  // namespace train_qat::CU_BACKEND

@@ -1,30 +1,46 @@
-// Matmuls of dense operands: cuBLASLt on a GPU (cublaslt_matmul.cu), our own kernels where that library is
-// missing and in the emulator (own_matmul.cu).
+// Matmuls of dense operands. All matrices are row-major; element types are compute types, the same for both operands,
+// and for `out` also float32.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 
-#include "kernels/cuda/platform/runtime.h"
-#include "kernels/cuda/platform/tuning_table.h"
+#include "kernels/cuda/platform/device.h"
 #include "kernels/tensor.h"
 
 namespace train_qat::CU_BACKEND {
 
-// Row-major matrices; element types are compute types (both operands the same) and, for `out`, also float32.
+enum class MatmulForm : uint8_t {
+    nt,  // out (M, N) = a (M, K) bᵀ,  b (N, K)
+    nn,  // out (M, K) = a (M, N) b,   b (N, K)
+    tn,  // out (N, K) = aᵀ b,         a (M, N), b (M, K)
+};
+
 class DenseMatmul {
   public:
     virtual ~DenseMatmul() = default;
-    // out (M, N) = a (M, K) bᵀ, b (N, K)
-    virtual void multiply_nt(const Tensor& out, const Tensor& a, const Tensor& b) = 0;
-    // out (M, K) = a (M, N) b, b (N, K)
-    virtual void multiply_nn(const Tensor& out, const Tensor& a, const Tensor& b) = 0;
-    // out (N, K) float32 (+)= aᵀ b, a (M, N), b (M, K)
-    virtual void multiply_tn(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) = 0;
+    // out = the product, or += it, with float32 only.
+    virtual void multiply(MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
+                          bool accumulate) = 0;
 };
 
-std::unique_ptr<DenseMatmul> make_own_matmul(Runtime& runtime);
-// Only where built with cuBLASLt. `table` outlives the result.
-std::unique_ptr<DenseMatmul> make_cublaslt_matmul(Runtime& runtime, TuningTable& table);
+// cuBLASLt where this program is built with it (cublaslt_matmul.cu), else our own kernels. `device` outlives the result.
+std::unique_ptr<DenseMatmul> make_dense_matmul(Device& device);
+
+// ---- our own kernels
+
+// How much of the product a block of the tensor-core kernels computes (tile_matmul.cuh).
+enum class TileSize : uint8_t { automatic, large, small };
+
+// By the operands' type, one of:
+void own_matmul(CuStream stream, MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
+                bool accumulate);
+
+// Tensor cores; out: bfloat16 or float32.
+void matmul_bfloat16(CuStream stream, MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
+                     bool accumulate, TileSize size = TileSize::automatic);
+// out: float32.
+void matmul_float32(CuStream stream, MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
+                    bool accumulate);
 
 }  // namespace train_qat::CU_BACKEND

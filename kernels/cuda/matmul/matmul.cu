@@ -1,77 +1,135 @@
-// Matmuls of linear layers: dense ones through DenseMatmul, those with packed codes through our fused
-// kernels.
-#include <algorithm>
+// The matmuls of linear layers:
+//     forward          z  = x qᵀ
+//     input gradient   dx = dz q
+//     weight gradient  dq = dzᵀ x
+// and the choice of their kernels: by the form that the weight has, and of that form for quantized weights. Our own
+// kernels: matmul_bfloat16.cu, matmul_float32.cu, fakequant_matmul.cu.
+//
+// Floor: 2 M N K FLOP each, over the tensor cores' peak.
+#include "kernels/cuda/matmul/matmul.h"
 
-#include "kernels/codes.h"
-#include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/matmul/dense_matmul.h"
+#include <cstdio>
+#include <string>
+
 #include "kernels/cuda/matmul/fakequant_matmul.h"
+#include "kernels/cuda/weights/weight_layout.h"
 
 namespace train_qat::CU_BACKEND {
 
 namespace {
 
 Tensor dense_weight(const ComputeWeight& weight) {
-    return Tensor(weight.storage, weight.dtype, {weight.rows, weight.columns});
-}
-
-// Where quantize() has put codes and, with several groups a row, their scales.
-FakeQuantWeight packed_weight(const ComputeWeight& weight) {
-    FakeQuantWeight packed;
-    packed.rows = weight.rows;
-    packed.columns = weight.columns;
-    packed.source = WeightSource::codes;
-    packed.data = weight.storage;
-    packed.grid = weight.codes;
-    packed.group = weight.code_group;
-    if (weight.code_group < weight.columns)
-        packed.scales =
-            reinterpret_cast<const float*>(static_cast<const char*>(weight.storage) +
-                                           code_scales_offset(weight.rows, weight.columns, weight.codes));
-    return packed;
+    return Tensor(layout_of(weight).numbers, weight.dtype, {weight.rows, weight.columns});
 }
 
 }  // namespace
 
-// Room for either form: numbers of the compute type, or the widest codes with a scale per 32 columns.
-int64_t CudaBackend::compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type, bool) const {
-    const int64_t plain = rows * columns * size_of(compute_type);
-    if (compute_type != DType::bfloat16) return plain;
-    constexpr int64_t smallest_group = 32;
-    const int64_t scales = rows * (columns / smallest_group) * static_cast<int64_t>(sizeof(float));
-    return std::max(plain, code_scales_offset(rows, columns, Grid::integer8) + scales);
-}
-
-void CudaBackend::matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) {
-    const int64_t rows = x.shape[0];
-    check_tensor("matmul_forward", "x", x, weight.dtype, {rows, weight.columns});
-    check_tensor("matmul_forward", "z", z, z.dtype == DType::float32 ? DType::float32 : weight.dtype,
-                 {rows, weight.rows});
-    if (weight.codes == Grid::none)
-        dense_->multiply_nt(z, x, dense_weight(weight));
+void matmul_forward(Device& device, DenseMatmul& dense, const MatmulForward& a) {
+    if (a.weight.codes == Grid::none)
+        dense.multiply(MatmulForm::nt, a.z, a.x, dense_weight(a.weight), false);
     else
-        fakequant_matmul_forward(stream(), z, x, packed_weight(weight), nullptr);
+        fakequant_matmul_forward(device.stream(), a.z, a.x, a.weight);
 }
 
-void CudaBackend::matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) {
-    const int64_t rows = dz.shape[0];
-    check_tensor("matmul_input_gradient", "dz", dz, weight.dtype, {rows, weight.rows});
-    check_tensor("matmul_input_gradient", "dx", dx, weight.dtype, {rows, weight.columns});
-    if (weight.codes == Grid::none)
-        dense_->multiply_nn(dx, dz, dense_weight(weight));
+void matmul_input_gradient(Device& device, DenseMatmul& dense, const MatmulInputGradient& a) {
+    if (a.weight.codes == Grid::none)
+        dense.multiply(MatmulForm::nn, a.dx, a.dz, dense_weight(a.weight), false);
     else
-        fakequant_matmul_input_gradient(stream(), dx, dz, packed_weight(weight));
+        fakequant_matmul_input_gradient(device.stream(), a.dx, a.dz, a.weight);
 }
 
-void CudaBackend::matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
-                                         bool accumulate) {
-    const int64_t inner = dz.shape[0], rows = dz.shape[1], columns = x.shape[1];
-    if (dz.dtype == DType::int32)
-        throw std::logic_error("matmul_weight_gradient: dz must have a compute type");
-    check_tensor("matmul_weight_gradient", "dz", dz, dz.dtype, {inner, rows});
-    check_tensor("matmul_weight_gradient", "x", x, dz.dtype, {inner, columns});
-    check_tensor("matmul_weight_gradient", "dq", dq, DType::float32, {rows, columns});
-    dense_->multiply_tn(dq, dz, x, accumulate);
+void matmul_weight_gradient(DenseMatmul& dense, const MatmulWeightGradient& a) {
+    dense.multiply(MatmulForm::tn, a.dq, a.dz, a.x, a.accumulate);
 }
+
+// ---- packed codes or plain levels
+
+namespace {
+
+// Times the forward and the input-gradient matmul in both forms, on zeros: times do not depend on the numbers.
+bool codes_are_faster(Device& device, DenseMatmul& dense, const ComputeWeight& weight, Grid grid,
+                      int64_t group) {
+    const CudaOptions& options = device.options();
+    const int64_t rows = options.matmul_rows;
+    const DeviceBuffer x_memory(device, rows * weight.columns * size_of(DType::bfloat16));
+    const DeviceBuffer z_memory(device, rows * weight.rows * size_of(DType::bfloat16));
+    const DeviceBuffer storage(device, compute_weight_bytes(weight.rows, weight.columns, weight.dtype));
+    const Tensor x(x_memory.data(), DType::bfloat16, {rows, weight.columns});
+    const Tensor z(z_memory.data(), DType::bfloat16, {rows, weight.rows});
+    ComputeWeight trial = weight;
+    trial.storage = storage.data();
+    trial.code_group = group;
+    double seconds[2];
+    for (int form = 0; form < 2; ++form) {
+        constexpr int repetitions = 5;
+        trial.codes = form == 0 ? Grid::none : grid;
+        const auto both = [&] {
+            matmul_forward(device, dense, {z, x, trial});
+            matmul_input_gradient(device, dense, {x, z, trial});
+        };
+        seconds[form] = device.runtime().seconds(both, repetitions);
+    }
+    if (options.report) {
+        char text[200];
+        std::snprintf(
+            text, sizeof text, "matmul %lld x %lld, %d-bit codes: fused %.0f us, cuBLASLt %.0f us: %s",
+            static_cast<long long>(weight.rows), static_cast<long long>(weight.columns), code_bits(grid),
+            seconds[1] * 1e6, seconds[0] * 1e6, seconds[1] < seconds[0] ? "fused" : "cuBLASLt");
+        options.report(text);
+    }
+    return seconds[1] < seconds[0];
+}
+
+}  // namespace
+
+bool stores_codes(Device& device, DenseMatmul& dense, const ComputeWeight& weight, Grid grid, int64_t group) {
+    const CudaOptions& options = device.options();
+    const bool possible = grid != Grid::none && weight.dtype == DType::bfloat16 && !weight.embedding &&
+                          (group == weight.columns || group == 32 || group == 64 || group == 128);
+    if (!possible || options.qat_gemm == QatGemm::cublaslt) return false;
+    if (options.qat_gemm == QatGemm::fused) return true;
+    const std::string key = "qat-gemm-" + std::to_string(weight.rows) + "x" + std::to_string(weight.columns) +
+                            "-" + std::to_string(code_bits(grid)) + "bit-group" + std::to_string(group) +
+                            "-rows" + std::to_string(options.matmul_rows);
+    const std::string* known = device.tuning().find(key);
+    if (known != nullptr && (*known == "codes" || *known == "levels")) return *known == "codes";
+    const bool codes = codes_are_faster(device, dense, weight, grid, group);
+    device.tuning().set(key, codes ? "codes" : "levels");
+    return codes;
+}
+
+// ---- dense matmuls by our own kernels
+
+void own_matmul(CuStream stream, MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
+                bool accumulate) {
+    if (a.dtype == DType::bfloat16)
+        matmul_bfloat16(stream, form, out, a, b, accumulate);
+    else
+        matmul_float32(stream, form, out, a, b, accumulate);
+}
+
+#if !defined(TRAIN_QAT_CUBLASLT)
+
+namespace {
+
+class OwnMatmul final : public DenseMatmul {
+  public:
+    explicit OwnMatmul(Device& device) : device_(device) {}
+    void multiply(MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
+                  bool accumulate) override {
+        own_matmul(device_.stream(), form, out, a, b, accumulate);
+    }
+
+  private:
+    Device& device_;
+};
+
+}  // namespace
+
+std::unique_ptr<DenseMatmul> make_dense_matmul(Device& device) {
+    return std::make_unique<OwnMatmul>(device);
+}
+
+#endif
 
 }  // namespace train_qat::CU_BACKEND

@@ -1,11 +1,11 @@
-// Products of float32 matrices, in float32 arithmetic outside of the tensor cores: for reference runs.
+// Products of float32 matrices, in float32 arithmetic outside of the tensor cores, in all forms of dense_matmul.h: for
+// reference runs.
 //
-// A block computes 64 x 64 of the product, a thread 4 x 4 of that. Slices of the operands, 16 of the inner
-// dimension, lie in shared memory with the inner dimension across rows, two of each: one is multiplied while
-// the next comes in through registers. Per number of the inner dimension a thread reads 2 vectors and does 16
-// multiplications: the arithmetic, 2 * rows * columns * inner FLOP, is the limit, and sums are in the order
-// of the inner dimension.
-#include "kernels/cuda/matmul/matmul_forms.h"
+// Floor: 2 * rows * columns * inner FLOP outside of the tensor cores. A block computes 64 x 64 of the product, a thread
+// 4 x 4 of that. Slices of the operands, 16 of the inner dimension, lie in shared memory with the inner dimension across
+// rows, two of each: one is multiplied while the next comes in through registers. Per number of the inner dimension a
+// thread reads 2 vectors and does 16 multiplications. Sums are in the order of the inner dimension.
+#include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/matmul/matmul_tiles.cuh"
 #include "kernels/cuda/matmul/tile_matmul.cuh"
 
@@ -142,7 +142,7 @@ void multiply(CuStream stream, const Product& out, const Tensor& a, const Tensor
 void matmul_float32(CuStream stream, MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
                     bool accumulate) {
     if (out.dtype != DType::float32) throw std::logic_error("matmul_float32: out must be float32");
-    const Product product = product_of(out, accumulate, nullptr);
+    const Product product = product_of(out, accumulate);
     if (form == MatmulForm::nt)
         multiply<MatmulForm::nt>(stream, product, a, b);
     else if (form == MatmulForm::nn)

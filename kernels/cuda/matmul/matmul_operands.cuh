@@ -3,7 +3,7 @@
 // A source says what the eight elements of a matrix from some place on are. Two ways:
 //   * AlignedBfloat16: cp.async copies them straight into a ring of `copy_stages` tiles. While one of them
 //     is multiplied, the others are on their way.
-//   * Any other source - bfloat16 at odd addresses (below), quantized weights (weight_sources.cuh): a thread
+//   * Any other source - bfloat16 at odd addresses (below), packed codes (packed_codes.cuh): a thread
 //     fetches its part of a tile into registers, as it is in memory, one step before it turns it into
 //     bfloat16 and puts it into one of two tiles. The block does this once for each element of the tile, not
 //     once per warp that multiplies with it, and a step is long enough for what was fetched to arrive.

@@ -105,9 +105,8 @@ struct Product {
     void* data;
     int rows, columns;
     bool is_float32;
-    bool accumulate;            // only float32
-    bool vectors;               // four neighbouring numbers are one access
-    const float* column_scale;  // (columns), or null: one
+    bool accumulate;  // only float32
+    bool vectors;     // four neighbouring numbers are one access
 };
 
 // Four neighbouring numbers of a row, of which the first `count` exist: all, or none, where they are one
@@ -142,10 +141,6 @@ CU_DEVICE void store_product(const Product& out, float* staging, const float (&s
     // Vectors of a row change places like those of operand tiles do, here for accesses of 8 bytes.
     const auto place = [](int row, int vector) { return row * N + (vector ^ (row & 3) << 1) * 4; };
     const int column = first_column + lane % row_lanes * 4, count = out.columns - column;
-    Vector<float, 4> scale;
-    CU_UNROLL
-    for (int e = 0; e < 4; ++e)
-        scale[e] = out.column_scale != nullptr && e < count ? load(out.column_scale + column + e) : 1.0f;
     CU_UNROLL
     for (int i = 0; i < M / 16; ++i) {
         CU_UNROLL
@@ -159,9 +154,7 @@ CU_DEVICE void store_product(const Product& out, float* staging, const float (&s
         for (int r = lane / row_lanes; r < 16; r += 32 / row_lanes) {
             const int row = first_row + 16 * i + r;
             if (row >= out.rows) break;
-            Vector<float, 4> value = load_shared_vector<4>(staging + place(r, lane % row_lanes));
-            CU_UNROLL
-            for (int e = 0; e < 4; ++e) value[e] *= scale[e];
+            const Vector<float, 4> value = load_shared_vector<4>(staging + place(r, lane % row_lanes));
             const int64_t element = int64_t{row} * out.columns + column;
             if (out.is_float32)
                 store_four(static_cast<float*>(out.data) + element, value, count, out.vectors,

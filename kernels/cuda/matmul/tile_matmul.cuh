@@ -1,13 +1,13 @@
-// Matmuls on tensor cores: out (rows, columns) = left right, with bfloat16 operands and float32 sums, in the
-// three forms of a linear layer (matmul_forms.h), for operands from any source (matmul_operands.cuh):
-// bfloat16 as it is, packed codes, master weights.
+// Matmuls on tensor cores: out (rows, columns) = left right, with bfloat16 operands and float32 sums, in the three forms
+// of a linear layer (dense_matmul.h), for operands from any source (matmul_operands.cuh): bfloat16 as it is, packed
+// codes.
 //
 // A block computes a tile of the product, and each of its warps a part of that in registers, over steps of 32
 // of the inner dimension. In a step, between two barriers,
 //   1 copies of a later step's tiles start (cp.async);
 //   2 this step's tiles are multiplied (ldmatrix, mma);
-//   3 the next step's weights become bfloat16 in shared memory: arithmetic that the compiler spreads between
-//     the mma, which take 8 cycles each and leave room for it;
+//   3 the next step's weights become bfloat16 in shared memory: arithmetic that the compiler spreads between the mma,
+//     which take 8 cycles each and leave room for it;
 //   4 the weights of the step behind that are fetched into registers.
 // A sum belongs to one block and is in the order of the inner dimension: results depend on nothing else.
 //
@@ -29,7 +29,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "kernels/cuda/matmul/matmul_forms.h"
+#include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/matmul/matmul_operands.cuh"
 #include "kernels/cuda/matmul/matmul_tiles.cuh"
 #include "kernels/cuda/platform/portable.cuh"
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(Block::threads, Block::resident)
 
 // ---- launchers
 
-inline Product product_of(const Tensor& out, bool accumulate, const float* column_scale) {
+inline Product product_of(const Tensor& out, bool accumulate) {
     constexpr int64_t most = 1 << 30;  // positions are int
     if (out.shape[0] > most || out.shape[1] > most)
         throw std::logic_error("matmul: more than 2^30 rows or columns");
@@ -149,8 +149,7 @@ inline Product product_of(const Tensor& out, bool accumulate, const float* colum
             is_float32,
             accumulate,
             is_float32 ? vector_aligned<4>(static_cast<const float*>(out.data), out.shape[1])
-                       : vector_aligned<4>(static_cast<const bfloat16*>(out.data), out.shape[1]),
-            column_scale};
+                       : vector_aligned<4>(static_cast<const bfloat16*>(out.data), out.shape[1])};
 }
 
 inline int inner_extent(MatmulForm form, const Tensor& left) {
@@ -200,6 +199,21 @@ void launch_tile_matmul(CuStream stream, const Product& out, const LeftSource& l
     constexpr int bytes = TileMatmul<Block, form, LeftSource, RightSource>::shared_bytes;
     CU_LAUNCH((tile_matmul<Block, form, LeftSource, RightSource>), dim3(checked_tiles<Block>(out)),
               dim3(Block::threads), bytes, stream, out, left, right, inner);
+}
+
+// The kernel for a bfloat16 left operand and a right one that `aligned` reads where `right_is_aligned`, and `any`
+// everywhere.
+template <MatmulForm form, typename AlignedSource, typename AnySource>
+void launch_product(CuStream stream, const Product& out, const Tensor& left, bool right_is_aligned,
+                    const AlignedSource& aligned, const AnySource& any, TileSize size) {
+    const int inner = inner_extent(form, left);
+    if (!right_is_aligned || !rows_are_aligned(left)) {
+        launch_tile_matmul<UnalignedTile, form>(stream, out, UnalignedBfloat16(left), any, inner);
+        return;
+    }
+    with_block_tile(out, size, [&]<typename Block>() {
+        launch_tile_matmul<Block, form>(stream, out, AlignedBfloat16(left), aligned, inner);
+    });
 }
 
 }  // namespace train_qat::CU_BACKEND

@@ -5,21 +5,16 @@
 //
 // Rules for kernels, so that both ways mean the same:
 //   * Launch with CU_LAUNCH(kernel, grid, block, dynamic shared bytes, stream, arguments...); put a template
-//     instance in parentheses: CU_LAUNCH((kernel<A, B>), ...). Not from inside templates' unevaluated
-//     contexts.
-//   * Shared memory: CU_SHARED(name, float[4][32]) and CU_DYN_SHARED(type, name), the latter once per kernel;
-//     it is 16-byte aligned and as large as the launch says.
+//     instance in parentheses: CU_LAUNCH((kernel<A, B>), ...). Not from inside templates' unevaluated contexts.
+//   * Shared memory: CU_SHARED(name, float[4][32]) and CU_DYN_SHARED(type, name), the latter once per kernel; it is
+//     16-byte aligned and as large as the launch says. A CU_SHARED variable is aligned as its type asks for; vectors
+//     in shared memory need arrays of Vector, or the dynamic area.
 //   * Elements in global memory are read and written by load... and store..., elements of shared memory by
-//     load_shared... and store_shared...: the emulator checks and counts there. Addresses may be computed
-//     freely.
+//     load_shared... and store_shared...: the emulator checks and counts there. Addresses may be computed freely.
 //   * Barriers: block_sync() by all threads of the block that have not returned; warp_sync() by all 32 lanes.
-//     Warp functions (shuffle..., warp_sum, ldmatrix, mma_tile) are called by all 32 lanes together, so
-//     blocks have a multiple of 32 threads wherever one of these is used.
-//     Shuffles, ballot and mma_tile exchange values and order no memory; block_sync, warp_sync and ldmatrix
-//     do.
-//   * A CU_SHARED variable is aligned as its type asks for; vectors in shared memory need arrays of Vector,
-//   or the
-//     dynamic area.
+//   * Warp functions (shuffle..., warp_sum, ldmatrix, mma_tile) are called by all 32 lanes together, so blocks have a
+//     multiple of 32 threads wherever one of these is used.
+//   * Shuffles, ballot and mma_tile exchange values and order no memory; block_sync, warp_sync and ldmatrix do.
 //   * No inline assembly, no atomics, no cooperative groups; `#pragma unroll` is written CU_UNROLL.
 //   * threadIdx, blockIdx, blockDim, gridDim, dim3, __global__, __device__, __launch_bounds__ as in CUDA.
 // Tensor cores are used at the level that all targets have (sm_80: mma.sync, ldmatrix, cp.async).
@@ -175,9 +170,8 @@ CU_DEVICE uint32_t ballot(bool condition) {
 
 // ---- tensor cores
 
-// Four 8x8 matrices of 16-bit elements from shared memory. Lane 8i + r gives the address of row r of matrix
-// i, 16 bytes, a multiple of 16. Register i of lane l holds elements 2(l%4) and 2(l%4)+1 of row l/4 of matrix
-// i.
+// Four 8x8 matrices of 16-bit elements from shared memory. Lane 8i + r gives the address of row r of matrix i, 16
+// bytes, a multiple of 16. Register i of lane l holds elements 2(l%4) and 2(l%4)+1 of row l/4 of matrix i.
 CU_DEVICE void ldmatrix_x4(uint32_t (&registers)[4], const void* row) {
     const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -197,8 +191,9 @@ CU_DEVICE void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row) {
 // sum (M x N, float32) += a (M x 16, bfloat16) b (16 x N, bfloat16), M a multiple of 16, N of 8, spread over
 // the warp as mma.m16n8k16 wants it. With g = lane / 4 and t = lane % 4, for tile (i, j):
 //   sum[i][j][0..3]: rows 16i + g, g, g+8, g+8; columns 8j + 2t, 2t+1, 2t, 2t+1
-//   a[i][0..3]:      rows 16i + g, g+8, g, g+8; columns 2t and 2t+1 (0, 1), 2t+8 and 2t+9 (2, 3); low half
-//   first b[j][0..1]:      column 8j + g; rows 2t and 2t+1 (0), 2t+8 and 2t+9 (1)
+//   a[i][0..3]:      rows 16i + g, g+8, g, g+8; columns 2t and 2t+1 (0, 1), 2t+8 and 2t+9 (2, 3)
+//   b[j][0..1]:      column 8j + g; rows 2t and 2t+1 (0), 2t+8 and 2t+9 (1)
+// In a register the first of two elements is the low half.
 template <int M, int N>
 CU_DEVICE void mma_tile(float (&sum)[M / 16][N / 8][4], const uint32_t (&a)[M / 16][4],
                         const uint32_t (&b)[N / 8][2]) {
@@ -273,6 +268,11 @@ CU_DEVICE T block_sum(T value, T* scratch) {
     for (int warp = 1; warp < threads / 32; ++warp) total += load_shared(scratch + warp);
     block_sync();
     return total;
+}
+
+// Blocks that cover `count` items.
+inline unsigned blocks_for(int64_t count, int64_t per_block) {
+    return static_cast<unsigned>((count + per_block - 1) / per_block);
 }
 
 // Whether an access of N elements may start at `address` and at every row `pitch` elements further.

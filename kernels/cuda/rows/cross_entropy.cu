@@ -1,19 +1,23 @@
-// Softmax cross entropy and its gradient for a chunk of rows, straight from the logits, one block a row:
-//     largest = max_v l[v],  sum = sum_v e^(l[v] - largest)      in one pass, each thread over its own
-//     columns loss = log(sum) + (largest - l[target]) d_logits[v] = column_scale[v] * (e^(l[v] - largest) /
-//     sum - [v = target]) * gradient_factor
+// Softmax cross entropy and its gradient for a chunk of rows, straight from the logits. With l = column_scale ∘ logits,
+// one block a row:
+//     largest     = max_v l[v]
+//     sum         = sum_v e^(l[v] - largest)
+//     loss        = log(sum) + (largest - l[target])
+//     d_logits[v] = column_scale[v] * (e^(l[v] - largest) / sum - [v = target]) * gradient_factor
 //
-// Floor: the logits read once, d_logits written once. The second pass finds the logits in shared memory; rows
-// that do not fit there (more than 57,000 numbers on an H100) are read again, out of the L2 cache for the
-// most part. column_scale is read twice a row, but from caches: all rows share it.
+// Floor: the logits read once, d_logits written once. The first pass finds maximum and sum together, each thread over
+// its own columns. The second pass finds the logits in shared memory; rows that do not fit there (more than 57,000
+// numbers on an H100) are read again, out of the L2 cache for the most part. column_scale is read twice a row, but from
+// caches: all rows share it.
 //
-// The losses are the same bits with and without a gradient and for all its types: one kernel computes them
-// all, and where compilers could fuse a product and a sum into one rounding or leave it, the code says which.
+// The losses are the same bits with and without a gradient and for all its types: one kernel computes them all, and
+// where compilers could fuse a product and a sum into one rounding or leave it, the code says which.
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cuda/cuda_backend.h"
+#include "kernels/checks.h"
 #include "kernels/cuda/rows/row_tile.cuh"
+#include "kernels/cuda/rows/rows.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -145,31 +149,26 @@ __global__ void __launch_bounds__(most_threads)
 
 }  // namespace
 
-void CudaBackend::cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits,
-                                const Tensor& targets, const Tensor& column_scale, float gradient_factor) {
-    const int64_t rows = logits.shape[0], vocabulary = logits.shape[1];
-    check_tensor("cross_entropy", "logits", logits, DType::float32, {rows, vocabulary});
-    check_tensor("cross_entropy", "losses", losses, DType::float32, {rows});
-    check_tensor("cross_entropy", "targets", targets, DType::int32, {rows});
-    check_optional("cross_entropy", "d_logits", d_logits, d_logits.dtype, {rows, vocabulary});
-    check_optional("cross_entropy", "column_scale", column_scale, DType::float32, {vocabulary});
+void cross_entropy(Device& device, const CrossEntropy& a) {
+    const int64_t rows = a.logits.shape[0], vocabulary = a.logits.shape[1];
     const int64_t row_bytes = vocabulary * static_cast<int64_t>(sizeof(float));
     constexpr int64_t reserve = 1024;  // for the kernel's own shared memory
-    const bool keep = !d_logits.empty() && row_bytes + reserve <= properties().shared_memory_per_block;
+    const bool keep =
+        !a.d_logits.empty() && row_bytes + reserve <= device.properties().shared_memory_per_block;
     // The width decides the order of the sum, so it must not depend on d_logits.
-    const bool aligned = rows_aligned<4>(vocabulary, logits.as<float>(), column_scale.as<float>());
+    const bool aligned = rows_aligned<4>(vocabulary, a.logits.as<float>(), a.column_scale.as<float>());
     with_width<4>(aligned, [&]<int width>() {
-        Gradient gradient{d_logits.data, d_logits.dtype, gradient_factor, keep, false};
-        with_compute_type("cross_entropy", d_logits.dtype, [&]<typename T>() {
-            gradient.vector_stores = vector_aligned<width>(d_logits.as<T>());
+        Gradient gradient{a.d_logits.data, a.d_logits.dtype, a.gradient_factor, keep, false};
+        with_compute_type(a.name, a.d_logits.dtype, [&]<typename T>() {
+            gradient.vector_stores = vector_aligned<width>(a.d_logits.as<T>());
         });
         const int64_t vectors = (vocabulary + width - 1) / width;
         const int64_t busy_threads = (vectors + vectors_per_thread - 1) / vectors_per_thread;
         const unsigned threads =
             balanced_threads(std::min<int64_t>(busy_threads, most_threads), most_threads);
         CU_LAUNCH(cross_entropy_rows<width>, static_cast<unsigned>(rows), threads,
-                  static_cast<unsigned>(keep ? row_bytes : 0), stream(), losses.as<float>(),
-                  logits.as<float>(), targets.as<int32_t>(), column_scale.as<float>(),
+                  static_cast<unsigned>(keep ? row_bytes : 0), device.stream(), a.losses.as<float>(),
+                  a.logits.as<float>(), a.targets.as<int32_t>(), a.column_scale.as<float>(),
                   static_cast<int>(vocabulary), gradient);
     });
 }

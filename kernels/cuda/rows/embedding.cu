@@ -2,16 +2,17 @@
 //     forward:   y[m,:] = s[token] * q[token,:]
 //     backward:  dq[token,:] += s[token] * dy[m,:], in the order of m
 //
-// Forward moves q of M rows and y. Backward must add the rows of one token one after the other, so it sorts
-// the rows by token first, keeping their order, and then gives each token to one warp per 128 columns:
-//   1. each block sorts a window of 1024 keys (token, row) in registers; keys are unique, so any sort is
-//      stable;
+// Floor: forward reads q of M rows and writes y; backward reads dy once and reads and writes dq of the tokens that occur.
+//
+// Backward must add the rows of one token one after the other, so it sorts the rows by token first, keeping their order,
+// and then gives each token to one warp per 128 columns:
+//   1. each block sorts a window of 1024 keys (token, row) in registers; keys are unique, so any sort is stable;
 //   2. a key's place in the sorted whole is the number of smaller keys, found in each window by bisection;
 //   3. the warp that finds the first key of a token adds all its rows and writes dq once.
-// Floor: dy once, and dq of the tokens that occur read and written. The sort moves 28 bytes a row, and its
-// bisections find the windows in the caches.
-#include "kernels/cuda/cuda_backend.h"
+// The sort moves 28 bytes a row, and its bisections find the windows in the caches.
+#include "kernels/checks.h"
 #include "kernels/cuda/rows/row_tile.cuh"
+#include "kernels/cuda/rows/rows.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -169,41 +170,35 @@ __global__ void __launch_bounds__(warps * 32)
 
 }  // namespace
 
-void CudaBackend::embedding_forward(const Tensor& y, const Tensor& tokens, const ComputeWeight& weight) {
-    const int64_t rows = tokens.shape[0], columns = weight.columns;
-    check_tensor("embedding_forward", "tokens", tokens, DType::int32, {rows});
-    check_tensor("embedding_forward", "y", y, DType::float32, {rows, columns});
-    if (!weight.embedding) throw std::logic_error("embedding_forward: the weight was not made for look-ups");
-    with_compute_type("embedding_forward", weight.dtype, [&]<typename T>() {
+// The table is plain numbers: an embedding is never packed.
+void embedding_forward(Device& device, const EmbeddingForward& a) {
+    const ComputeWeight& weight = a.weight;
+    const int64_t rows = a.tokens.shape[0], columns = weight.columns;
+    with_compute_type(a.name, weight.dtype, [&]<typename T>() {
         const T* table = static_cast<const T*>(weight.storage);
-        const bool aligned = rows_aligned<4>(columns, y.as<float>(), table);
+        const bool aligned = rows_aligned<4>(columns, a.y.as<float>(), table);
         with_width<4>(aligned, [&]<int width>() {
             const dim3 grid(blocks_for(rows, warps), blocks_for(columns, vectors_per_lane * 32 * width));
-            CU_LAUNCH((look_up_rows<T, width>), grid, warps * 32, 0, stream(), y.as<float>(),
-                      tokens.as<int32_t>(), table, weight.scaled ? weight.scale_storage : nullptr, rows,
-                      columns);
+            CU_LAUNCH((look_up_rows<T, width>), grid, warps * 32, 0, device.stream(), a.y.as<float>(),
+                      a.tokens.as<int32_t>(), table, weight.row_scale().as<float>(), rows, columns);
         });
     });
 }
 
-void CudaBackend::embedding_backward(const Tensor& dq, const Tensor& dy, const Tensor& tokens,
-                                     const Tensor& row_scale) {
-    const int64_t rows = tokens.shape[0], vocabulary = dq.shape[0], columns = dq.shape[1];
-    check_tensor("embedding_backward", "tokens", tokens, DType::int32, {rows});
-    check_tensor("embedding_backward", "dq", dq, DType::float32, {vocabulary, columns});
-    check_tensor("embedding_backward", "dy", dy, DType::float32, {rows, columns});
-    check_optional("embedding_backward", "row_scale", row_scale, DType::float32, {vocabulary});
+void embedding_backward(Device& device, const EmbeddingBackward& a) {
+    const int64_t rows = a.tokens.shape[0], columns = a.dq.shape[1];
     const int64_t padded_rows = (rows + window - 1) / window * window;
-    Key* windows = static_cast<Key*>(scratch((padded_rows + rows) * static_cast<int64_t>(sizeof(Key))));
+    Key* windows =
+        static_cast<Key*>(device.scratch((padded_rows + rows) * static_cast<int64_t>(sizeof(Key))));
     Key* sorted = windows + padded_rows;
-    CU_LAUNCH(sort_windows, blocks_for(rows, window), window, 0, stream(), windows, tokens.as<int32_t>(),
-              rows);
-    CU_LAUNCH(merge_windows, blocks_for(rows, 256), 256, 0, stream(), sorted, windows, rows);
-    const bool aligned = rows_aligned<4>(columns, dq.as<float>(), dy.as<float>());
+    CU_LAUNCH(sort_windows, blocks_for(rows, window), window, 0, device.stream(), windows,
+              a.tokens.as<int32_t>(), rows);
+    CU_LAUNCH(merge_windows, blocks_for(rows, 256), 256, 0, device.stream(), sorted, windows, rows);
+    const bool aligned = rows_aligned<4>(columns, a.dq.as<float>(), a.dy.as<float>());
     with_width<4>(aligned, [&]<int width>() {
         const dim3 grid(blocks_for(rows, warps * places_per_warp), blocks_for(columns, 32 * width));
-        CU_LAUNCH(add_rows_by_token<width>, grid, warps * 32, 0, stream(), dq.as<float>(), dy.as<float>(),
-                  sorted, row_scale.as<float>(), rows, columns);
+        CU_LAUNCH(add_rows_by_token<width>, grid, warps * 32, 0, device.stream(), a.dq.as<float>(),
+                  a.dy.as<float>(), sorted, a.row_scale.as<float>(), rows, columns);
     });
 }
 

@@ -1,25 +1,27 @@
-// RMSNorm (arXiv 1910.07467) with the residual addition before it, and its backward pass with the cast for
-// the next linear layer behind it.
-//     forward:   r = residual_in + column_scale ∘ branch;  rstd = 1 / sqrt(mean(r²) + epsilon);
-//                y = r * rstd * weight
-//     backward:  n = r * rstd, h = dy ∘ weight:  dr = rstd * (h - n * mean(h ∘ n)),  dweight = sum_m dy ∘ n,
-//                d_residual (+)= dr,  dz = column_scale ∘ d_residual
+// RMSNorm (arXiv 1910.07467) with the residual addition before it, and its backward pass with the cast for the next
+// linear layer behind it.
+//     forward:   r    = residual_in + column_scale ∘ branch
+//                rstd = 1 / sqrt(mean(r²) + epsilon)
+//                y    = r * rstd * weight
+//     backward:  with n = r * rstd and h = dy ∘ weight
+//                d_residual (+)= rstd * (h - n * mean(h ∘ n))
+//                dweight    (+)= sum_m dy ∘ n
+//                dz           = column_scale ∘ d_residual
 //
-// Floor: forward reads residual_in and branch and writes residual_out and y; backward reads dy, residual and
-// d_residual and writes d_residual and dz; each once. A block takes a tile of rows, one after the other, and
-// a thread keeps what belongs to its columns in shared memory, as if in registers, of which there are too few
-// for any C: the row between the two passes over it, weight and column_scale, the tile's part of dweight.
-// Rows too long for that (over 7,500 columns on an A100, backward) are read again, out of the L2 cache
-// mostly.
+// Floor: forward reads residual_in and branch and writes residual_out and y; backward reads dy, residual and d_residual
+// and writes d_residual and dz; each once. A block takes a tile of rows, one after the other, and a thread keeps what
+// belongs to its columns in shared memory, as if in registers, of which there are too few for any C: the row between
+// the two passes over it, weight and column_scale, the tile's part of dweight. Rows too long for that (over 7,500
+// columns on an A100, backward) are read again, out of the L2 cache mostly.
 //
-// The tiles' parts of dweight, at most 1024 rows, are summed by a second kernel: each column by
-// `summing_warps` warps in double, in fixed order. The tile's size follows from M alone, so dweight is the
-// same on all devices.
+// The tiles' parts of dweight, at most 1024 rows, are summed by a second kernel: each column by `summing_warps` warps in
+// double, in fixed order. The tile's size follows from M alone, so dweight is the same on all devices.
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cuda/cuda_backend.h"
+#include "kernels/checks.h"
 #include "kernels/cuda/rows/row_tile.cuh"
+#include "kernels/cuda/rows/rows.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -309,82 +311,58 @@ void with_layout(bool aligned, int64_t columns, int64_t shared_bytes, const Devi
 
 }  // namespace
 
-void CudaBackend::residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
-                                           const Tensor& residual_in, const Tensor& branch,
-                                           const Tensor& column_scale, const Tensor& weight, float epsilon) {
-    constexpr const char* name = "residual_rmsnorm_forward";
-    const int64_t rows = y.shape[0], columns = y.shape[1];
-    check_tensor(name, "y", y, y.dtype, {rows, columns});
-    check_tensor(name, "residual_in", residual_in, DType::float32, {rows, columns});
-    check_tensor(name, "rstd", rstd, DType::float32, {rows});
-    check_tensor(name, "weight", weight, DType::float32, {columns});
-    check_optional(name, "branch", branch, y.dtype, {rows, columns});
-    check_optional(name, "column_scale", column_scale, DType::float32, {columns});
-    if (branch.empty() != residual_out.empty())
-        throw std::logic_error("residual_rmsnorm_forward: branch and residual_out come together");
-    check_optional(name, "residual_out", residual_out, DType::float32, {rows, columns});
-    with_compute_type(name, y.dtype, [&]<typename T>() {
-        const Forward<T> p{residual_out.as<float>(), y.as<T>(),      rstd.as<float>(),
-                           residual_in.as<float>(),  branch.as<T>(), column_scale.as<float>(),
-                           weight.as<float>(),       epsilon,        rows,
+void residual_rmsnorm_forward(Device& device, const ResidualRmsnormForward& a) {
+    const int64_t rows = a.y.shape[0], columns = a.y.shape[1];
+    with_compute_type(a.name, a.y.dtype, [&]<typename T>() {
+        const Forward<T> p{a.residual_out.as<float>(), a.y.as<T>(),      a.rstd.as<float>(),
+                           a.residual_in.as<float>(),  a.branch.as<T>(), a.column_scale.as<float>(),
+                           a.weight.as<float>(),       a.epsilon,        rows,
                            static_cast<int>(columns)};
         const bool aligned = rows_aligned<vector_width>(columns, p.residual_out, p.y, p.residual_in, p.branch,
                                                         p.column_scale, p.weight);
         const int64_t column_bytes = (p.column_scale != nullptr ? 3 : 2) * sizeof(float);
-        with_layout(aligned, columns, columns * column_bytes, properties(),
+        with_layout(aligned, columns, columns * column_bytes, device.properties(),
                     [&]<int width, bool cached>(unsigned threads, unsigned shared_bytes) {
                         CU_LAUNCH((normalize_rows<T, width, cached>), blocks_for(rows, forward_rows), threads,
-                                  shared_bytes, stream(), p);
+                                  shared_bytes, device.stream(), p);
                     });
     });
 }
 
-int64_t CudaBackend::rmsnorm_backward_workspace(int64_t rows, int64_t columns) const {
-    // Enough for fewer rows too, of which there may be more tiles.
+// Enough for fewer rows too, of which there may be more tiles.
+int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) {
     const int64_t tiles = std::min<int64_t>(blocks_for(rows, fewest_rows), most_tiles);
     return tiles * columns * static_cast<int64_t>(sizeof(float));
 }
 
-void CudaBackend::rmsnorm_backward(const Tensor& d_residual, const Tensor& dweight, const Tensor& dz,
-                                   const Tensor& dy, const Tensor& residual, const Tensor& rstd,
-                                   const Tensor& weight, const Tensor& column_scale, bool accumulate_residual,
-                                   bool accumulate_weight, void* workspace) {
-    constexpr const char* name = "rmsnorm_backward";
-    const int64_t rows = dy.shape[0], columns = dy.shape[1];
-    check_tensor(name, "dy", dy, dy.dtype, {rows, columns});
-    check_tensor(name, "d_residual", d_residual, DType::float32, {rows, columns});
-    check_tensor(name, "residual", residual, DType::float32, {rows, columns});
-    check_tensor(name, "rstd", rstd, DType::float32, {rows});
-    check_tensor(name, "weight", weight, DType::float32, {columns});
-    check_tensor(name, "dweight", dweight, DType::float32, {columns});
-    check_optional(name, "dz", dz, dy.dtype, {rows, columns});
-    check_optional(name, "column_scale", column_scale, DType::float32, {columns});
+void rmsnorm_backward(Device& device, const RmsnormBackward& a) {
+    const int64_t rows = a.dy.shape[0], columns = a.dy.shape[1];
     const int64_t tile_rows = backward_rows(rows), tiles = blocks_for(rows, tile_rows);
-    float* partials = static_cast<float*>(workspace);
-    with_compute_type(name, dy.dtype, [&]<typename T>() {
-        const Backward<T> p{d_residual.as<float>(),
+    float* partials = static_cast<float*>(a.workspace);
+    with_compute_type(a.name, a.dy.dtype, [&]<typename T>() {
+        const Backward<T> p{a.d_residual.as<float>(),
                             partials,
-                            dz.as<T>(),
-                            dy.as<T>(),
-                            residual.as<float>(),
-                            rstd.as<float>(),
-                            weight.as<float>(),
-                            column_scale.as<float>(),
-                            accumulate_residual,
+                            a.dz.as<T>(),
+                            a.dy.as<T>(),
+                            a.residual.as<float>(),
+                            a.rstd.as<float>(),
+                            a.weight.as<float>(),
+                            a.column_scale.as<float>(),
+                            a.accumulate_residual,
                             rows,
                             static_cast<int>(columns),
                             static_cast<int>(tile_rows)};
         const bool aligned = rows_aligned<vector_width>(columns, p.d_residual, p.partial, p.dz, p.dy,
                                                         p.residual, p.weight, p.column_scale);
         const int64_t column_bytes = kept_floats * sizeof(float) + sizeof(T);
-        with_layout(aligned, columns, columns * column_bytes, properties(),
+        with_layout(aligned, columns, columns * column_bytes, device.properties(),
                     [&]<int width, bool cached>(unsigned threads, unsigned shared_bytes) {
                         CU_LAUNCH((gradient_rows<T, width, cached>), static_cast<unsigned>(tiles), threads,
-                                  shared_bytes, stream(), p);
+                                  shared_bytes, device.stream(), p);
                     });
     });
-    CU_LAUNCH(sum_partials, blocks_for(columns, 32), summing_warps * 32, 0, stream(), dweight.as<float>(),
-              partials, tiles, columns, accumulate_weight);
+    CU_LAUNCH(sum_partials, blocks_for(columns, 32), summing_warps * 32, 0, device.stream(),
+              a.dweight.as<float>(), partials, tiles, columns, a.accumulate_weight);
 }
 
 }  // namespace train_qat::CU_BACKEND

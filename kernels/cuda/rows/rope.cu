@@ -1,13 +1,17 @@
-// Rotary position embedding (arXiv 2104.09864) in the half-split convention: numbers i and i + D/2 of a head
-// form a pair that turns by t * theta^(-2i/D). The backward pass turns the gradient back.
+// Rotary position embedding (arXiv 2104.09864) in the half-split convention: numbers i and i + D/2 of a head form a pair
+// that turns by the angle φ = t * theta^(-2i/D).
+//     forward:   a' = a cos φ - b sin φ     of a and b times their column_scale
+//                b' = b cos φ + a sin φ
+//     backward:  the other way round, then times column_scale
 //
-// Floor: qkv read and written, once. A block takes up to 512 vectors of pairs - for most models all heads -
-// of `tile_rows` rows: it reads the sines and cosines of its positions into shared memory once for all heads,
-// and each thread the scales of its columns once for all rows.
+// Floor: qkv read and written, once. A block takes up to 512 vectors of pairs - for most models all heads - of
+// `tile_rows` rows: it reads the sines and cosines of its positions into shared memory once for all heads, and each
+// thread the scales of its columns once for all rows.
 #include <algorithm>
 
-#include "kernels/cuda/cuda_backend.h"
+#include "kernels/checks.h"
 #include "kernels/cuda/rows/row_tile.cuh"
+#include "kernels/cuda/rows/rows.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -118,21 +122,9 @@ __global__ void __launch_bounds__(most_threads)
     }
 }
 
-void check_rope(const char* operation, const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                const Tensor& column_scale, const AttentionShape& shape) {
-    check_attention(operation, shape);
-    check_tensor(operation, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_optional(operation, "column_scale", column_scale, DType::float32, {shape.qkv_columns()});
-    if (cosines.rank < 1 || cosines.shape[0] < shape.sequence)
-        throw std::logic_error(std::string(operation) + ": cosines must have a row for each position");
-    check_tensor(operation, "cosines", cosines, DType::float32, {cosines.shape[0], shape.head_dim / 2});
-    check_tensor(operation, "sines", sines, DType::float32, {cosines.shape[0], shape.head_dim / 2});
-}
-
 template <bool backward>
 void launch_rope(const char* operation, CuStream stream, const Tensor& qkv, const Tensor& cosines,
                  const Tensor& sines, const Tensor& column_scale, const AttentionShape& shape) {
-    check_rope(operation, qkv, cosines, sines, column_scale, shape);
     with_compute_type(operation, qkv.dtype, [&]<typename T>() {
         const int64_t half = shape.head_dim / 2;
         const bool aligned = rows_aligned<pairs>(half, qkv.as<T>(), cosines.as<float>(), sines.as<float>(),
@@ -155,14 +147,12 @@ void launch_rope(const char* operation, CuStream stream, const Tensor& qkv, cons
 
 }  // namespace
 
-void CudaBackend::rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                               const Tensor& column_scale, const AttentionShape& shape) {
-    launch_rope<false>("rope_forward", stream(), qkv, cosines, sines, column_scale, shape);
+void rope_forward(Device& device, const RopeForward& a) {
+    launch_rope<false>(a.name, device.stream(), a.qkv, a.cosines, a.sines, a.column_scale, a.shape);
 }
 
-void CudaBackend::rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines,
-                                const Tensor& column_scale, const AttentionShape& shape) {
-    launch_rope<true>("rope_backward", stream(), dqkv, cosines, sines, column_scale, shape);
+void rope_backward(Device& device, const RopeBackward& a) {
+    launch_rope<true>(a.name, device.stream(), a.dqkv, a.cosines, a.sines, a.column_scale, a.shape);
 }
 
 }  // namespace train_qat::CU_BACKEND

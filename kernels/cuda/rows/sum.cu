@@ -1,6 +1,9 @@
-// The sum of a vector, for losses: one block, in double. n is the number of rows, some 64 KiB of losses: the
-// launch costs more than the memory traffic, and a second block would need a second launch.
-#include "kernels/cuda/cuda_backend.h"
+// The sum of a vector, for losses, in double:
+//     total (+)= sum_i values[i]
+//
+// Floor: the values once. n is the number of rows, some 64 KiB of losses: the launch costs more than the memory
+// traffic, and a second block would need a second launch, so one block does it.
+#include "kernels/cuda/rows/rows.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -32,11 +35,9 @@ __global__ void __launch_bounds__(threads)
 
 }  // namespace
 
-void CudaBackend::sum(const Tensor& total, const Tensor& values, bool accumulate) {
-    check_tensor("sum", "total", total, DType::float32, {1});
-    check_tensor("sum", "values", values, DType::float32, {values.shape[0]});
-    CU_LAUNCH(sum_values, 1, threads, 0, stream(), total.as<float>(), values.as<float>(), values.shape[0],
-              accumulate);
+void sum(Device& device, const Sum& a) {
+    CU_LAUNCH(sum_values, 1, threads, 0, device.stream(), a.total.as<float>(), a.values.as<float>(),
+              a.values.shape[0], a.accumulate);
 }
 
 }  // namespace train_qat::CU_BACKEND

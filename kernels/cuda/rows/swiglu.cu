@@ -1,12 +1,15 @@
-// SwiGLU (arXiv 2002.05202): y = silu(gate) * up with silu(x) = x σ(x), σ(x) = 1 / (1 + e^-x).
-// Backward: d_up = dy silu(gate);  d_gate = dy up σ (1 + gate (1 - σ)).
+// SwiGLU (arXiv 2002.05202), with silu(x) = x σ(x) and σ(x) = 1 / (1 + e^-x):
+//     forward:   y = silu(gate) * up
+//     backward:  d_up = dy silu(gate)
+//                d_gate = dy up σ(gate) (1 + gate (1 - σ(gate)))
 //
-// Bound by memory: forward reads gate and up and writes y, 3 M F elements; backward reads gate, up and dy and
-// writes d_gate and d_up, 5 M F. column_scale is read once in `tile_rows` rows.
+// Floor: forward reads gate and up and writes y, 3 M F elements; backward reads gate, up and dy and writes d_gate and
+// d_up, 5 M F. A thread owns neighbouring columns, one access, for `tile_rows` rows, and reads their column_scale once.
 #include <cmath>
 
-#include "kernels/cuda/cuda_backend.h"
+#include "kernels/checks.h"
 #include "kernels/cuda/rows/row_tile.cuh"
+#include "kernels/cuda/rows/rows.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -14,8 +17,7 @@ namespace {
 
 constexpr int tile_rows = 16;
 constexpr int most_threads = 256;
-// Rows whose loads a thread issues before it computes: in place, the compiler cannot move a load above a
-// store.
+// Rows whose loads a thread issues before it computes: in place, the compiler cannot move a load above a store.
 constexpr int in_flight = 2;
 
 // Block (x, y): rows tile_rows * x ..., columns width * blockDim * y ... of each half.
@@ -103,39 +105,33 @@ dim3 grid_of(int64_t rows, int64_t columns, unsigned threads) {
 
 }  // namespace
 
-void CudaBackend::swiglu_forward(const Tensor& y, const Tensor& gate_up, const Tensor& column_scale) {
-    const int64_t rows = y.shape[0], columns = y.shape[1];
-    check_tensor("swiglu_forward", "y", y, y.dtype, {rows, columns});
-    check_tensor("swiglu_forward", "gate_up", gate_up, y.dtype, {rows, 2 * columns});
-    check_optional("swiglu_forward", "column_scale", column_scale, DType::float32, {2 * columns});
-    with_compute_type("swiglu_forward", y.dtype, [&]<typename T>() {
+void swiglu_forward(Device& device, const SwigluForward& a) {
+    const int64_t rows = a.y.shape[0], columns = a.y.shape[1];
+    with_compute_type(a.name, a.y.dtype, [&]<typename T>() {
         constexpr int wide = 16 / sizeof(T);
-        const bool aligned = rows_aligned<wide>(columns, y.as<T>(), gate_up.as<T>()) &&
-                             vector_aligned<4>(column_scale.as<float>());
+        const bool aligned = rows_aligned<wide>(columns, a.y.as<T>(), a.gate_up.as<T>()) &&
+                             vector_aligned<4>(a.column_scale.as<float>());
         with_width<wide>(aligned, [&]<int width>() {
             const unsigned threads = balanced_threads((columns + width - 1) / width, most_threads);
-            CU_LAUNCH((swiglu_rows<T, width>), grid_of<width>(rows, columns, threads), threads, 0, stream(),
-                      y.as<T>(), gate_up.as<T>(), column_scale.as<float>(), rows, columns);
+            CU_LAUNCH((swiglu_rows<T, width>), grid_of<width>(rows, columns, threads), threads, 0,
+                      device.stream(), a.y.as<T>(), a.gate_up.as<T>(), a.column_scale.as<float>(), rows,
+                      columns);
         });
     });
 }
 
-void CudaBackend::swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
-                                  const Tensor& column_scale) {
-    const int64_t rows = dy.shape[0], columns = dy.shape[1];
-    check_tensor("swiglu_backward", "dy", dy, dy.dtype, {rows, columns});
-    check_tensor("swiglu_backward", "gate_up", gate_up, dy.dtype, {rows, 2 * columns});
-    check_tensor("swiglu_backward", "d_gate_up", d_gate_up, dy.dtype, {rows, 2 * columns});
-    check_optional("swiglu_backward", "column_scale", column_scale, DType::float32, {2 * columns});
-    with_compute_type("swiglu_backward", dy.dtype, [&]<typename T>() {
+void swiglu_backward(Device& device, const SwigluBackward& a) {
+    const int64_t rows = a.dy.shape[0], columns = a.dy.shape[1];
+    with_compute_type(a.name, a.dy.dtype, [&]<typename T>() {
         constexpr int wide = 16 / sizeof(T);
-        const bool aligned = rows_aligned<wide>(columns, dy.as<T>(), gate_up.as<T>(), d_gate_up.as<T>()) &&
-                             vector_aligned<4>(column_scale.as<float>());
+        const bool aligned =
+            rows_aligned<wide>(columns, a.dy.as<T>(), a.gate_up.as<T>(), a.d_gate_up.as<T>()) &&
+            vector_aligned<4>(a.column_scale.as<float>());
         with_width<wide>(aligned, [&]<int width>() {
             const unsigned threads = balanced_threads((columns + width - 1) / width, most_threads);
             CU_LAUNCH((swiglu_gradient_rows<T, width>), grid_of<width>(rows, columns, threads), threads, 0,
-                      stream(), d_gate_up.as<T>(), dy.as<T>(), gate_up.as<T>(), column_scale.as<float>(),
-                      rows, columns);
+                      device.stream(), a.d_gate_up.as<T>(), a.dy.as<T>(), a.gate_up.as<T>(),
+                      a.column_scale.as<float>(), rows, columns);
         });
     });
 }

@@ -1,16 +1,21 @@
 // AdamW (arXiv 1711.05101) on weights and scales, and the new levels, in one pass over memory. With the
 // clipped gradient g,
-//     m <- beta1 m + (1 - beta1) g          v <- beta2 v + (1 - beta2) g²
+//     m <- beta1 m + (1 - beta1) g
+//     v <- beta2 v + (1 - beta2) g²
 //     u  = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon)
 //     w <- w - learning_rate (u + weight_decay w)
 //     s <- max(smallest_scale, s (1 - scale_learning_rate u))
 // and then q = level(w / s). Weights without a float32 master are rounded to bfloat16 by chance
 // (stochastic_rounding.cuh); their levels are those of the rounded weights.
+//
+// Floor: weights and both moments read and written, gradients read, levels written, once: with float32 masters and
+// packed codes 28 bytes and a level each. All parameters in one launch (kernels/cuda/weights/weight_update.cuh), after
+// one block has found the clipping factor.
 #include <cmath>
 
-#include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/weights/stochastic_rounding.cuh"
 #include "kernels/cuda/weights/weight_update.cuh"
+#include "kernels/cuda/weights/weights.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -118,24 +123,20 @@ __global__ void __launch_bounds__(update_threads)
 
 }  // namespace
 
-void CudaBackend::adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
-                                     const Tensor& squares) {
-    check_tensor("adamw_and_quantize", "squares", squares, DType::float32, {squares.shape[0]});
-    if (step.step < 1 || step.scale_step < 1)
-        throw std::logic_error("adamw_and_quantize: steps are counted from 1");
-    for (const ParameterRows& parameter : parameters) check_moments("adamw_and_quantize", parameter);
-    if (parameters.empty()) return;
+void adamw_and_quantize(Device& device, WeightTables& tables, const AdamwAndQuantize& arguments) {
+    if (arguments.parameters.empty()) return;
+    const AdamWStep& step = arguments.step;
     const float unbounded = -std::numeric_limits<float>::infinity();
     const Update weights = make_update(step, step.learning_rate, step.step, unbounded);
     const Update scales = make_update(step, step.scale_learning_rate, step.scale_step, smallest_scale);
     const float keep = 1.0f - step.learning_rate * step.weight_decay;
 
-    const UpdateTables tables = updates_->by_steps(parameters);
-    auto* const clip_factor = static_cast<float*>(scratch(sizeof(float)));
-    CU_LAUNCH(clip_factor_kernel, 1, update_threads, 0, stream(), clip_factor, squares.as<float>(),
-              squares.shape[0], step.clip_norm);
-    CU_LAUNCH(adamw_and_quantize_kernel, static_cast<unsigned>(tables.block_count), update_threads, 0,
-              stream(), tables, weights, scales, keep, clip_factor, step.step);
+    const UpdateTables uploaded = tables.by_steps(arguments.parameters);
+    auto* const clip_factor = static_cast<float*>(device.scratch(sizeof(float)));
+    CU_LAUNCH(clip_factor_kernel, 1, update_threads, 0, device.stream(), clip_factor,
+              arguments.squares.as<float>(), arguments.squares.shape[0], step.clip_norm);
+    CU_LAUNCH(adamw_and_quantize_kernel, static_cast<unsigned>(uploaded.block_count), update_threads, 0,
+              device.stream(), uploaded, weights, scales, keep, clip_factor, step.step);
 }
 
 }  // namespace train_qat::CU_BACKEND

@@ -1,8 +1,12 @@
-// Packed codes (kernels/codes.h) back into numbers.
+// Packed codes (kernels/codes.h) back into numbers: level = lowest_level + code * level_step, times the scale of its
+// group where one is given.
+//
+// Floor: codes read and numbers written, once. A thread takes eight codes, one access, and writes eight numbers.
 #include "kernels/cuda/weights/codes.cuh"
 
+#include "kernels/checks.h"
 #include "kernels/codes.h"
-#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/weights/weight_layout.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -63,15 +67,10 @@ void unpack_codes(CuStream stream, const Tensor& out, const CodeRows& coded) {
 void unpack_codes(CuStream stream, const Tensor& out, const ComputeWeight& weight) {
     check_tensor("unpack_codes", "out", out, DType::bfloat16, {weight.rows, weight.columns});
     if (weight.codes == Grid::none) throw std::logic_error("unpack_codes: the weight holds no codes");
-    const auto* const storage = static_cast<const uint8_t*>(weight.storage);
-    const float* const scales =
-        weight.code_group == weight.columns
-            ? nullptr
-            : reinterpret_cast<const float*>(storage +
-                                             code_scales_offset(weight.rows, weight.columns, weight.codes));
+    const WeightLayout layout = layout_of(weight);
     unpack_codes(stream, out,
-                 {storage, code_row_bytes(weight.columns, code_bits(weight.codes)), scales, weight.codes,
-                  weight.code_group});
+                 {static_cast<const uint8_t*>(layout.numbers), layout.row_bytes, layout.group_scale,
+                  weight.codes, weight.code_group});
 }
 
 }  // namespace train_qat::CU_BACKEND

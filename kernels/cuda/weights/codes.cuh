@@ -2,8 +2,10 @@
 // tests. Matmuls read codes themselves.
 #pragma once
 
-#include "kernels/backend.h"
+#include <cstdint>
+
 #include "kernels/cuda/platform/portable.cuh"
+#include "kernels/weights.h"
 
 namespace train_qat::CU_BACKEND {
 

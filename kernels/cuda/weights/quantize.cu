@@ -1,9 +1,12 @@
-// Quantization of weights: initial scales, levels - or their packed codes - where matmuls read them, and
-// codes back into numbers. Grids: kernels/grid.h, codes: kernels/codes.h, the common walk over all
-// parameters: kernels/cuda/weights/weight_update.cuh.
-#include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/weights/codes.cuh"
+// Quantization of weights: initial scales, and levels or their packed codes where matmuls read them. Grids:
+// kernels/grid.h, codes: kernels/codes.h. With the weights w of a group,
+//     initialize_scales   s = max(smallest_scale, statistic(|w|) / divisor)
+//     quantize            q = level(w / s)
+//
+// Floor: initialize_scales reads each weight and writes each scale once; quantize reads weights and scales and writes
+// levels and effective scales once. Both go over all parameters in one launch (kernels/cuda/weights/weight_update.cuh).
 #include "kernels/cuda/weights/weight_update.cuh"
+#include "kernels/cuda/weights/weights.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -61,28 +64,23 @@ __global__ void __launch_bounds__(update_threads, 4) quantize_kernel(const Updat
 
 }  // namespace
 
-void CudaBackend::initialize_scales(std::span<const ParameterRows> parameters) {
+void initialize_scales(Device& device, WeightTables& tables, const InitializeScales& arguments) {
     std::vector<ParameterRows> quantized;
-    for (const ParameterRows& parameter : parameters) {
-        if (parameter.grid == Grid::none) continue;
-        check_parameter("initialize_scales", parameter);
-        quantized.push_back(parameter);
-    }
+    for (const ParameterRows& parameter : arguments.parameters)
+        if (parameter.grid != Grid::none) quantized.push_back(parameter);
     if (quantized.empty()) return;
-    const UpdateTables tables = updates_->by_groups(quantized);
-    CU_LAUNCH(initialize_scales_kernel, static_cast<unsigned>(tables.block_count), update_threads, 0,
-              stream(), tables);
+    const UpdateTables uploaded = tables.by_groups(quantized);
+    CU_LAUNCH(initialize_scales_kernel, static_cast<unsigned>(uploaded.block_count), update_threads, 0,
+              device.stream(), uploaded);
 }
 
-void CudaBackend::quantize(std::span<const ParameterRows> parameters) {
-    for (const ParameterRows& parameter : parameters) check_parameter("quantize", parameter);
-    if (parameters.empty()) return;
-    quantize(updates_->by_steps(parameters));
+void quantize(CuStream stream, const UpdateTables& tables) {
+    CU_LAUNCH(quantize_kernel, static_cast<unsigned>(tables.block_count), update_threads, 0, stream, tables);
 }
 
-void CudaBackend::quantize(const UpdateTables& tables) {
-    CU_LAUNCH(quantize_kernel, static_cast<unsigned>(tables.block_count), update_threads, 0, stream(),
-              tables);
+void quantize(Device& device, WeightTables& tables, const Quantize& arguments) {
+    if (arguments.parameters.empty()) return;
+    quantize(device.stream(), tables.by_steps(arguments.parameters));
 }
 
 }  // namespace train_qat::CU_BACKEND

@@ -1,13 +1,14 @@
 // The straight-through estimator's backward pass and the gradient norm, once per optimizer step. With dq, the
 // gradient with respect to the levels, w, s and r = w / s,
-//     dŵ = dq / s                        one scale per row; otherwise dq is dŵ already
+//     dŵ             = dq / s            one scale per row; otherwise dq is dŵ already
 //     gradient       = inside(r) ? dŵ : 0
 //     scale_gradient = g * sum over the group of dŵ * scale_gradient(r)
 //     squares        = sum of the squares of both
-// Each row block reads weights and gradients once, writes gradients once, and leaves one partial sum of
-// squares. Sums are in double and in fixed order.
-#include "kernels/cuda/cuda_backend.h"
+//
+// Floor: weights read, gradients read and written, once. Each row block leaves one partial sum of squares, which a
+// second kernel adds up for each parameter; sums are in double and in fixed order.
 #include "kernels/cuda/weights/weight_update.cuh"
+#include "kernels/cuda/weights/weights.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -88,18 +89,15 @@ __global__ void __launch_bounds__(update_threads)
 
 }  // namespace
 
-void CudaBackend::ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) {
-    check_tensor("ste_backward_and_norm", "squares", squares, DType::float32,
-                 {static_cast<int64_t>(parameters.size())});
-    for (const ParameterRows& parameter : parameters) check_gradients("ste_backward_and_norm", parameter);
-    if (parameters.empty()) return;
-    const UpdateTables tables = updates_->by_groups(parameters);
+void ste_backward_and_norm(Device& device, WeightTables& tables, const SteBackwardAndNorm& arguments) {
+    if (arguments.parameters.empty()) return;
+    const UpdateTables uploaded = tables.by_groups(arguments.parameters);
     auto* const partial_squares =
-        static_cast<double*>(scratch(tables.block_count * static_cast<int64_t>(sizeof(double))));
-    CU_LAUNCH(ste_backward_kernel, static_cast<unsigned>(tables.block_count), update_threads, 0, stream(),
-              partial_squares, tables);
-    CU_LAUNCH(sum_squares_kernel, static_cast<unsigned>(tables.parameter_count), update_threads, 0, stream(),
-              squares.as<float>(), partial_squares, tables);
+        static_cast<double*>(device.scratch(uploaded.block_count * static_cast<int64_t>(sizeof(double))));
+    CU_LAUNCH(ste_backward_kernel, static_cast<unsigned>(uploaded.block_count), update_threads, 0,
+              device.stream(), partial_squares, uploaded);
+    CU_LAUNCH(sum_squares_kernel, static_cast<unsigned>(uploaded.parameter_count), update_threads, 0,
+              device.stream(), arguments.squares.as<float>(), partial_squares, uploaded);
 }
 
 }  // namespace train_qat::CU_BACKEND

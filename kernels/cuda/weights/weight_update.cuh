@@ -1,117 +1,27 @@
-// What the four operations on parameters share: one launch works on all parameters, by two tables in device
-// memory - the parameters, and blocks of whole rows, one for each thread block - and quantize() and
-// adamw_and_quantize() end the same way, with writing each weight's level to where matmuls read it.
-//
-// Two ways through a block of rows:
-//   * by groups (initialize_scales, ste_backward_and_norm), where something is summed over each group: groups
-//     of weights with one scale lie one behind the other in memory, and each is summed by a team of lanes;
-//   * by steps (quantize, adamw_and_quantize), where each weight stands for itself: a warp takes 128
-//     neighbouring columns of a row at a time, 32 where addresses allow no vectors. The scales come before:
-//     they depend on nothing but themselves.
-//
-// Form of a quantized weight in ComputeWeight::storage:
-//   plain    (rows, columns) in the compute type: levels, or scale * level where a row has several groups
-//   codes    rows of code_row_bytes (kernels/codes.h), and behind them, where a row has several groups, the
-//            effective scales (rows, groups) float32
-// and in scale_storage the effective scale of a row that has one, else 1. A level that is NaN has no code: it
-// makes the scale of its group NaN, so that it stays visible.
+// How quantize() and its kin go over weights in kernels. One launch works on all parameters: a thread block takes a
+// block of rows (kernels/cuda/weights/weight_tables.h). There are two ways through it:
+//   * by groups (initialize_scales, ste_backward_and_norm), where something is summed over each group: groups of
+//     weights with one scale lie one behind the other in memory, and each is summed by a team of lanes;
+//   * by steps (quantize, adamw_and_quantize), where each weight stands for itself: a warp takes 128 neighbouring
+//     columns of a row at a time, 32 where addresses allow no vectors. The scales come before: they depend on nothing
+//     but themselves. In the end each weight's level is written to where matmuls read it
+//     (kernels/cuda/weights/weight_layout.h).
+// A level that is NaN has no code: it makes the scale of its group NaN, so that it stays visible.
 #pragma once
 
 #include <limits>
-#include <span>
-#include <vector>
+#include <type_traits>
 
-#include "kernels/backend.h"
 #include "kernels/codes.h"
 #include "kernels/cuda/platform/portable.cuh"
+#include "kernels/cuda/weights/weight_tables.h"
 
 namespace train_qat::CU_BACKEND {
 
-class CudaBackend;
-
-constexpr int update_threads = 256, update_warps = update_threads / 32;
-
-enum class WeightForm : uint8_t { absent, float32, bfloat16, codes };
-
-// A parameter as kernels see it. With R rows, C columns, G groups per row:
-struct alignas(16) UpdateParameter {
-    float* master = nullptr;               // (R, C), or
-    bfloat16* narrow_master = nullptr;     // (R, C)
-    float* gradient = nullptr;             // (R, C)
-    float* first_moment = nullptr;         // (R, C)
-    float* second_moment = nullptr;        // (R, C)
-    float* scale = nullptr;                // (R, G)
-    float* scale_gradient = nullptr;       // (R, G)
-    float* scale_first_moment = nullptr;   // (R, G)
-    float* scale_second_moment = nullptr;  // (R, G)
-    void* levels = nullptr;                // first row of this parameter in ComputeWeight::storage
-    float* row_scale = nullptr;            // (R), effective
-    float* group_scale = nullptr;          // (R, G), effective; codes with G > 1
-    int32_t rows = 0;
-    int32_t columns = 0;
-    int32_t code_row_bytes = 0;
-    int32_t group = 0;   // columns per scale
-    int32_t groups = 0;  // G; 0 without a grid
-    int32_t lanes_per_group = 32;
-    int32_t first_block = 0, blocks = 0;  // in the table of row blocks
-    float scale_gradient_factor = 1.0f;
-    uint32_t number = 0;        // ParameterRows::number,
-    int64_t first_element = 0;  // first_element
-    Grid grid = Grid::none;
-    WeightForm form = WeightForm::absent;
-    bool vectors = false;  // four neighbouring numbers are one access, and belong to one group
-    bool decay = true;
-
-    bool operator==(const UpdateParameter&) const = default;
-};
-
-struct alignas(16) RowBlock {
-    int32_t parameter;
-    int32_t first_row;
-    int32_t rows;
-};
-
-// Both tables in device memory.
-struct UpdateTables {
-    const UpdateParameter* parameters = nullptr;
-    const RowBlock* row_blocks = nullptr;
-    int64_t parameter_count = 0;
-    int64_t block_count = 0;
-};
-
-// Builds the tables of a call, and keeps them for calls with the same parameters.
-class WeightUpdate {
-  public:
-    explicit WeightUpdate(CudaBackend& backend) : backend_(backend) {}
-
-    // For operations by groups.
-    UpdateTables by_groups(std::span<const ParameterRows> parameters);
-    // For operations by steps. Decides the form of each ComputeWeight and writes it there: codes where
-    // CudaBackend::stores_codes says so and all parameters of the call that share the weight have the same
-    // grid and group.
-    UpdateTables by_steps(std::span<const ParameterRows> parameters);
-
-    // For quantize(), with messages (kernels/backend.h) of whole parameters as destinations of these rows.
-    UpdateTables to_messages(std::span<const ParameterRows> rows, std::span<const WeightMessage> messages);
-    // The decision of by_steps alone.
-    void choose_forms(std::span<const ParameterRows> parameters);
-
-  private:
-    struct Kept {
-        std::vector<UpdateParameter> parameters;
-        UpdateTables tables;
-        DeviceMemory memory;
-    };
-    UpdateTables uploaded(Kept& kept, std::vector<UpdateParameter>&& parameters, int64_t fewest_rows);
-
-    CudaBackend& backend_;
-    Kept by_groups_, by_steps_, to_messages_;
-};
-
 // ---- dispatch
 
-// Calls function.operator()<grid, width, Master>(): width is the elements of one access, Master the type of
-// the weights. The same branch for all threads of a block.
+// Calls function.operator()<grid, width, Master>(): width is the elements of one access, Master the type of the
+// weights. The same branch for all threads of a block.
 template <Grid grid, typename Function>
 CU_DEVICE void with_access(const UpdateParameter& p, const Function& function) {
     if (p.narrow_master != nullptr) {
@@ -344,5 +254,10 @@ CU_DEVICE void update_row_block(const UpdateTables& tables, const MakeStep& make
     if (p.form != WeightForm::codes) return;
     if (block_sum<update_threads>(has_nan ? 1 : 0, scratch) > 0) mark_nan_groups(tables);
 }
+
+// ---- launcher, in quantize.cu
+
+// Quantizes what the tables say to where they say.
+void quantize(CuStream stream, const UpdateTables& tables);
 
 }  // namespace train_qat::CU_BACKEND

@@ -1,15 +1,13 @@
-// Quantized weights as operands of tile_matmul: sources (matmul_operands.cuh) that turn packed codes, or
-// master weights, into levels on their way into the tensor cores.
-//
-// One scale per row: the tile holds the levels q, exact in bfloat16, and the scale stays outside of the
-// product. Several scales per row: it holds s * q rounded to bfloat16, as in kernels/backend.h. (In float32 s
-// * q is exact: a float16 scale has 11 bits, a level at most 8.)
-//
-// Eight neighbouring weights of a row belong to one thread; they have one scale, since groups are multiples
-// of eight.
+// Packed codes (kernels/codes.h) as an operand of tile_matmul: a source (matmul_operands.cuh) that turns them into levels
+// on their way into the tensor cores.
+//     one scale per row        the tile holds the levels q, exact in bfloat16; the scale stays outside of the product
+//     several scales per row   it holds s * q rounded to bfloat16, as in kernels/weights.h; in float32 s * q is exact,
+//                              since a float16 scale has 11 bits and a level at most 8
+// Eight neighbouring weights of a row belong to one thread; they have one scale, since groups are multiples of eight.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -32,7 +30,13 @@ struct WeightScales {
     }
 };
 
-// ---- packed codes
+inline WeightScales weight_scales(const float* data, int64_t columns, int64_t group) {
+    constexpr int whole_row = 31;
+    return {data, static_cast<int>(columns / group),
+            group < columns ? std::countr_zero(static_cast<uint64_t>(group)) : whole_row};
+}
+
+// ---- codes
 
 // Eight codes of `bits` bits: one load.
 template <int bits>
@@ -73,53 +77,6 @@ struct PackedCodes {
         for (int i = 0; i < 4; ++i)
             result[i] =
                 pack_bfloat16(level(raw.codes, 2 * i) * raw.scale, level(raw.codes, 2 * i + 1) * raw.scale);
-        return result;
-    }
-};
-
-// ---- master weights
-
-// Master: float or bfloat16. aligned: eight weights are whole accesses of 16 bytes.
-template <typename Master, Grid grid, bool aligned>
-struct MasterWeights {
-    const Master* weights;
-    int rows, columns;
-    WeightScales scales;  // as the optimizer has them
-    bool grouped;         // several scales per row
-
-    static constexpr int width = 16 / sizeof(Master), parts = 8 / width;
-    struct Raw {
-        Vector<Master, width> part[parts];
-        float scale;
-    };
-    CU_DEVICE Raw fetch(int row, int column) const {
-        row = std::min(row, rows - 1);
-        column = std::min(column, (columns - 1) / 8 * 8);
-        const Master* from = weights + int64_t{row} * columns;
-        Raw raw;
-        CU_UNROLL
-        for (int p = 0; p < parts; ++p) {
-            const int first = column + p * width;
-            if constexpr (aligned) {
-                raw.part[p] = load_vector<width>(from + first);
-            } else {
-                CU_UNROLL
-                for (int e = 0; e < width; ++e)
-                    raw.part[p][e] = load(from + std::min(first + e, columns - 1));
-            }
-        }
-        raw.scale = scales.at(row, column);
-        return raw;
-    }
-    CU_DEVICE Vector<uint32_t, 4> convert(const Raw& raw) const {
-        const float scale = effective_scale(raw.scale), factor = grouped ? scale : 1.0f;
-        const auto value = [&](int i) {
-            return GridTraits<grid>::level(static_cast<float>(raw.part[i / width][i % width]) / scale) *
-                   factor;
-        };
-        Vector<uint32_t, 4> result;
-        CU_UNROLL
-        for (int i = 0; i < 4; ++i) result[i] = pack_bfloat16(value(2 * i), value(2 * i + 1));
         return result;
     }
 };

@@ -1,12 +1,13 @@
 // The tables by which one launch works on all parameters, and the choice of each weight's form.
-#include "kernels/cuda/weights/weight_update.cuh"
+#include "kernels/cuda/weights/weight_tables.h"
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <stdexcept>
 #include <utility>
 
-#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/weights/weight_layout.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -20,7 +21,7 @@ UpdateParameter described(const ParameterRows& p) {
     // Positions within a row and within a row block are int.
     constexpr int64_t most = 1 << 30;
     if (p.rows > most || p.columns > most)
-        throw std::logic_error("CudaBackend: a parameter has more than 2^30 rows or columns");
+        throw std::logic_error("weights: a parameter has more than 2^30 rows or columns");
     UpdateParameter result;
     result.master = p.master;
     result.narrow_master = p.narrow_master;
@@ -48,20 +49,16 @@ UpdateParameter described(const ParameterRows& p) {
 // Where the levels and effective scales of a parameter go.
 void add_destination(UpdateParameter& result, const ParameterRows& p) {
     const ComputeWeight& weight = *p.compute;
-    auto* const storage = static_cast<unsigned char*>(weight.storage);
-    result.row_scale = weight.scale_storage + p.first_row;
+    const WeightLayout layout = layout_of(weight, p.first_row);
+    result.levels = layout.numbers;
+    result.row_scale = layout.row_scale;
     if (weight.codes == Grid::none) {
         result.form = weight.dtype == DType::bfloat16 ? WeightForm::bfloat16 : WeightForm::float32;
-        result.levels = storage + p.first_row * p.columns * size_of(weight.dtype);
         return;
     }
     result.form = WeightForm::codes;
-    result.code_row_bytes = static_cast<int32_t>(code_row_bytes(weight.columns, code_bits(weight.codes)));
-    result.levels = storage + p.first_row * result.code_row_bytes;
-    if (result.groups > 1)
-        result.group_scale = reinterpret_cast<float*>(
-                                 storage + code_scales_offset(weight.rows, weight.columns, weight.codes)) +
-                             p.first_row * result.groups;
+    result.code_row_bytes = static_cast<int32_t>(layout.row_bytes);
+    result.group_scale = layout.group_scale;
 }
 
 void add_message(UpdateParameter& result, const ParameterRows& p, const WeightMessage& message) {
@@ -92,7 +89,7 @@ int32_t lanes_for(const UpdateParameter& p) {
 
 }  // namespace
 
-UpdateTables WeightUpdate::uploaded(Kept& kept, std::vector<UpdateParameter>&& parameters,
+UpdateTables WeightTables::uploaded(Kept& kept, std::vector<UpdateParameter>&& parameters,
                                     int64_t fewest_rows) {
     int64_t count = 0;
     const auto rows_per_block = [&](const UpdateParameter& p) {
@@ -107,7 +104,7 @@ UpdateTables WeightUpdate::uploaded(Kept& kept, std::vector<UpdateParameter>&& p
         count += p.blocks;
     }
     if (count > std::numeric_limits<int32_t>::max())
-        throw std::logic_error("CudaBackend: more row blocks of parameters than a launch can have");
+        throw std::logic_error("weights: more row blocks of parameters than a launch can have");
     // The row blocks follow from the parameters.
     if (parameters == kept.parameters) return kept.tables;
 
@@ -124,12 +121,12 @@ UpdateTables WeightUpdate::uploaded(Kept& kept, std::vector<UpdateParameter>&& p
     // Until the tables are complete none are kept.
     kept.parameters.clear();
     if (parameter_bytes + block_bytes > kept.memory.bytes()) {
-        kept.memory = DeviceMemory();
-        kept.memory = DeviceMemory(backend_, parameter_bytes + block_bytes);
+        kept.memory = DeviceBuffer();
+        kept.memory = DeviceBuffer(device_, parameter_bytes + block_bytes);
     }
     auto* const memory = static_cast<unsigned char*>(kept.memory.data());
-    backend_.copy_to_device(memory, parameters.data(), parameter_bytes);
-    backend_.copy_to_device(memory + parameter_bytes, blocks.data(), block_bytes);
+    device_.runtime().copy_to_device(memory, parameters.data(), parameter_bytes);
+    device_.runtime().copy_to_device(memory + parameter_bytes, blocks.data(), block_bytes);
     kept.tables = {reinterpret_cast<const UpdateParameter*>(memory),
                    reinterpret_cast<const RowBlock*>(memory + parameter_bytes), std::ssize(parameters),
                    count};
@@ -137,14 +134,14 @@ UpdateTables WeightUpdate::uploaded(Kept& kept, std::vector<UpdateParameter>&& p
     return kept.tables;
 }
 
-UpdateTables WeightUpdate::by_groups(std::span<const ParameterRows> parameters) {
+UpdateTables WeightTables::by_groups(std::span<const ParameterRows> parameters) {
     std::vector<UpdateParameter> table;
     for (const ParameterRows& p : parameters) table.push_back(described(p));
     // Each warp of a block has a row, even where rows are long.
     return uploaded(by_groups_, std::move(table), update_warps);
 }
 
-UpdateTables WeightUpdate::by_steps(std::span<const ParameterRows> parameters) {
+UpdateTables WeightTables::by_steps(std::span<const ParameterRows> parameters) {
     choose_forms(parameters);
     std::vector<UpdateParameter> table;
     for (const ParameterRows& p : parameters) {
@@ -154,7 +151,7 @@ UpdateTables WeightUpdate::by_steps(std::span<const ParameterRows> parameters) {
     return uploaded(by_steps_, std::move(table), 1);
 }
 
-UpdateTables WeightUpdate::to_messages(std::span<const ParameterRows> rows,
+UpdateTables WeightTables::to_messages(std::span<const ParameterRows> rows,
                                        std::span<const WeightMessage> messages) {
     std::vector<UpdateParameter> table;
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -164,7 +161,7 @@ UpdateTables WeightUpdate::to_messages(std::span<const ParameterRows> rows,
     return uploaded(to_messages_, std::move(table), 1);
 }
 
-void WeightUpdate::choose_forms(std::span<const ParameterRows> parameters) {
+void WeightTables::choose_forms(std::span<const ParameterRows> parameters) {
     std::map<ComputeWeight*, std::vector<const ParameterRows*>> weights;
     for (const ParameterRows& p : parameters)
         if (p.compute != nullptr) weights[p.compute].push_back(&p);
@@ -174,7 +171,7 @@ void WeightUpdate::choose_forms(std::span<const ParameterRows> parameters) {
             return part->grid == first.grid && (part->grid == Grid::none || part->group == first.group);
         });
         const bool codes =
-            alike && first.grid != Grid::none && backend_.stores_codes(*weight, first.grid, first.group);
+            alike && first.grid != Grid::none && stores_codes_(*weight, first.grid, first.group);
         weight->codes = codes ? first.grid : Grid::none;
         weight->code_group = codes ? first.group : 0;
         // Rows without a scale of their own have a one in its place.

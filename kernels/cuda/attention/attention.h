@@ -1,0 +1,17 @@
+// Causal attention with grouped key/value heads: kernels/operations.h says what it computes.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/platform/device.h"
+#include "kernels/operations.h"
+
+namespace train_qat::CU_BACKEND {
+
+void attention_forward(Device& device, const AttentionForward& arguments);
+void attention_backward(Device& device, const AttentionBackward& arguments);
+
+// Bytes of AttentionBackward::workspace.
+int64_t attention_backward_workspace(const AttentionShape& shape);
+
+}  // namespace train_qat::CU_BACKEND
