@@ -7,7 +7,7 @@
 
 #include "dev/emulator/emulator.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/matmul/matmul_forms.h"
+#include "kernels/cuda/matmul/dense_matmul.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
 
@@ -18,7 +18,7 @@ inline Backend& emulated_device() {
     return *backend;
 }
 inline CU_BACKEND::CuStream emulated_stream() {
-    return dynamic_cast<CU_BACKEND::CudaBackend&>(emulated_device()).stream();
+    return dynamic_cast<CU_BACKEND::CudaBackend&>(emulated_device()).device().stream();
 }
 
 // Calls `body` with races checked and threads in several orders.

@@ -70,7 +70,8 @@ Array plain_levels(Bench& bench, const ComputeWeight& weight) {
 // The plain form of a weight that holds codes.
 Array unpacked(Bench& bench, const ComputeWeight& weight) {
     const Tensor out = bench.output("unpacked", DType::bfloat16, {weight.rows, weight.columns});
-    CU_BACKEND::unpack_codes(dynamic_cast<CU_BACKEND::CudaBackend&>(bench.backend()).stream(), out, weight);
+    CU_BACKEND::unpack_codes(dynamic_cast<CU_BACKEND::CudaBackend&>(bench.backend()).device().stream(), out,
+                             weight);
     return bench.read(out);
 }
 
@@ -173,11 +174,9 @@ TEST_CASE("a NaN weight makes the scale of its group NaN where it has no code", 
         Bench bench(codes_backend());
         const ComputeWeight& weight = place_weight(bench, host, DType::bfloat16);
         const int64_t groups = 128 / group;
-        const unsigned char* storage = static_cast<const unsigned char*>(weight.storage);
-        const std::vector<float> scales =
-            groups == 1 ? numbers_of<float>(codes_backend(), weight.scale_storage, 3)
-                        : numbers_of<float>(codes_backend(),
-                                            storage + code_scales_offset(3, 128, Grid::integer4), 3 * groups);
+        const CU_BACKEND::WeightLayout layout = CU_BACKEND::layout_of(weight);
+        const std::vector<float> scales = numbers_of<float>(
+            codes_backend(), groups == 1 ? layout.row_scale : layout.group_scale, 3 * groups);
         for (int64_t i = 0; i < 3 * groups; ++i) {
             INFO("group of " << group << ", scale " << i);
             CHECK(std::isnan(scales[i]) == (i == groups + 70 / group));

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "dev/emulator/emulator.h"
-#include "kernels/cuda/matmul/matmul_forms.h"
+#include "kernels/cuda/matmul/dense_matmul.h"
 #include "test/kernels/cuda/matmul_fixture.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
@@ -40,7 +40,7 @@ std::string check_dense(MatmulForm form, const Extents& e, DType type, DType out
     const Tensor right =
         form == MatmulForm::nt ? operand("b", b, e.columns, e.inner) : operand("b", b, e.inner, e.columns);
     if (type == DType::bfloat16)
-        matmul_bfloat16(emulated_stream(), form, out, left, right, accumulate, nullptr, size);
+        matmul_bfloat16(emulated_stream(), form, out, left, right, accumulate, size);
     else
         matmul_float32(emulated_stream(), form, out, left, right, accumulate);
     const reference::Result expected =
@@ -143,7 +143,7 @@ TEST_CASE("dense matmuls load each tile once, in whole sectors", "[cuda][own_mat
                                                  {nt ? e.columns : e.inner, nt ? e.inner : e.columns});
                 const Tensor out = bench.output("out", out_type, {e.rows, e.columns});
                 const emulator::LaunchReport launch = lint_matmul(e, tile, [&] {
-                    matmul_bfloat16(emulated_stream(), form, out, left, right, false, nullptr, tile.size);
+                    matmul_bfloat16(emulated_stream(), form, out, left, right, false, tile.size);
                 });
                 CHECK(launch.bytes_loaded == left.bytes() * CU_BACKEND::blocks_for(e.columns, tile.columns) +
                                                  right.bytes() * CU_BACKEND::blocks_for(e.rows, tile.rows));
