@@ -1,7 +1,6 @@
 // One training step of the benchmark model, timed. Two ways:
 //   train_qat_bench --profile [options]   where the time of a step goes, operation by operation
-//   train_qat_bench --serve [options]     for dev/bench.py: each line "step" on stdin runs one step and
-//   answers its
+//   train_qat_bench --serve [options]     for dev/bench.py: each line "step" on stdin runs one step and answers its
 //                                         milliseconds, so that peers can be timed in turn; "quit" ends
 // Both print the measured matmul peak first.
 #include <algorithm>
@@ -12,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "dev/profiling_backend.h"
+#include "dev/profiler.h"
 #include "kernels/cpu/openmp_settings.h"
 #include "model/optimizer.h"
 #include "model/transformer.h"
@@ -93,15 +92,14 @@ class Bench {
     std::vector<int32_t> inputs_, targets_;
 };
 
-void print_profile(const ProfilingBackend& backend, int steps) {
-    std::vector<std::pair<std::string, ProfilingBackend::Entry>> rows(backend.entries().begin(),
-                                                                      backend.entries().end());
+void print_profile(const Profiler& profiler, int steps) {
+    std::vector<std::pair<std::string, Profiler::Entry>> rows(profiler.entries().begin(), profiler.entries().end());
     std::sort(rows.begin(), rows.end(), [](auto& a, auto& b) { return a.second.seconds > b.second.seconds; });
     std::printf("%-26s %6s %9s %10s %9s\n", "operation", "calls", "ms/step", "GFLOP/s", "GB/s");
     for (const auto& [name, entry] : rows)
         std::printf("%-26s %6.0f %9.2f %10.0f %9.1f\n", name.c_str(),
                     static_cast<double>(entry.calls) / steps, entry.seconds * 1e3 / steps,
-                    entry.flops / entry.seconds / 1e9, entry.bytes / entry.seconds / 1e9);
+                    entry.cost.flops / entry.seconds / 1e9, entry.cost.bytes / entry.seconds / 1e9);
 }
 
 }  // namespace
@@ -122,10 +120,11 @@ int main(int argc, char** argv) {
         }
         return 0;
     }
-    ProfilingBackend profiling(*device);
-    Bench bench(settings, profiling);
+    Profiler profiler;
+    device->set_observer(settings.profile ? &profiler : nullptr);
+    Bench bench(settings, *device);
     for (int i = 0; i < 3; ++i) bench.step();
-    profiling.reset();
+    profiler.reset();
     std::vector<double> times;
     for (int i = 0; i < settings.steps; ++i) times.push_back(bench.step());
     std::sort(times.begin(), times.end());
@@ -133,5 +132,5 @@ int main(int argc, char** argv) {
     std::printf("step: median %.1f ms, fastest %.1f ms, %.0f tokens/s, %.1f%% of the measured matmul peak\n",
                 median, times.front(), bench.tokens() / median * 1e3,
                 100 * bench.flops() / (median * 1e-3) / peak);
-    if (settings.profile) print_profile(profiling, settings.steps);
+    if (settings.profile) print_profile(profiler, settings.steps);
 }

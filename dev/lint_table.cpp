@@ -11,6 +11,7 @@
 
 #include "dev/emulator/emulator.h"
 #include "kernels/backend.h"
+#include "kernels/device_memory.h"
 #include "kernels/cuda/platform/cuda_options.h"
 
 namespace train_qat {
@@ -114,17 +115,17 @@ ParameterRows make_parameter(LintTable& table, ComputeWeight& weight, Grid grid)
 void add_matmuls(LintTable& table, Backend& backend, const char* kind, Grid grid, double weight_bytes) {
     ComputeWeight weight = make_weight(table, backend, 2 * F, C, false);
     const ParameterRows parameter = make_parameter(table, weight, grid);
-    backend.quantize({&parameter, 1});
+    backend.quantize({.parameters = {&parameter, 1}});
     const Tensor x = table.narrow({M, C}), z = table.narrow({M, 2 * F}), dq = table.wide({2 * F, C});
     const double flops = 2.0 * M * C * 2 * F;
     const auto moved = static_cast<int64_t>(2 * (M * C + M * 2 * F) + weight_bytes * 2 * F * C);
     table.add((std::string("matmul_forward, ") + kind).c_str(), flops, moved,
-              [&] { backend.matmul_forward(z, x, weight); });
+              [&] { backend.matmul_forward({.z = z, .x = x, .weight = weight}); });
     table.add((std::string("matmul_input_gradient, ") + kind).c_str(), flops, moved,
-              [&] { backend.matmul_input_gradient(x, z, weight); });
+              [&] { backend.matmul_input_gradient({.dx = x, .dz = z, .weight = weight}); });
     if (grid == Grid::none)
         table.add("matmul_weight_gradient", flops, 2 * (M * C + M * 2 * F) + 8 * 2 * F * C,
-                  [&] { backend.matmul_weight_gradient(dq, z, x, true); });
+                  [&] { backend.matmul_weight_gradient({.dq = dq, .dz = z, .x = x, .accumulate = true}); });
 }
 
 void add_layers(LintTable& table, Backend& backend) {
@@ -133,28 +134,54 @@ void add_layers(LintTable& table, Backend& backend) {
                  dweight = table.wide({C}), scale = table.wide({C});
     void* workspace = table.bytes(backend.rmsnorm_backward_workspace(M, C));
     table.add("residual_rmsnorm_forward", 0, M * C * (4 + 4 + 2 + 2), [&] {
-        backend.residual_rmsnorm_forward(residual, y, rstd, residual, branch, scale, weight, 1e-5f);
+        backend.residual_rmsnorm_forward({.residual_out = residual,
+                                          .y = y,
+                                          .rstd = rstd,
+                                          .residual_in = residual,
+                                          .branch = branch,
+                                          .column_scale = scale,
+                                          .weight = weight,
+                                          .epsilon = 1e-5f});
     });
     table.add("rmsnorm_backward", 0, M * C * (2 + 4 + 4 + 4 + 2), [&] {
-        backend.rmsnorm_backward(d_residual, dweight, branch, y, residual, rstd, weight, scale, true, true,
-                                 workspace);
+        backend.rmsnorm_backward({.d_residual = d_residual,
+                                  .dweight = dweight,
+                                  .dz = branch,
+                                  .dy = y,
+                                  .residual = residual,
+                                  .rstd = rstd,
+                                  .weight = weight,
+                                  .column_scale = scale,
+                                  .accumulate_residual = true,
+                                  .accumulate_weight = true,
+                                  .workspace = workspace});
     });
     const Tensor gate_up = table.narrow({M, 2 * F}), hidden = table.narrow({M, F}),
                  ffn_scale = table.wide({2 * F});
-    table.add("swiglu_forward", 0, M * F * 6, [&] { backend.swiglu_forward(hidden, gate_up, ffn_scale); });
-    table.add("swiglu_backward", 0, M * F * 10,
-              [&] { backend.swiglu_backward(gate_up, hidden, gate_up, ffn_scale); });
+    table.add("swiglu_forward", 0, M * F * 6,
+              [&] { backend.swiglu_forward({.y = hidden, .gate_up = gate_up, .column_scale = ffn_scale}); });
+    table.add("swiglu_backward", 0, M * F * 10, [&] {
+        backend.swiglu_backward(
+            {.d_gate_up = gate_up, .dy = hidden, .gate_up = gate_up, .column_scale = ffn_scale});
+    });
     const Tensor logits = table.wide({M, V}), d_logits = table.narrow({M, V}), losses = table.wide({M}),
                  targets = table.tokens(), head_scale = table.wide({V});
-    table.add("cross_entropy", 0, M * V * 6,
-              [&] { backend.cross_entropy(losses, d_logits, logits, targets, head_scale, 1.0f); });
+    table.add("cross_entropy", 0, M * V * 6, [&] {
+        backend.cross_entropy({.losses = losses,
+                               .d_logits = d_logits,
+                               .logits = logits,
+                               .targets = targets,
+                               .column_scale = head_scale,
+                               .gradient_factor = 1.0f});
+    });
     ComputeWeight embedding = make_weight(table, backend, V, C, true);
     const Tensor dq = table.wide({V, C});
     table.add("embedding_forward", 0, M * C * 6,
-              [&] { backend.embedding_forward(residual, targets, embedding); });
-    table.add("embedding_backward", 0, M * C * 12,
-              [&] { backend.embedding_backward(dq, d_residual, targets, head_scale); });
-    table.add("sum", 0, M * 4, [&] { backend.sum(table.wide({1}), losses, false); });
+              [&] { backend.embedding_forward({.y = residual, .tokens = targets, .weight = embedding}); });
+    table.add("embedding_backward", 0, M * C * 12, [&] {
+        backend.embedding_backward({.dq = dq, .dy = d_residual, .tokens = targets, .row_scale = head_scale});
+    });
+    table.add("sum", 0, M * 4, [&] { backend.sum({.total = table.wide({1}), .values = losses}); });
 }
 
 void add_attention(LintTable& table, Backend& backend, int64_t head_dim) {
@@ -165,14 +192,25 @@ void add_attention(LintTable& table, Backend& backend, int64_t head_dim) {
     void* workspace = table.bytes(backend.attention_backward_workspace(shape));
     const double flops = 2.0 * B * T * T * C;  // of the two products, half of it hidden by the mask
     const std::string size = ", D = " + std::to_string(head_dim);
-    table.add(("rope_forward" + size).c_str(), 0, M * qkv_columns * 4,
-              [&] { backend.rope_forward(qkv, angles, angles, scale, shape); });
-    table.add(("rope_backward" + size).c_str(), 0, M * qkv_columns * 4,
-              [&] { backend.rope_backward(dqkv, angles, angles, scale, shape); });
+    table.add(("rope_forward" + size).c_str(), 0, M * qkv_columns * 4, [&] {
+        backend.rope_forward(
+            {.qkv = qkv, .cosines = angles, .sines = angles, .column_scale = scale, .shape = shape});
+    });
+    table.add(("rope_backward" + size).c_str(), 0, M * qkv_columns * 4, [&] {
+        backend.rope_backward(
+            {.dqkv = dqkv, .cosines = angles, .sines = angles, .column_scale = scale, .shape = shape});
+    });
     table.add(("attention_forward" + size).c_str(), flops, 2 * (M * qkv_columns + M * C),
-              [&] { backend.attention_forward(y, lse, qkv, shape); });
-    table.add(("attention_backward" + size).c_str(), 2.5 * flops, 4 * M * qkv_columns + 2 * M * C,
-              [&] { backend.attention_backward(dqkv, dy, qkv, y, lse, shape, workspace); });
+              [&] { backend.attention_forward({.y = y, .log_sum_exp = lse, .qkv = qkv, .shape = shape}); });
+    table.add(("attention_backward" + size).c_str(), 2.5 * flops, 4 * M * qkv_columns + 2 * M * C, [&] {
+        backend.attention_backward({.dqkv = dqkv,
+                                    .dy = dy,
+                                    .qkv = qkv,
+                                    .y = y,
+                                    .log_sum_exp = lse,
+                                    .shape = shape,
+                                    .workspace = workspace});
+    });
 }
 
 void add_optimizer(LintTable& table, Backend& backend) {
@@ -182,13 +220,17 @@ void add_optimizer(LintTable& table, Backend& backend) {
     AdamWStep step;
     step.learning_rate = step.scale_learning_rate = 1e-3f;
     step.clip_norm = 1;
-    table.add("quantize, 4 bits", 0, F * C * 9 / 2, [&] { backend.quantize({&parameter, 1}); });
-    table.add("initialize_scales", 0, F * C * 4, [&] { backend.initialize_scales({&parameter, 1}); });
+    table.add("quantize, 4 bits", 0, F * C * 9 / 2, [&] {
+        backend.quantize({.parameters = {&parameter, 1}});
+    });
+    table.add("initialize_scales", 0, F * C * 4, [&] {
+        backend.initialize_scales({.parameters = {&parameter, 1}});
+    });
     table.add("ste_backward_and_norm", 0, F * C * 12, [&] {
-        backend.ste_backward_and_norm({&parameter, 1}, squares);
+        backend.ste_backward_and_norm({.parameters = {&parameter, 1}, .squares = squares});
     });
     table.add("adamw_and_quantize, 4 bits", 0, F * C * 57 / 2, [&] {
-        backend.adamw_and_quantize({&parameter, 1}, step, squares);
+        backend.adamw_and_quantize({.parameters = {&parameter, 1}, .step = step, .squares = squares});
     });
 }
 

@@ -11,7 +11,7 @@
 //  * Dimensions may be any positive number, also one, also no multiple of anything.
 //  * A view with the wrong dtype or shape is a bug of the caller: std::logic_error naming operation and argument.
 //  * `accumulate` false overwrites the output, true adds to it.
-//  * Outputs come first. A tensor that is "or empty" may be left out.
+//  * Outputs come first. A tensor with a default, `= {}`, may be left out.
 //
 // Each struct has, beside its members,
 //     name      what messages and profiles call the operation
@@ -83,10 +83,10 @@ struct EmbeddingForward {
 
 // dq[token,:] += s[token] * dy[m,:], in the order of m
 struct EmbeddingBackward {
-    Tensor dq;         // (V, C) float32
-    Tensor dy;         // (M, C) float32
-    Tensor tokens;     // (M) int32
-    Tensor row_scale;  // (V) float32 or empty
+    Tensor dq;              // (V, C) float32
+    Tensor dy;              // (M, C) float32
+    Tensor tokens;          // (M) int32
+    Tensor row_scale = {};  // (V) float32 or empty
 
     static constexpr const char* name = "embedding_backward";
     void check() const;
@@ -100,13 +100,13 @@ struct EmbeddingBackward {
 //     rstd = 1 / sqrt(mean(r²) + epsilon)
 //     y    = r * rstd * weight
 struct ResidualRmsnormForward {
-    Tensor residual_out;  // (M, C) float32, may be residual_in's memory; empty with `branch`
-    Tensor y;             // (M, C) compute type
-    Tensor rstd;          // (M) float32
-    Tensor residual_in;   // (M, C) float32
-    Tensor branch;        // (M, C) compute type, or empty: then r = residual_in
-    Tensor column_scale;  // (C) float32 or empty
-    Tensor weight;        // (C) float32
+    Tensor residual_out = {};  // (M, C) float32, may be residual_in's memory; empty with `branch`
+    Tensor y;                  // (M, C) compute type
+    Tensor rstd;               // (M) float32
+    Tensor residual_in;        // (M, C) float32
+    Tensor branch = {};        // (M, C) compute type, or empty: then r = residual_in
+    Tensor column_scale = {};  // (C) float32 or empty
+    Tensor weight;             // (C) float32
     float epsilon = 0;
 
     static constexpr const char* name = "residual_rmsnorm_forward";
@@ -120,14 +120,14 @@ struct ResidualRmsnormForward {
 //     dz           = column_scale ∘ d_residual, in the compute type: the gradient that the linear layer before this
 //                    point of the residual stream wants
 struct RmsnormBackward {
-    Tensor d_residual;    // (M, C) float32
-    Tensor dweight;       // (C) float32
-    Tensor dz;            // (M, C) compute type, or empty: not wanted
-    Tensor dy;            // (M, C) compute type
-    Tensor residual;      // (M, C) float32: r
-    Tensor rstd;          // (M) float32
-    Tensor weight;        // (C) float32
-    Tensor column_scale;  // (C) float32 or empty
+    Tensor d_residual;         // (M, C) float32
+    Tensor dweight;            // (C) float32
+    Tensor dz = {};            // (M, C) compute type, or empty: not wanted
+    Tensor dy;                 // (M, C) compute type
+    Tensor residual;           // (M, C) float32: r
+    Tensor rstd;               // (M) float32
+    Tensor weight;             // (C) float32
+    Tensor column_scale = {};  // (C) float32 or empty
     bool accumulate_residual = false;
     bool accumulate_weight = false;
     void* workspace = nullptr;  // Backend::rmsnorm_backward_workspace(M, C) bytes
@@ -149,9 +149,9 @@ struct AttentionShape {
 // t * theta^(-2i/D). In place on qkv, columns [queries | keys | values]: all columns times column_scale, then queries
 // and keys turned.
 struct RopeForward {
-    Tensor qkv;             // (B*T, (H + 2G) * D) compute type
-    Tensor cosines, sines;  // (T, D/2) float32, or longer in T
-    Tensor column_scale;    // ((H + 2G) * D) float32 or empty
+    Tensor qkv;                // (B*T, (H + 2G) * D) compute type
+    Tensor cosines, sines;     // (T, D/2) float32, or longer in T
+    Tensor column_scale = {};  // ((H + 2G) * D) float32 or empty
     AttentionShape shape;
 
     static constexpr const char* name = "rope_forward";
@@ -161,9 +161,9 @@ struct RopeForward {
 
 // The gradient's queries and keys turned back, then all columns times column_scale.
 struct RopeBackward {
-    Tensor dqkv;            // (B*T, (H + 2G) * D) compute type
-    Tensor cosines, sines;  // (T, D/2) float32, or longer in T
-    Tensor column_scale;    // ((H + 2G) * D) float32 or empty
+    Tensor dqkv;               // (B*T, (H + 2G) * D) compute type
+    Tensor cosines, sines;     // (T, D/2) float32, or longer in T
+    Tensor column_scale = {};  // ((H + 2G) * D) float32 or empty
     AttentionShape shape;
 
     static constexpr const char* name = "rope_backward";
@@ -204,9 +204,9 @@ struct AttentionBackward {
 
 // SwiGLU (arXiv 2002.05202): y = silu(gate) * up, silu(x) = x / (1 + e^-x), [gate | up] = column_scale ∘ gate_up
 struct SwigluForward {
-    Tensor y;             // (M, F) compute type
-    Tensor gate_up;       // (M, 2F) compute type
-    Tensor column_scale;  // (2F) float32 or empty
+    Tensor y;                  // (M, F) compute type
+    Tensor gate_up;            // (M, 2F) compute type
+    Tensor column_scale = {};  // (2F) float32 or empty
 
     static constexpr const char* name = "swiglu_forward";
     void check() const;
@@ -215,10 +215,10 @@ struct SwigluForward {
 
 // d_gate_up = column_scale ∘ (gradient with respect to [gate | up])
 struct SwigluBackward {
-    Tensor d_gate_up;     // (M, 2F) compute type, may be gate_up's memory
-    Tensor dy;            // (M, F) compute type
-    Tensor gate_up;       // as in the forward pass, not yet scaled
-    Tensor column_scale;  // (2F) float32 or empty
+    Tensor d_gate_up;          // (M, 2F) compute type, may be gate_up's memory
+    Tensor dy;                 // (M, F) compute type
+    Tensor gate_up;            // as in the forward pass, not yet scaled
+    Tensor column_scale = {};  // (2F) float32 or empty
 
     static constexpr const char* name = "swiglu_backward";
     void check() const;
@@ -231,11 +231,11 @@ struct SwigluBackward {
 //     losses[m] = log(sum_v e^l[m,v]) - l[m, target]
 //     d_logits  = column_scale ∘ (softmax(l) - onehot) * gradient_factor
 struct CrossEntropy {
-    Tensor losses;        // (M) float32
-    Tensor d_logits;      // (M, V) compute type, or empty: not wanted
-    Tensor logits;        // (M, V) float32
-    Tensor targets;       // (M) int32, each in [0, V)
-    Tensor column_scale;  // (V) float32 or empty
+    Tensor losses;             // (M) float32
+    Tensor d_logits = {};      // (M, V) compute type, or empty: not wanted
+    Tensor logits;             // (M, V) float32
+    Tensor targets;            // (M) int32, each in [0, V)
+    Tensor column_scale = {};  // (V) float32 or empty
     float gradient_factor = 0;
 
     static constexpr const char* name = "cross_entropy";

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/device_memory.h"
 
 namespace train_qat {
 

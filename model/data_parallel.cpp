@@ -119,10 +119,10 @@ void DataParallel::gather_weights() {
         own.push_back(kept);
         own_messages.push_back(messages_[m]);
     }
-    backend_.write_weight_messages(own, own_messages);
+    backend_.write_weight_messages({.rows = own, .messages = own_messages});
     communicator_.all_gather(weight_arrays());
     communicator_.wait();
-    backend_.read_weight_messages(whole_, messages_);
+    backend_.read_weight_messages({.parameters = whole_, .messages = messages_});
 }
 
 DataParallel::StepTraffic DataParallel::step_traffic() {

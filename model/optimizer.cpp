@@ -30,8 +30,9 @@ double Optimizer::finish_gradients() {
     Communicator& communicator = data_parallel_.communicator();
     const int64_t count = squares_.shape[1];
     const std::vector<ParameterRows> own = data_parallel_.own_rows();
-    backend_.ste_backward_and_norm(own, Tensor(squares_.rows(communicator.rank(), 1).data, DType::float32,
-                                               {static_cast<int64_t>(own.size())}));
+    backend_.ste_backward_and_norm({.parameters = own,
+                                    .squares = Tensor(squares_.rows(communicator.rank(), 1).data,
+                                                      DType::float32, {static_cast<int64_t>(own.size())})});
     const RankRows rows{squares_.data, communicator.size(), count * static_cast<int64_t>(sizeof(float))};
     communicator.all_gather({&rows, 1});
     communicator.wait();
@@ -65,8 +66,9 @@ void Optimizer::step(double learning_rate) {
     if (parameters_.quantized()) ++scale_steps_;
     update.scale_step = std::max<int64_t>(1, scale_steps_);
     data_parallel_.gather_gradients();
-    backend_.adamw_and_quantize(parameters_.rows(), update,
-                                Tensor(squares_.data, DType::float32, {squares_.elements()}));
+    backend_.adamw_and_quantize({.parameters = parameters_.rows(),
+                                 .step = update,
+                                 .squares = Tensor(squares_.data, DType::float32, {squares_.elements()})});
     data_parallel_.gather_weights();
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/device_memory.h"
 #include "kernels/ranks/communicator.h"
 #include "model/data_parallel.h"
 #include "model/parameters.h"

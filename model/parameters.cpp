@@ -242,7 +242,7 @@ void Parameters::use_quantization(bool on) {
 
 void Parameters::initialize_scales(Backend& backend) {
     if (!quantized_) throw std::logic_error("Parameters: scales without quantization");
-    backend.initialize_scales(rows_);
+    backend.initialize_scales({.parameters = rows_});
     for (const ParameterRows& rows : rows_) {
         const int64_t bytes = rows.scales() * static_cast<int64_t>(sizeof(float));
         if (bytes == 0) continue;

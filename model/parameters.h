@@ -75,7 +75,7 @@ class Parameters {
     // Initial scales from the present weights, their moments zero. Needs use_quantization(true).
     void initialize_scales(Backend& backend);
     // Makes the kept rows of the matmuls' copies agree with masters and scales.
-    void quantize(Backend& backend) const { backend.quantize(rows_); }
+    void quantize(Backend& backend) const { backend.quantize({.parameters = rows_}); }
 
     // The kept rows of all parameters that have some here, in the order of all().
     const std::vector<ParameterRows>& rows() const { return rows_; }

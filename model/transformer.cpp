@@ -1,10 +1,7 @@
 #include "model/transformer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
-
-#include "model/format.h"
 
 namespace train_qat {
 
@@ -12,12 +9,6 @@ namespace {
 
 // Rows of logits that exist at a time. Fewer cost matmul efficiency, more cost cache.
 constexpr int64_t maximum_chunk_rows = 512;
-
-std::string gibibytes(int64_t bytes) {
-    const bool large = bytes >= int64_t{1} << 30;
-    return formatted("%.2f %s", static_cast<double>(bytes) / (large ? 1 << 30 : 1 << 20),
-                     large ? "GiB" : "MiB");
-}
 
 }  // namespace
 
@@ -32,109 +23,6 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Quan
       parameters_(config_, quantization, compute_type, backend, parameter_arena_, shard),
       layers_(config.layers) {
     place_activations();
-}
-
-void Transformer::place_activations() {
-    const int64_t rows = batch_ * config_.sequence_length, width = config_.width;
-    const int64_t head_columns = config_.heads * config_.head_dim;
-    set_sequences(batch_, config_.sequence_length);
-    Arena& arena = activation_arena_;
-    const char* saved = "activations kept for the backward pass";
-    const char* passing = "activations and gradients in passing";
-    for (LayerActivations& layer : layers_) {
-        arena.place(saved, layer.residual_attention, DType::float32, {rows, width});
-        arena.place(saved, layer.attention_norm, compute_type_, {rows, width});
-        arena.place(saved, layer.attention_rstd, DType::float32, {rows});
-        arena.place(saved, layer.qkv, compute_type_, {rows, shape_.qkv_columns()});
-        arena.place(saved, layer.attention, compute_type_, {rows, head_columns});
-        arena.place(saved, layer.log_sum_exp, DType::float32, {rows * config_.heads});
-        arena.place(saved, layer.residual_ffn, DType::float32, {rows, width});
-        arena.place(saved, layer.ffn_norm, compute_type_, {rows, width});
-        arena.place(saved, layer.ffn_rstd, DType::float32, {rows});
-        arena.place(saved, layer.gate_up, compute_type_, {rows, 2 * config_.ffn});
-        arena.place(saved, layer.hidden, compute_type_, {rows, config_.ffn});
-    }
-    arena.place(saved, final_residual_, DType::float32, {rows, width});
-    arena.place(saved, final_norm_, compute_type_, {rows, width});
-    arena.place(saved, final_rstd_, DType::float32, {rows});
-    arena.place(passing, cosines_, DType::float32, {config_.sequence_length, config_.head_dim / 2});
-    arena.place(passing, sines_, DType::float32, {config_.sequence_length, config_.head_dim / 2});
-    arena.place(passing, tokens_, DType::int32, {rows});
-    arena.place(passing, targets_, DType::int32, {rows});
-    arena.place(passing, losses_, DType::float32, {rows});
-    arena.place(passing, loss_total_, DType::float32, {1});
-    arena.place(passing, branch_, compute_type_, {rows, width});
-    arena.place(passing, d_residual_, DType::float32, {rows, width});
-    arena.place(passing, dz_, compute_type_, {rows, width});
-    arena.place(passing, d_norm_, compute_type_, {rows, width});
-    arena.place(passing, d_hidden_, compute_type_, {rows, config_.ffn});
-    arena.place(passing, d_attention_, compute_type_, {rows, head_columns});
-    arena.place(passing, d_qkv_, compute_type_, {rows, shape_.qkv_columns()});
-    arena.place("a chunk of logits and their gradient", logits_, DType::float32,
-                {chunk_rows_, config_.vocabulary});
-    arena.place("a chunk of logits and their gradient", d_logits_, compute_type_,
-                {chunk_rows_, config_.vocabulary});
-    arena.place_bytes("workspace of operations", workspace_,
-                      std::max(backend_.rmsnorm_backward_workspace(rows, width),
-                               backend_.attention_backward_workspace(shape_)));
-}
-
-int64_t Transformer::memory_bytes() const {
-    return parameter_arena_.bytes() + activation_arena_.bytes();
-}
-
-std::string Transformer::memory_table() const {
-    std::string table;
-    const auto line = [&table](const std::string& name, int64_t bytes) {
-        table += formatted("  %-42s %12s\n", name.c_str(), gibibytes(bytes).c_str());
-    };
-    for (const Arena* arena : {&parameter_arena_, &activation_arena_})
-        for (const Arena::Purpose& purpose : arena->purposes()) line(purpose.name, purpose.bytes);
-    line("total", memory_bytes());
-    return table;
-}
-
-void Transformer::allocate() {
-    const int64_t available = backend_.available_memory();
-    if (memory_bytes() > available)
-        throw std::runtime_error("not enough memory: this run needs " + gibibytes(memory_bytes()) + ", " +
-                                 gibibytes(available) + " are available; " + what_would_fit(available) +
-                                 " (-plan prints the table)");
-    parameter_arena_.allocate(backend_);
-    activation_arena_.allocate(backend_);
-    parameters_.bind();
-    fill_rope_tables();
-}
-
-std::string Transformer::what_would_fit(int64_t bytes) const {
-    const auto needed = [this](int64_t batch) {
-        return Transformer(backend_, config_, quantization_, compute_type_, batch, parameters_.shard())
-            .memory_bytes();
-    };
-    if (needed(1) > bytes)
-        return "with -batch 1 it needs " + gibibytes(needed(1)) +
-               ": reduce -n or -seq_len, or use another device";
-    int64_t fits = 1, too_large = batch_;
-    while (too_large - fits > 1) {
-        const int64_t middle = fits + (too_large - fits) / 2;
-        (needed(middle) <= bytes ? fits : too_large) = middle;
-    }
-    return "-batch " + std::to_string(fits) + " would fit (" + gibibytes(needed(fits)) +
-           "); -grad_accum keeps the tokens of a step";
-}
-
-void Transformer::fill_rope_tables() {
-    const int64_t half = config_.head_dim / 2;
-    std::vector<float> cosines(config_.sequence_length * half), sines(cosines.size());
-    for (int64_t t = 0; t < config_.sequence_length; ++t)
-        for (int64_t i = 0; i < half; ++i) {
-            const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim);
-            const double angle = static_cast<double>(t) * std::pow(config_.rope_theta, exponent);
-            cosines[t * half + i] = static_cast<float>(std::cos(angle));
-            sines[t * half + i] = static_cast<float>(std::sin(angle));
-        }
-    backend_.copy_to_device(cosines_.data, cosines.data(), cosines_.bytes());
-    backend_.copy_to_device(sines_.data, sines.data(), sines_.bytes());
 }
 
 void Transformer::set_sequences(int64_t sequences, int64_t positions) {
@@ -153,50 +41,77 @@ void Transformer::upload_tokens(const int32_t* inputs, const int32_t* targets) {
 
 void Transformer::forward() {
     const Tensor none;
-    backend_.embedding_forward(active(layers_[0].residual_attention), active(tokens_),
-                               parameters_.embedding.compute);
+    backend_.embedding_forward({.y = active(layers_[0].residual_attention),
+                                .tokens = active(tokens_),
+                                .weight = parameters_.embedding.compute});
     for (size_t l = 0; l < layers_.size(); ++l) {
         const LayerWeights& weights = parameters_.layers[l];
         LayerActivations& layer = layers_[l];
         // From the second layer on, the stream first takes up what the feed-forward block before it has
         // computed.
         if (l == 0)
-            backend_.residual_rmsnorm_forward(none, active(layer.attention_norm),
-                                              active(layer.attention_rstd), active(layer.residual_attention),
-                                              none, none, weights.attention_norm.master,
-                                              config_.norm_epsilon);
+            backend_.residual_rmsnorm_forward({.y = active(layer.attention_norm),
+                                               .rstd = active(layer.attention_rstd),
+                                               .residual_in = active(layer.residual_attention),
+                                               .weight = weights.attention_norm.master,
+                                               .epsilon = config_.norm_epsilon});
         else
-            backend_.residual_rmsnorm_forward(active(layer.residual_attention), active(layer.attention_norm),
-                                              active(layer.attention_rstd),
-                                              active(layers_[l - 1].residual_ffn), active(branch_),
-                                              parameters_.layers[l - 1].down.compute.row_scale(),
-                                              weights.attention_norm.master, config_.norm_epsilon);
+            backend_.residual_rmsnorm_forward(
+                {.residual_out = active(layer.residual_attention),
+                 .y = active(layer.attention_norm),
+                 .rstd = active(layer.attention_rstd),
+                 .residual_in = active(layers_[l - 1].residual_ffn),
+                 .branch = active(branch_),
+                 .column_scale = parameters_.layers[l - 1].down.compute.row_scale(),
+                 .weight = weights.attention_norm.master,
+                 .epsilon = config_.norm_epsilon});
         forward_attention(weights, layer);
-        backend_.residual_rmsnorm_forward(active(layer.residual_ffn), active(layer.ffn_norm),
-                                          active(layer.ffn_rstd), active(layer.residual_attention),
-                                          active(branch_), weights.attention_output.compute.row_scale(),
-                                          weights.ffn_norm.master, config_.norm_epsilon);
+        backend_.residual_rmsnorm_forward({.residual_out = active(layer.residual_ffn),
+                                           .y = active(layer.ffn_norm),
+                                           .rstd = active(layer.ffn_rstd),
+                                           .residual_in = active(layer.residual_attention),
+                                           .branch = active(branch_),
+                                           .column_scale = weights.attention_output.compute.row_scale(),
+                                           .weight = weights.ffn_norm.master,
+                                           .epsilon = config_.norm_epsilon});
         forward_ffn(weights, layer);
     }
-    backend_.residual_rmsnorm_forward(active(final_residual_), active(final_norm_), active(final_rstd_),
-                                      active(layers_.back().residual_ffn), active(branch_),
-                                      parameters_.layers.back().down.compute.row_scale(),
-                                      parameters_.final_norm.master, config_.norm_epsilon);
+    backend_.residual_rmsnorm_forward({.residual_out = active(final_residual_),
+                                       .y = active(final_norm_),
+                                       .rstd = active(final_rstd_),
+                                       .residual_in = active(layers_.back().residual_ffn),
+                                       .branch = active(branch_),
+                                       .column_scale = parameters_.layers.back().down.compute.row_scale(),
+                                       .weight = parameters_.final_norm.master,
+                                       .epsilon = config_.norm_epsilon});
 }
 
 void Transformer::forward_attention(const LayerWeights& weights, LayerActivations& layer) {
     const Tensor log_sum_exp(layer.log_sum_exp.data, DType::float32,
                              {shape_.batch, shape_.heads, shape_.sequence});
-    backend_.matmul_forward(active(layer.qkv), active(layer.attention_norm), weights.qkv.compute);
-    backend_.rope_forward(active(layer.qkv), cosines_, sines_, weights.qkv.compute.row_scale(), shape_);
-    backend_.attention_forward(active(layer.attention), log_sum_exp, active(layer.qkv), shape_);
-    backend_.matmul_forward(active(branch_), active(layer.attention), weights.attention_output.compute);
+    backend_.matmul_forward(
+        {.z = active(layer.qkv), .x = active(layer.attention_norm), .weight = weights.qkv.compute});
+    backend_.rope_forward({.qkv = active(layer.qkv),
+                           .cosines = cosines_,
+                           .sines = sines_,
+                           .column_scale = weights.qkv.compute.row_scale(),
+                           .shape = shape_});
+    backend_.attention_forward({.y = active(layer.attention),
+                                .log_sum_exp = log_sum_exp,
+                                .qkv = active(layer.qkv),
+                                .shape = shape_});
+    backend_.matmul_forward(
+        {.z = active(branch_), .x = active(layer.attention), .weight = weights.attention_output.compute});
 }
 
 void Transformer::forward_ffn(const LayerWeights& weights, LayerActivations& layer) {
-    backend_.matmul_forward(active(layer.gate_up), active(layer.ffn_norm), weights.gate_up.compute);
-    backend_.swiglu_forward(active(layer.hidden), active(layer.gate_up), weights.gate_up.compute.row_scale());
-    backend_.matmul_forward(active(branch_), active(layer.hidden), weights.down.compute);
+    backend_.matmul_forward(
+        {.z = active(layer.gate_up), .x = active(layer.ffn_norm), .weight = weights.gate_up.compute});
+    backend_.swiglu_forward({.y = active(layer.hidden),
+                             .gate_up = active(layer.gate_up),
+                             .column_scale = weights.gate_up.compute.row_scale()});
+    backend_.matmul_forward(
+        {.z = active(branch_), .x = active(layer.hidden), .weight = weights.down.compute});
 }
 
 void Transformer::forward_losses() {
@@ -204,9 +119,12 @@ void Transformer::forward_losses() {
     for (int64_t first = 0; first < rows; first += chunk_rows_) {
         const int64_t count = std::min(chunk_rows_, rows - first);
         const Tensor logits = logits_.rows(0, count);
-        backend_.matmul_forward(logits, final_norm_.rows(first, count), parameters_.embedding.compute);
-        backend_.cross_entropy(losses_.rows(first, count), Tensor(), logits, targets_.rows(first, count),
-                               parameters_.embedding.compute.row_scale(), 0.0f);
+        backend_.matmul_forward(
+            {.z = logits, .x = final_norm_.rows(first, count), .weight = parameters_.embedding.compute});
+        backend_.cross_entropy({.losses = losses_.rows(first, count),
+                                .logits = logits,
+                                .targets = targets_.rows(first, count),
+                                .column_scale = parameters_.embedding.compute.row_scale()});
     }
 }
 
@@ -219,19 +137,31 @@ void Transformer::forward_and_backward_head(float gradient_factor, bool accumula
         const int64_t count = std::min(chunk_rows_, rows - first);
         const Tensor logits = logits_.rows(0, count), d_logits = d_logits_.rows(0, count);
         const Tensor input = final_norm_.rows(first, count);
-        backend_.matmul_forward(logits, input, head.compute);
-        backend_.cross_entropy(losses_.rows(first, count), d_logits, logits, targets_.rows(first, count),
-                               head.compute.row_scale(), gradient_factor);
-        backend_.matmul_weight_gradient(head.gradient, d_logits, input, accumulate || first > 0);
-        backend_.matmul_input_gradient(d_norm_.rows(first, count), d_logits, head.compute);
+        backend_.matmul_forward({.z = logits, .x = input, .weight = head.compute});
+        backend_.cross_entropy({.losses = losses_.rows(first, count),
+                                .d_logits = d_logits,
+                                .logits = logits,
+                                .targets = targets_.rows(first, count),
+                                .column_scale = head.compute.row_scale(),
+                                .gradient_factor = gradient_factor});
+        backend_.matmul_weight_gradient(
+            {.dq = head.gradient, .dz = d_logits, .x = input, .accumulate = accumulate || first > 0});
+        backend_.matmul_input_gradient(
+            {.dx = d_norm_.rows(first, count), .dz = d_logits, .weight = head.compute});
     }
 }
 
 void Transformer::backward(bool accumulate, DataParallel* ranks) {
-    backend_.rmsnorm_backward(
-        active(d_residual_), parameters_.final_norm.gradient, active(dz_), active(d_norm_),
-        active(final_residual_), active(final_rstd_), parameters_.final_norm.master,
-        parameters_.layers.back().down.compute.row_scale(), false, accumulate, workspace_);
+    backend_.rmsnorm_backward({.d_residual = active(d_residual_),
+                               .dweight = parameters_.final_norm.gradient,
+                               .dz = active(dz_),
+                               .dy = active(d_norm_),
+                               .residual = active(final_residual_),
+                               .rstd = active(final_rstd_),
+                               .weight = parameters_.final_norm.master,
+                               .column_scale = parameters_.layers.back().down.compute.row_scale(),
+                               .accumulate_weight = accumulate,
+                               .workspace = workspace_});
     for (size_t l = layers_.size(); l-- > 0;) {
         // dz for the feed-forward block below; the first layer has the embedding below it, which reads
         // d_residual.
@@ -240,41 +170,83 @@ void Transformer::backward(bool accumulate, DataParallel* ranks) {
         backward_attention(parameters_.layers[l], layers_[l], next_scale, accumulate);
         if (ranks != nullptr) ranks->sum_gradients(static_cast<int64_t>(l));
     }
-    backend_.embedding_backward(parameters_.embedding.gradient, active(d_residual_), active(tokens_),
-                                parameters_.embedding.compute.row_scale());
+    backend_.embedding_backward({.dq = parameters_.embedding.gradient,
+                                 .dy = active(d_residual_),
+                                 .tokens = active(tokens_),
+                                 .row_scale = parameters_.embedding.compute.row_scale()});
     if (ranks != nullptr) ranks->sum_gradients(-1);
 }
 
 void Transformer::backward_ffn(LayerWeights& weights, LayerActivations& layer, bool accumulate) {
-    backend_.matmul_weight_gradient(weights.down.gradient, active(dz_), active(layer.hidden), accumulate);
-    backend_.matmul_input_gradient(active(d_hidden_), active(dz_), weights.down.compute);
+    backend_.matmul_weight_gradient({.dq = weights.down.gradient,
+                                     .dz = active(dz_),
+                                     .x = active(layer.hidden),
+                                     .accumulate = accumulate});
+    backend_.matmul_input_gradient(
+        {.dx = active(d_hidden_), .dz = active(dz_), .weight = weights.down.compute});
     // The gradient takes the place of gate_up, which nothing reads after this.
-    backend_.swiglu_backward(active(layer.gate_up), active(d_hidden_), active(layer.gate_up),
-                             weights.gate_up.compute.row_scale());
-    backend_.matmul_weight_gradient(weights.gate_up.gradient, active(layer.gate_up), active(layer.ffn_norm),
-                                    accumulate);
-    backend_.matmul_input_gradient(active(d_norm_), active(layer.gate_up), weights.gate_up.compute);
-    backend_.rmsnorm_backward(active(d_residual_), weights.ffn_norm.gradient, active(dz_), active(d_norm_),
-                              active(layer.residual_ffn), active(layer.ffn_rstd), weights.ffn_norm.master,
-                              weights.attention_output.compute.row_scale(), true, accumulate, workspace_);
+    backend_.swiglu_backward({.d_gate_up = active(layer.gate_up),
+                              .dy = active(d_hidden_),
+                              .gate_up = active(layer.gate_up),
+                              .column_scale = weights.gate_up.compute.row_scale()});
+    backend_.matmul_weight_gradient({.dq = weights.gate_up.gradient,
+                                     .dz = active(layer.gate_up),
+                                     .x = active(layer.ffn_norm),
+                                     .accumulate = accumulate});
+    backend_.matmul_input_gradient(
+        {.dx = active(d_norm_), .dz = active(layer.gate_up), .weight = weights.gate_up.compute});
+    backend_.rmsnorm_backward({.d_residual = active(d_residual_),
+                               .dweight = weights.ffn_norm.gradient,
+                               .dz = active(dz_),
+                               .dy = active(d_norm_),
+                               .residual = active(layer.residual_ffn),
+                               .rstd = active(layer.ffn_rstd),
+                               .weight = weights.ffn_norm.master,
+                               .column_scale = weights.attention_output.compute.row_scale(),
+                               .accumulate_residual = true,
+                               .accumulate_weight = accumulate,
+                               .workspace = workspace_});
 }
 
 void Transformer::backward_attention(LayerWeights& weights, LayerActivations& layer, const Tensor& next_scale,
                                      bool accumulate) {
     const Tensor log_sum_exp(layer.log_sum_exp.data, DType::float32,
                              {shape_.batch, shape_.heads, shape_.sequence});
-    backend_.matmul_weight_gradient(weights.attention_output.gradient, active(dz_), active(layer.attention),
-                                    accumulate);
-    backend_.matmul_input_gradient(active(d_attention_), active(dz_), weights.attention_output.compute);
-    backend_.attention_backward(active(d_qkv_), active(d_attention_), active(layer.qkv),
-                                active(layer.attention), log_sum_exp, shape_, workspace_);
-    backend_.rope_backward(active(d_qkv_), cosines_, sines_, weights.qkv.compute.row_scale(), shape_);
-    backend_.matmul_weight_gradient(weights.qkv.gradient, active(d_qkv_), active(layer.attention_norm),
-                                    accumulate);
-    backend_.matmul_input_gradient(active(d_norm_), active(d_qkv_), weights.qkv.compute);
-    backend_.rmsnorm_backward(active(d_residual_), weights.attention_norm.gradient, active(dz_),
-                              active(d_norm_), active(layer.residual_attention), active(layer.attention_rstd),
-                              weights.attention_norm.master, next_scale, true, accumulate, workspace_);
+    backend_.matmul_weight_gradient({.dq = weights.attention_output.gradient,
+                                     .dz = active(dz_),
+                                     .x = active(layer.attention),
+                                     .accumulate = accumulate});
+    backend_.matmul_input_gradient(
+        {.dx = active(d_attention_), .dz = active(dz_), .weight = weights.attention_output.compute});
+    backend_.attention_backward({.dqkv = active(d_qkv_),
+                                 .dy = active(d_attention_),
+                                 .qkv = active(layer.qkv),
+                                 .y = active(layer.attention),
+                                 .log_sum_exp = log_sum_exp,
+                                 .shape = shape_,
+                                 .workspace = workspace_});
+    backend_.rope_backward({.dqkv = active(d_qkv_),
+                            .cosines = cosines_,
+                            .sines = sines_,
+                            .column_scale = weights.qkv.compute.row_scale(),
+                            .shape = shape_});
+    backend_.matmul_weight_gradient({.dq = weights.qkv.gradient,
+                                     .dz = active(d_qkv_),
+                                     .x = active(layer.attention_norm),
+                                     .accumulate = accumulate});
+    backend_.matmul_input_gradient(
+        {.dx = active(d_norm_), .dz = active(d_qkv_), .weight = weights.qkv.compute});
+    backend_.rmsnorm_backward({.d_residual = active(d_residual_),
+                               .dweight = weights.attention_norm.gradient,
+                               .dz = active(dz_),
+                               .dy = active(d_norm_),
+                               .residual = active(layer.residual_attention),
+                               .rstd = active(layer.attention_rstd),
+                               .weight = weights.attention_norm.master,
+                               .column_scale = next_scale,
+                               .accumulate_residual = true,
+                               .accumulate_weight = accumulate,
+                               .workspace = workspace_});
 }
 
 // ---- whole passes
@@ -290,7 +262,7 @@ void Transformer::train_micro_batch(const int32_t* inputs, const int32_t* target
         forward();
         forward_and_backward_head(static_cast<float>(1.0 / terms), accumulate);
         backward(accumulate, ranks);
-        backend_.sum(loss_total_, active(losses_), accumulate);
+        backend_.sum({.total = loss_total_, .values = active(losses_), .accumulate = accumulate});
         // A record must not end while others still use its memory.
         if (ranks != nullptr) ranks->communicator().wait();
     };
@@ -313,14 +285,15 @@ double Transformer::evaluate(const int32_t* inputs, const int32_t* targets, int6
     upload_tokens(inputs, targets);
     forward();
     forward_losses();
-    backend_.sum(loss_total_, active(losses_), false);
+    backend_.sum({.total = loss_total_, .values = active(losses_)});
     loss_terms_ = shape_.rows();
     return loss();
 }
 
 void Transformer::read_logits(int64_t first, int64_t count, float* logits) {
     const Tensor chunk = logits_.rows(0, count);
-    backend_.matmul_forward(chunk, final_norm_.rows(first, count), parameters_.embedding.compute);
+    backend_.matmul_forward(
+        {.z = chunk, .x = final_norm_.rows(first, count), .weight = parameters_.embedding.compute});
     backend_.copy_to_host(logits, chunk.data, chunk.bytes());
     const Tensor row_scale = parameters_.embedding.compute.row_scale();
     if (row_scale.empty()) return;

@@ -60,24 +60,18 @@ float clip_factor(const Tensor& squares, float clip_norm) {
 
 }  // namespace
 
-void CpuBackend::adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
-                                    const Tensor& squares) {
-    check_tensor("adamw_and_quantize", "squares", squares, DType::float32, {squares.shape[0]});
-    if (step.step < 1 || step.scale_step < 1)
-        throw std::logic_error("adamw_and_quantize: steps are counted from 1");
-    for (const ParameterRows& parameter : parameters) {
-        check_moments("adamw_and_quantize", parameter);
-        check_has_master("adamw_and_quantize", parameter);
-    }
-    const float factor = clip_factor(squares, step.clip_norm);
+void CpuBackend::compute(const AdamwAndQuantize& args) {
+    for (const ParameterRows& parameter : args.parameters) check_has_master(args.name, parameter);
+    const float factor = clip_factor(args.squares, args.step.clip_norm);
     const float unbounded = -__builtin_inff();
-    const Update decayed =
-        make_update(step, step.learning_rate, step.step, step.weight_decay, unbounded, factor);
-    const Update plain = make_update(step, step.learning_rate, step.step, 0.0f, unbounded, factor);
-    const Update scales =
-        make_update(step, step.scale_learning_rate, step.scale_step, 0.0f, smallest_scale, factor);
+    const Update decayed = make_update(args.step, args.step.learning_rate, args.step.step,
+                                       args.step.weight_decay, unbounded, factor);
+    const Update plain =
+        make_update(args.step, args.step.learning_rate, args.step.step, 0.0f, unbounded, factor);
+    const Update scales = make_update(args.step, args.step.scale_learning_rate, args.step.scale_step, 0.0f,
+                                      smallest_scale, factor);
 
-    update_and_quantize(parameters, [&](const ParameterRows& p, int64_t first, int64_t last) {
+    update_and_quantize(args.parameters, [&](const ParameterRows& p, int64_t first, int64_t last) {
         const int64_t begin = first * p.columns;
         adamw<false>(p.master + begin, p.gradient + begin, p.first_moment + begin, p.second_moment + begin,
                      (last - first) * p.columns, p.decay ? decayed : plain);

@@ -286,24 +286,19 @@ void backward_head(T* dqueries, const T* dy, int64_t y_stride, const T* queries,
 
 }  // namespace
 
-void CpuBackend::attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
-                                   const AttentionShape& shape) {
-    check_attention("attention_forward", shape);
+void CpuBackend::compute(const AttentionForward& args) {
+    const AttentionShape& shape = args.shape;
     const int64_t y_stride = shape.heads * shape.head_dim, stride = shape.qkv_columns();
-    check_tensor("attention_forward", "qkv", qkv, qkv.dtype, {shape.rows(), stride});
-    check_tensor("attention_forward", "y", y, qkv.dtype, {shape.rows(), y_stride});
-    check_tensor("attention_forward", "log_sum_exp", log_sum_exp, DType::float32,
-                 {shape.batch, shape.heads, shape.sequence});
     const HeadSizes size(shape);
-    with_compute_type("attention_forward", qkv.dtype, [&]<typename T>() {
+    with_compute_type(args.name, args.qkv.dtype, [&]<typename T>() {
         parallel_for(shape.batch * shape.heads, 1, [&](int64_t index, int64_t) {
             const int64_t b = index / shape.heads, h = index % shape.heads;
             const int64_t kv_head = h / (shape.heads / shape.kv_heads);
-            const T* queries = qkv.as<T>() + b * shape.sequence * stride + h * shape.head_dim;
+            const T* queries = args.qkv.as<T>() + b * shape.sequence * stride + h * shape.head_dim;
             const T* keys =
-                qkv.as<T>() + b * shape.sequence * stride + (shape.heads + kv_head) * shape.head_dim;
-            forward_head(y.as<T>() + b * shape.sequence * y_stride + h * shape.head_dim, y_stride,
-                         log_sum_exp.as<float>() + index * shape.sequence, queries, keys,
+                args.qkv.as<T>() + b * shape.sequence * stride + (shape.heads + kv_head) * shape.head_dim;
+            forward_head(args.y.as<T>() + b * shape.sequence * y_stride + h * shape.head_dim, y_stride,
+                         args.log_sum_exp.as<float>() + index * shape.sequence, queries, keys,
                          keys + shape.kv_heads * shape.head_dim, stride, size,
                          Scratch(thread_scratch(scratch_floats(size))));
         });
@@ -315,26 +310,19 @@ int64_t CpuBackend::attention_backward_workspace(const AttentionShape&) const {
     return 0;
 }
 
-void CpuBackend::attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
-                                    const Tensor& log_sum_exp, const AttentionShape& shape, void*) {
-    check_attention("attention_backward", shape);
+void CpuBackend::compute(const AttentionBackward& args) {
+    const AttentionShape& shape = args.shape;
     const int64_t y_stride = shape.heads * shape.head_dim, stride = shape.qkv_columns();
-    check_tensor("attention_backward", "qkv", qkv, qkv.dtype, {shape.rows(), stride});
-    check_tensor("attention_backward", "dqkv", dqkv, qkv.dtype, {shape.rows(), stride});
-    check_tensor("attention_backward", "y", y, qkv.dtype, {shape.rows(), y_stride});
-    check_tensor("attention_backward", "dy", dy, qkv.dtype, {shape.rows(), y_stride});
-    check_tensor("attention_backward", "log_sum_exp", log_sum_exp, DType::float32,
-                 {shape.batch, shape.heads, shape.sequence});
     const HeadSizes size(shape);
     const int64_t heads_per_group = shape.heads / shape.kv_heads;
-    with_compute_type("attention_backward", qkv.dtype, [&]<typename T>() {
+    with_compute_type(args.name, args.qkv.dtype, [&]<typename T>() {
         parallel_for(shape.batch * shape.kv_heads, 1, [&](int64_t index, int64_t) {
             const int64_t b = index / shape.kv_heads, kv_head = index % shape.kv_heads;
             const int64_t first_row = b * shape.sequence;
             const int64_t key_column = (shape.heads + kv_head) * shape.head_dim;
             const int64_t value_column = key_column + shape.kv_heads * shape.head_dim;
-            const T* rows = qkv.as<T>() + first_row * stride;
-            T* drows = dqkv.as<T>() + first_row * stride;
+            const T* rows = args.qkv.as<T>() + first_row * stride;
+            T* drows = args.dqkv.as<T>() + first_row * stride;
             using Element = typename TileElement<T>::type;
             Scratch scratch(thread_scratch(scratch_floats(size)));
             const KeyValueTiles<Element> kv(scratch, size);
@@ -345,9 +333,9 @@ void CpuBackend::attention_backward(const Tensor& dqkv, const Tensor& dy, const 
                                   size.positions, size.dim);
             for (int64_t h = kv_head * heads_per_group; h < (kv_head + 1) * heads_per_group; ++h) {
                 const int64_t offset = first_row * y_stride + h * shape.head_dim;
-                backward_head(drows + h * shape.head_dim, dy.as<T>() + offset, y_stride,
+                backward_head(drows + h * shape.head_dim, args.dy.as<T>() + offset, y_stride,
                               rows + h * shape.head_dim, stride,
-                              log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence, size, kv,
+                              args.log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence, size, kv,
                               scratch);
             }
             store_transposed(drows + key_column, stride, kv.key_gradient, size.padded_positions,

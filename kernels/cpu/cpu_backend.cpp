@@ -1,4 +1,4 @@
-// Device, memory and entry checks of the CPU backend.
+// Device and memory of the CPU backend.
 #include "kernels/cpu/cpu_backend.h"
 
 #include <omp.h>

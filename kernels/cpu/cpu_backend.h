@@ -36,55 +36,34 @@ class CpuBackend : public Backend {
 
     int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type,
                                  bool embedding) const override;
-    void initialize_scales(std::span<const ParameterRows> parameters) override;
-    void quantize(std::span<const ParameterRows> parameters) override;
-    void ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) override;
-    void adamw_and_quantize(std::span<const ParameterRows> parameters, const AdamWStep& step,
-                            const Tensor& squares) override;
-
-    int64_t weight_message_bytes(const ParameterRows& parameter) const override;
-    std::vector<WeightMessage> weight_messages(std::span<const ParameterRows> parameters,
-                                               void* buffer) override;
-    void write_weight_messages(std::span<const ParameterRows> rows,
-                               std::span<const WeightMessage> messages) override;
-    void read_weight_messages(std::span<const ParameterRows> parameters,
-                              std::span<const WeightMessage> messages) override;
-
-    void matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) override;
-    void matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) override;
-    void matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
-                                bool accumulate) override;
-
-    void embedding_forward(const Tensor& y, const Tensor& tokens, const ComputeWeight& weight) override;
-    void embedding_backward(const Tensor& dq, const Tensor& dy, const Tensor& tokens,
-                            const Tensor& row_scale) override;
-
-    void residual_rmsnorm_forward(const Tensor& residual_out, const Tensor& y, const Tensor& rstd,
-                                  const Tensor& residual_in, const Tensor& branch, const Tensor& column_scale,
-                                  const Tensor& weight, float epsilon) override;
-    void rmsnorm_backward(const Tensor& d_residual, const Tensor& dweight, const Tensor& dz, const Tensor& dy,
-                          const Tensor& residual, const Tensor& rstd, const Tensor& weight,
-                          const Tensor& column_scale, bool accumulate_residual, bool accumulate_weight,
-                          void* workspace) override;
     int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const override;
-
-    void rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                      const Tensor& column_scale, const AttentionShape& shape) override;
-    void rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines,
-                       const Tensor& column_scale, const AttentionShape& shape) override;
-    void attention_forward(const Tensor& y, const Tensor& log_sum_exp, const Tensor& qkv,
-                           const AttentionShape& shape) override;
-    void attention_backward(const Tensor& dqkv, const Tensor& dy, const Tensor& qkv, const Tensor& y,
-                            const Tensor& log_sum_exp, const AttentionShape& shape, void* workspace) override;
     int64_t attention_backward_workspace(const AttentionShape& shape) const override;
+    int64_t weight_message_bytes(const ParameterRows& parameter) const override;
 
-    void swiglu_forward(const Tensor& y, const Tensor& gate_up, const Tensor& column_scale) override;
-    void swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
-                         const Tensor& column_scale) override;
-
-    void cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits,
-                       const Tensor& targets, const Tensor& column_scale, float gradient_factor) override;
-    void sum(const Tensor& total, const Tensor& values, bool accumulate) override;
+  protected:
+    void compute(const MatmulForward& args) override;
+    void compute(const MatmulInputGradient& args) override;
+    void compute(const MatmulWeightGradient& args) override;
+    void compute(const EmbeddingForward& args) override;
+    void compute(const EmbeddingBackward& args) override;
+    void compute(const ResidualRmsnormForward& args) override;
+    void compute(const RmsnormBackward& args) override;
+    void compute(const RopeForward& args) override;
+    void compute(const RopeBackward& args) override;
+    void compute(const AttentionForward& args) override;
+    void compute(const AttentionBackward& args) override;
+    void compute(const SwigluForward& args) override;
+    void compute(const SwigluBackward& args) override;
+    void compute(const CrossEntropy& args) override;
+    void compute(const Sum& args) override;
+    void compute(const InitializeScales& args) override;
+    void compute(const Quantize& args) override;
+    void compute(const SteBackwardAndNorm& args) override;
+    void compute(const AdamwAndQuantize& args) override;
+    void compute(const WriteWeightMessages& args) override;
+    void compute(const ReadWeightMessages& args) override;
+    std::vector<WeightMessage> place_weight_messages(std::span<const ParameterRows> parameters,
+                                                     void* buffer) override;
 
   private:
     // Calls function(first, last) for consecutive blocks of [0, count), each block once, on all threads.

@@ -71,25 +71,19 @@ float process_row(T* d_logits, const float* logits, const float* scales, int64_t
 
 }  // namespace
 
-void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& d_logits, const Tensor& logits,
-                               const Tensor& targets, const Tensor& column_scale, float gradient_factor) {
-    const int64_t rows = logits.shape[0], vocabulary = logits.shape[1];
-    check_tensor("cross_entropy", "logits", logits, DType::float32, {rows, vocabulary});
-    check_tensor("cross_entropy", "losses", losses, DType::float32, {rows});
-    check_tensor("cross_entropy", "targets", targets, DType::int32, {rows});
-    check_optional("cross_entropy", "d_logits", d_logits, d_logits.dtype, {rows, vocabulary});
-    check_optional("cross_entropy", "column_scale", column_scale, DType::float32, {vocabulary});
-    with_compute_type("cross_entropy", d_logits.dtype, [&]<typename T>() {
+void CpuBackend::compute(const CrossEntropy& args) {
+    const int64_t rows = args.logits.shape[0], vocabulary = args.logits.shape[1];
+    with_compute_type(args.name, args.d_logits.dtype, [&]<typename T>() {
         parallel_for(rows, rows_per_block(vocabulary), [&](int64_t first, int64_t last) {
             for (int64_t m = first; m < last; ++m) {
-                const float* row = logits.as<float>() + m * vocabulary;
-                const float* scales = column_scale.as<float>();
-                const int64_t target = targets.as<int32_t>()[m];
-                T* gradient = d_logits.empty() ? nullptr : d_logits.as<T>() + m * vocabulary;
-                losses.as<float>()[m] =
+                const float* row = args.logits.as<float>() + m * vocabulary;
+                const float* scales = args.column_scale.as<float>();
+                const int64_t target = args.targets.as<int32_t>()[m];
+                T* gradient = args.d_logits.empty() ? nullptr : args.d_logits.as<T>() + m * vocabulary;
+                args.losses.as<float>()[m] =
                     scales == nullptr
-                        ? process_row<false>(gradient, row, scales, target, gradient_factor, vocabulary)
-                        : process_row<true>(gradient, row, scales, target, gradient_factor, vocabulary);
+                        ? process_row<false>(gradient, row, scales, target, args.gradient_factor, vocabulary)
+                        : process_row<true>(gradient, row, scales, target, args.gradient_factor, vocabulary);
             }
         });
     });

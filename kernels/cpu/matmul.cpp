@@ -35,33 +35,24 @@ int64_t CpuBackend::compute_weight_bytes(int64_t rows, int64_t columns, DType co
            packed_bytes(*matmuls_, compute_type, rows, columns);
 }
 
-void CpuBackend::matmul_forward(const Tensor& z, const Tensor& x, const ComputeWeight& weight) {
-    const int64_t rows = x.shape[0];
-    check_tensor("matmul_forward", "x", x, weight.dtype, {rows, weight.columns});
-    check_tensor("matmul_forward", "z", z, z.dtype == DType::float32 ? DType::float32 : weight.dtype,
-                 {rows, weight.rows});
-    matmuls_->multiply_packed(z.data, z.dtype, x.data, packed_weight(*matmuls_, weight).forward, weight.dtype,
-                              rows, weight.columns, weight.rows);
+void CpuBackend::compute(const MatmulForward& args) {
+    const int64_t rows = args.x.shape[0];
+    matmuls_->multiply_packed(args.z.data, args.z.dtype, args.x.data,
+                              packed_weight(*matmuls_, args.weight).forward, args.weight.dtype, rows,
+                              args.weight.columns, args.weight.rows);
 }
 
-void CpuBackend::matmul_input_gradient(const Tensor& dx, const Tensor& dz, const ComputeWeight& weight) {
-    const int64_t rows = dz.shape[0];
-    check_tensor("matmul_input_gradient", "dz", dz, weight.dtype, {rows, weight.rows});
-    check_tensor("matmul_input_gradient", "dx", dx, weight.dtype, {rows, weight.columns});
-    matmuls_->multiply_packed(dx.data, dx.dtype, dz.data, packed_weight(*matmuls_, weight).backward,
-                              weight.dtype, rows, weight.rows, weight.columns);
+void CpuBackend::compute(const MatmulInputGradient& args) {
+    const int64_t rows = args.dz.shape[0];
+    matmuls_->multiply_packed(args.dx.data, args.dx.dtype, args.dz.data,
+                              packed_weight(*matmuls_, args.weight).backward, args.weight.dtype, rows,
+                              args.weight.rows, args.weight.columns);
 }
 
-void CpuBackend::matmul_weight_gradient(const Tensor& dq, const Tensor& dz, const Tensor& x,
-                                        bool accumulate) {
-    const int64_t inner = dz.shape[0], rows = dz.shape[1], columns = x.shape[1];
-    if (dz.dtype == DType::int32)
-        throw std::logic_error("matmul_weight_gradient: dz must have a compute type");
-    check_tensor("matmul_weight_gradient", "dz", dz, dz.dtype, {inner, rows});
-    check_tensor("matmul_weight_gradient", "x", x, dz.dtype, {inner, columns});
-    check_tensor("matmul_weight_gradient", "dq", dq, DType::float32, {rows, columns});
-    matmuls_->multiply_transposed(dq.as<float>(), dz.data, x.data, dz.dtype, rows, inner, columns,
-                                  accumulate);
+void CpuBackend::compute(const MatmulWeightGradient& args) {
+    const int64_t inner = args.dz.shape[0], rows = args.dz.shape[1], columns = args.x.shape[1];
+    matmuls_->multiply_transposed(args.dq.as<float>(), args.dz.data, args.x.data, args.dz.dtype, rows, inner,
+                                  columns, args.accumulate);
 }
 
 double CpuBackend::peak_flops(DType compute_type) {

@@ -28,11 +28,10 @@ float initial_scale(const float* weights, int64_t count) {
 
 }  // namespace
 
-void CpuBackend::initialize_scales(std::span<const ParameterRows> parameters) {
-    for (const ParameterRows& parameter : parameters) {
+void CpuBackend::compute(const InitializeScales& args) {
+    for (const ParameterRows& parameter : args.parameters) {
         if (parameter.grid == Grid::none) continue;
-        check_parameter("initialize_scales", parameter);
-        check_has_master("initialize_scales", parameter);
+        check_has_master(args.name, parameter);
         with_grid(parameter.grid, [&]<Grid grid>() {
             if constexpr (grid != Grid::none) {
                 const int64_t group = parameter.group;
@@ -45,12 +44,9 @@ void CpuBackend::initialize_scales(std::span<const ParameterRows> parameters) {
     }
 }
 
-void CpuBackend::quantize(std::span<const ParameterRows> parameters) {
-    for (const ParameterRows& parameter : parameters) {
-        check_parameter("quantize", parameter);
-        check_has_master("quantize", parameter);
-    }
-    update_and_quantize(parameters, [](const ParameterRows&, int64_t, int64_t) {});
+void CpuBackend::compute(const Quantize& args) {
+    for (const ParameterRows& parameter : args.parameters) check_has_master(args.name, parameter);
+    update_and_quantize(args.parameters, [](const ParameterRows&, int64_t, int64_t) {});
 }
 
 }  // namespace train_qat

@@ -49,38 +49,26 @@ void walk_rows(T* rows, int64_t first, int64_t last, const float* cosines, const
     }
 }
 
-void check_rope(const char* operation, const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                const Tensor& column_scale, const AttentionShape& shape) {
-    check_attention(operation, shape);
-    check_tensor(operation, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_optional(operation, "column_scale", column_scale, DType::float32, {shape.qkv_columns()});
-    if (cosines.rank < 1 || cosines.shape[0] < shape.sequence)
-        throw std::logic_error(std::string(operation) + ": cosines must have a row for each position");
-    check_tensor(operation, "cosines", cosines, DType::float32, {cosines.shape[0], shape.head_dim / 2});
-    check_tensor(operation, "sines", sines, DType::float32, {cosines.shape[0], shape.head_dim / 2});
-}
-
 }  // namespace
 
-void CpuBackend::rope_forward(const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                              const Tensor& column_scale, const AttentionShape& shape) {
-    check_rope("rope_forward", qkv, cosines, sines, column_scale, shape);
-    with_compute_type("rope_forward", qkv.dtype, [&]<typename T>() {
+void CpuBackend::compute(const RopeForward& args) {
+    const AttentionShape& shape = args.shape;
+    with_compute_type(args.name, args.qkv.dtype, [&]<typename T>() {
         parallel_for(shape.rows(), rows_per_block(shape.qkv_columns()), [&](int64_t first, int64_t last) {
-            walk_rows(qkv.as<T>(), first, last, cosines.as<float>(), sines.as<float>(),
-                      column_scale.as<float>(), shape, column_scale.empty() ? turn<false, T> : turn<true, T>);
+            walk_rows(args.qkv.as<T>(), first, last, args.cosines.as<float>(), args.sines.as<float>(),
+                      args.column_scale.as<float>(), shape,
+                      args.column_scale.empty() ? turn<false, T> : turn<true, T>);
         });
     });
 }
 
-void CpuBackend::rope_backward(const Tensor& dqkv, const Tensor& cosines, const Tensor& sines,
-                               const Tensor& column_scale, const AttentionShape& shape) {
-    check_rope("rope_backward", dqkv, cosines, sines, column_scale, shape);
-    with_compute_type("rope_backward", dqkv.dtype, [&]<typename T>() {
+void CpuBackend::compute(const RopeBackward& args) {
+    const AttentionShape& shape = args.shape;
+    with_compute_type(args.name, args.dqkv.dtype, [&]<typename T>() {
         parallel_for(shape.rows(), rows_per_block(shape.qkv_columns()), [&](int64_t first, int64_t last) {
-            walk_rows(dqkv.as<T>(), first, last, cosines.as<float>(), sines.as<float>(),
-                      column_scale.as<float>(), shape,
-                      column_scale.empty() ? turn_back<false, T> : turn_back<true, T>);
+            walk_rows(args.dqkv.as<T>(), first, last, args.cosines.as<float>(), args.sines.as<float>(),
+                      args.column_scale.as<float>(), shape,
+                      args.column_scale.empty() ? turn_back<false, T> : turn_back<true, T>);
         });
     });
 }

@@ -41,18 +41,13 @@ double backward_group(const float* __restrict weights, float* __restrict gradien
 
 }  // namespace
 
-void CpuBackend::ste_backward_and_norm(std::span<const ParameterRows> parameters, const Tensor& squares) {
-    check_tensor("ste_backward_and_norm", "squares", squares, DType::float32,
-                 {static_cast<int64_t>(parameters.size())});
-    for (const ParameterRows& parameter : parameters) {
-        check_gradients("ste_backward_and_norm", parameter);
-        check_has_master("ste_backward_and_norm", parameter);
-    }
-    const std::vector<RowBlock> blocks = row_blocks(parameters);
+void CpuBackend::compute(const SteBackwardAndNorm& args) {
+    for (const ParameterRows& parameter : args.parameters) check_has_master(args.name, parameter);
+    const std::vector<RowBlock> blocks = row_blocks(args.parameters);
     std::vector<double> block_sums(blocks.size());
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
         const RowBlock& block = blocks[index];
-        const ParameterRows& p = parameters[block.parameter];
+        const ParameterRows& p = args.parameters[block.parameter];
         double sum = 0;
         with_grid(p.grid, [&]<Grid grid>() {
             if constexpr (grid == Grid::none) {
@@ -68,10 +63,10 @@ void CpuBackend::ste_backward_and_norm(std::span<const ParameterRows> parameters
         });
         block_sums[index] = sum;
     });
-    std::vector<double> totals(parameters.size(), 0.0);
+    std::vector<double> totals(args.parameters.size(), 0.0);
     for (size_t index = 0; index < blocks.size(); ++index)
         totals[blocks[index].parameter] += block_sums[index];
-    for (size_t i = 0; i < totals.size(); ++i) squares.as<float>()[i] = static_cast<float>(totals[i]);
+    for (size_t i = 0; i < totals.size(); ++i) args.squares.as<float>()[i] = static_cast<float>(totals[i]);
 }
 
 }  // namespace train_qat

@@ -3,12 +3,10 @@
 
 namespace train_qat {
 
-void CpuBackend::sum(const Tensor& total, const Tensor& values, bool accumulate) {
-    check_tensor("sum", "total", total, DType::float32, {1});
-    check_tensor("sum", "values", values, DType::float32, {values.shape[0]});
-    double result = accumulate ? static_cast<double>(*total.as<float>()) : 0.0;
-    for (int64_t i = 0; i < values.shape[0]; ++i) result += values.as<float>()[i];
-    *total.as<float>() = static_cast<float>(result);
+void CpuBackend::compute(const Sum& args) {
+    double result = args.accumulate ? static_cast<double>(*args.total.as<float>()) : 0.0;
+    for (int64_t i = 0; i < args.values.shape[0]; ++i) result += args.values.as<float>()[i];
+    *args.total.as<float>() = static_cast<float>(result);
 }
 
 }  // namespace train_qat

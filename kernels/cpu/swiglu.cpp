@@ -39,17 +39,14 @@ void backward_row(T* d_gate, T* d_up, const T* dy, const T* gate, const T* up, c
 
 }  // namespace
 
-void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate_up, const Tensor& column_scale) {
-    const int64_t rows = y.shape[0], columns = y.shape[1];
-    check_tensor("swiglu_forward", "y", y, y.dtype, {rows, columns});
-    check_tensor("swiglu_forward", "gate_up", gate_up, y.dtype, {rows, 2 * columns});
-    check_optional("swiglu_forward", "column_scale", column_scale, DType::float32, {2 * columns});
-    with_compute_type("swiglu_forward", y.dtype, [&]<typename T>() {
-        const float* scale = column_scale.as<float>();
+void CpuBackend::compute(const SwigluForward& args) {
+    const int64_t rows = args.y.shape[0], columns = args.y.shape[1];
+    with_compute_type(args.name, args.y.dtype, [&]<typename T>() {
+        const float* scale = args.column_scale.as<float>();
         parallel_for(rows, rows_per_block(columns), [&](int64_t first, int64_t last) {
             for (int64_t m = first; m < last; ++m) {
-                const T* gate = gate_up.as<T>() + m * 2 * columns;
-                T* out = y.as<T>() + m * columns;
+                const T* gate = args.gate_up.as<T>() + m * 2 * columns;
+                T* out = args.y.as<T>() + m * columns;
                 if (scale == nullptr)
                     forward_row<false>(out, gate, gate + columns, scale, scale, columns);
                 else
@@ -59,20 +56,15 @@ void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate_up, const Te
     });
 }
 
-void CpuBackend::swiglu_backward(const Tensor& d_gate_up, const Tensor& dy, const Tensor& gate_up,
-                                 const Tensor& column_scale) {
-    const int64_t rows = dy.shape[0], columns = dy.shape[1];
-    check_tensor("swiglu_backward", "dy", dy, dy.dtype, {rows, columns});
-    check_tensor("swiglu_backward", "gate_up", gate_up, dy.dtype, {rows, 2 * columns});
-    check_tensor("swiglu_backward", "d_gate_up", d_gate_up, dy.dtype, {rows, 2 * columns});
-    check_optional("swiglu_backward", "column_scale", column_scale, DType::float32, {2 * columns});
-    with_compute_type("swiglu_backward", dy.dtype, [&]<typename T>() {
-        const float* scale = column_scale.as<float>();
+void CpuBackend::compute(const SwigluBackward& args) {
+    const int64_t rows = args.dy.shape[0], columns = args.dy.shape[1];
+    with_compute_type(args.name, args.dy.dtype, [&]<typename T>() {
+        const float* scale = args.column_scale.as<float>();
         parallel_for(rows, rows_per_block(columns), [&](int64_t first, int64_t last) {
             for (int64_t m = first; m < last; ++m) {
-                const T* gate = gate_up.as<T>() + m * 2 * columns;
-                const T* gradient = dy.as<T>() + m * columns;
-                T* d_gate = d_gate_up.as<T>() + m * 2 * columns;
+                const T* gate = args.gate_up.as<T>() + m * 2 * columns;
+                const T* gradient = args.dy.as<T>() + m * columns;
+                T* d_gate = args.d_gate_up.as<T>() + m * 2 * columns;
                 if (scale == nullptr)
                     backward_row<false>(d_gate, d_gate + columns, gradient, gate, gate + columns, scale,
                                         scale, columns);

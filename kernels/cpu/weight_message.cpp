@@ -103,32 +103,24 @@ int64_t CpuBackend::weight_message_bytes(const ParameterRows& parameter) const {
     return buffered_message_bytes(parameter);
 }
 
-std::vector<WeightMessage> CpuBackend::weight_messages(std::span<const ParameterRows> parameters,
-                                                       void* buffer) {
+std::vector<WeightMessage> CpuBackend::place_weight_messages(std::span<const ParameterRows> parameters,
+                                                             void* buffer) {
     std::vector<WeightMessage> messages;
     auto* place = static_cast<char*>(buffer);
     for (const ParameterRows& p : parameters) {
-        check_compute_rows("weight_messages", p);
         messages.push_back(buffered_message(p, place));
         place += buffered_message_bytes(p);
     }
     return messages;
 }
 
-void CpuBackend::write_weight_messages(std::span<const ParameterRows> rows,
-                                       std::span<const WeightMessage> messages) {
-    if (rows.size() != messages.size())
-        throw std::logic_error("write_weight_messages: needs a message for each parameter");
-    for (const ParameterRows& p : rows) {
-        check_parameter("write_weight_messages", p);
-        check_compute_rows("write_weight_messages", p);
-        check_has_master("write_weight_messages", p);
-    }
-    const std::vector<RowBlock> blocks = row_blocks(rows);
+void CpuBackend::compute(const WriteWeightMessages& args) {
+    for (const ParameterRows& p : args.rows) check_has_master(args.name, p);
+    const std::vector<RowBlock> blocks = row_blocks(args.rows);
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
         const RowBlock& block = blocks[index];
-        const ParameterRows& p = rows[block.parameter];
-        const WeightMessage& message = messages[block.parameter];
+        const ParameterRows& p = args.rows[block.parameter];
+        const WeightMessage& message = args.messages[block.parameter];
         const int64_t first = p.first_element / p.columns;
         with_compute_type("write_weight_messages", p.compute->dtype, [&]<typename T>() {
             with_grid(p.grid, [&]<Grid grid>() {
@@ -144,12 +136,8 @@ void CpuBackend::write_weight_messages(std::span<const ParameterRows> rows,
     });
 }
 
-void CpuBackend::read_weight_messages(std::span<const ParameterRows> parameters,
-                                      std::span<const WeightMessage> messages) {
-    if (parameters.size() != messages.size())
-        throw std::logic_error("read_weight_messages: needs a message for each parameter");
-    for (const ParameterRows& p : parameters) check_compute_rows("read_weight_messages", p);
-    write_levels(parameters, FromMessages{parameters, messages});
+void CpuBackend::compute(const ReadWeightMessages& args) {
+    write_levels(args.parameters, FromMessages{args.parameters, args.messages});
 }
 
 }  // namespace train_qat

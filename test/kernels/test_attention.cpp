@@ -63,7 +63,10 @@ Outputs run_forward(Backend& backend, const Array& qkv, DType type, const Attent
     Bench bench(backend);
     const Tensor y = bench.output("y", type, {s.rows(), s.heads * s.head_dim});
     const Tensor log_sum_exp = bench.output("log_sum_exp", DType::float32, {s.batch, s.heads, s.sequence});
-    backend.attention_forward(y, log_sum_exp, bench.input("qkv", qkv, type, {s.rows(), s.qkv_columns()}), s);
+    backend.attention_forward({.y = y,
+                               .log_sum_exp = log_sum_exp,
+                               .qkv = bench.input("qkv", qkv, type, {s.rows(), s.qkv_columns()}),
+                               .shape = s});
     Outputs outputs{bench.read(y), bench.read(log_sum_exp)};
     if (damage != nullptr) *damage = bench.damage();
     return outputs;
@@ -74,11 +77,14 @@ Array run_backward(Backend& backend, const Array& dy, const Array& qkv, const Ar
     Bench bench(backend);
     const int64_t M = s.rows(), width = s.heads * s.head_dim;
     const Tensor dqkv = bench.output("dqkv", type, {M, s.qkv_columns()});
-    backend.attention_backward(
-        dqkv, bench.input("dy", dy, type, {M, width}), bench.input("qkv", qkv, type, {M, s.qkv_columns()}),
-        bench.input("y", y, type, {M, width}),
-        bench.input("log_sum_exp", log_sum_exp, DType::float32, {s.batch, s.heads, s.sequence}), s,
-        bench.workspace(backend.attention_backward_workspace(s)));
+    backend.attention_backward({.dqkv = dqkv,
+                                .dy = bench.input("dy", dy, type, {M, width}),
+                                .qkv = bench.input("qkv", qkv, type, {M, s.qkv_columns()}),
+                                .y = bench.input("y", y, type, {M, width}),
+                                .log_sum_exp = bench.input("log_sum_exp", log_sum_exp, DType::float32,
+                                                           {s.batch, s.heads, s.sequence}),
+                                .shape = s,
+                                .workspace = bench.workspace(backend.attention_backward_workspace(s))});
     const Array result = bench.read(dqkv);
     if (damage != nullptr) *damage = bench.damage();
     return result;
@@ -299,20 +305,29 @@ TEST_CASE("attention operations check their arguments",
             const Tensor dy = bench.input("dy", Array(M * width, 1.0), type, {M, width});
             const Tensor log_sum_exp = bench.update("log_sum_exp", Array(24, 1.0), DType::float32, {2, 4, 3});
             using Tensors = std::vector<Tensor>;
-            CHECK(contract_violations(
-                      "attention_forward", {y, log_sum_exp, qkv}, {}, {},
-                      [&](const Tensors& t) { backend.attention_forward(t[0], t[1], t[2], s); }) == "");
+            CHECK(contract_violations("attention_forward", {y, log_sum_exp, qkv}, {}, {},
+                                      [&](const Tensors& t) {
+                                          backend.attention_forward(
+                                              {.y = t[0], .log_sum_exp = t[1], .qkv = t[2], .shape = s});
+                                      }) == "");
             void* workspace = bench.workspace(backend.attention_backward_workspace(s));
-            CHECK(contract_violations(
-                      "attention_backward", {dqkv, dy, qkv, y, log_sum_exp}, {}, {}, [&](const Tensors& t) {
-                          backend.attention_backward(t[0], t[1], t[2], t[3], t[4], s, workspace);
-                      }) == "");
+            CHECK(contract_violations("attention_backward", {dqkv, dy, qkv, y, log_sum_exp}, {}, {},
+                                      [&](const Tensors& t) {
+                                          backend.attention_backward({.dqkv = t[0],
+                                                                      .dy = t[1],
+                                                                      .qkv = t[2],
+                                                                      .y = t[3],
+                                                                      .log_sum_exp = t[4],
+                                                                      .shape = s,
+                                                                      .workspace = workspace});
+                                      }) == "");
             const AttentionShape uneven{2, 3, 3, 2, 4};  // H is no multiple of G
             const Tensor uneven_qkv = bench.input("qkv", Array(M * 28, 1.0), type, {M, 28});
             const Tensor uneven_y = bench.output("y", type, {M, 12});
             const Tensor uneven_log = bench.output("log_sum_exp", DType::float32, {2, 3, 3});
             CHECK(contract_violation("attention_forward", [&] {
-                      backend.attention_forward(uneven_y, uneven_log, uneven_qkv, uneven);
+                      backend.attention_forward(
+                          {.y = uneven_y, .log_sum_exp = uneven_log, .qkv = uneven_qkv, .shape = uneven});
                   }) == "");
         }
     }

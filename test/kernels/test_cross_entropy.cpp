@@ -48,10 +48,13 @@ Outputs run(Backend& backend, const Array& logits, const Array& targets, const A
     const Tensor losses = bench.output("losses", DType::float32, {M});
     Tensor d_logits;
     if (type != DType::int32) d_logits = bench.output("d_logits", type, {M, V});
-    backend.cross_entropy(losses, d_logits, bench.input("logits", logits, DType::float32, {M, V}),
-                          bench.input("targets", targets, DType::int32, {M}),
-                          bench.optional_input("column_scale", column_scale, DType::float32, {V}),
-                          static_cast<float>(factor));
+    backend.cross_entropy(
+        {.losses = losses,
+         .d_logits = d_logits,
+         .logits = bench.input("logits", logits, DType::float32, {M, V}),
+         .targets = bench.input("targets", targets, DType::int32, {M}),
+         .column_scale = bench.optional_input("column_scale", column_scale, DType::float32, {V}),
+         .gradient_factor = static_cast<float>(factor)});
     return {bench.read(losses), d_logits.empty() ? Array() : bench.read(d_logits), bench.damage()};
 }
 
@@ -230,7 +233,12 @@ TEST_CASE("cross_entropy checks its arguments", "[cross_entropy][contract][devic
             const Tensor scale = bench.input("column_scale", Array(V, 1.0), DType::float32, {V});
             CHECK(contract_violations("cross_entropy", {losses, d_logits, logits, targets, scale}, {1, 4},
                                       {1}, [&](const std::vector<Tensor>& t) {
-                                          device.backend->cross_entropy(t[0], t[1], t[2], t[3], t[4], 1);
+                                          device.backend->cross_entropy({.losses = t[0],
+                                                                         .d_logits = t[1],
+                                                                         .logits = t[2],
+                                                                         .targets = t[3],
+                                                                         .column_scale = t[4],
+                                                                         .gradient_factor = 1});
                                       }) == "");
         }
     }

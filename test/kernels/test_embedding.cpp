@@ -60,7 +60,9 @@ TEST_CASE("embedding_forward looks up exactly scale times level", "[embedding_fo
                         const ComputeWeight& weight = place_weight(bench, host, type, true);
                         const Tensor y = bench.output("y", DType::float32, {c.M, c.C});
                         device.backend->embedding_forward(
-                            y, bench.input("tokens", tokens, DType::int32, {c.M}), weight);
+                            {.y = y,
+                             .tokens = bench.input("tokens", tokens, DType::int32, {c.M}),
+                             .weight = weight});
                         CHECK(inequality(bench.read(y), expected) == "");
                         CHECK(bench.damage() == "");
                     }
@@ -82,7 +84,8 @@ TEST_CASE("an embedding is also a matmul weight", "[embedding_forward][matmul_fo
                 Bench bench(*device.backend);
                 const ComputeWeight& weight = place_weight(bench, host, type, true);
                 const Tensor logits = bench.output("logits", DType::float32, {M, V});
-                device.backend->matmul_forward(logits, bench.input("x", x, type, {M, C}), weight);
+                device.backend->matmul_forward(
+                    {.z = logits, .x = bench.input("x", x, type, {M, C}), .weight = weight});
                 CHECK(difference(bench.read(logits),
                                  reference::matmul_forward(x, host.quantized(type), M, V, C), DType::float32,
                                  float32_sum(C)) == "");
@@ -108,9 +111,10 @@ TEST_CASE("embedding_backward adds scaled gradients to the rows of the tokens",
                     Bench bench(*device.backend);
                     const Tensor out = bench.update("dq", dq, DType::float32, {c.V, c.C});
                     device.backend->embedding_backward(
-                        out, bench.input("dy", dy, DType::float32, {c.M, c.C}),
-                        bench.input("tokens", tokens, DType::int32, {c.M}),
-                        bench.optional_input("row_scale", row_scale, DType::float32, {c.V}));
+                        {.dq = out,
+                         .dy = bench.input("dy", dy, DType::float32, {c.M, c.C}),
+                         .tokens = bench.input("tokens", tokens, DType::int32, {c.M}),
+                         .row_scale = bench.optional_input("row_scale", row_scale, DType::float32, {c.V})});
                     const Array actual = bench.read(out);
                     CHECK(difference(actual, expected, DType::float32, float32_sum(c.M)) == "");
                     CHECK(same.check(device, text(c) + std::to_string(scaled), actual) == "");
@@ -129,8 +133,9 @@ TEST_CASE("embedding_backward adds in the order of the rows", "[embedding_backwa
         const Tensor dq = bench.update("dq", Array(6, 0.0), DType::float32, {2, 3});
         const double big = 0x1p24;
         device.backend->embedding_backward(
-            dq, bench.input("dy", {big, 1, 1, 1, big, 1, 1, 1, big}, DType::float32, {3, 3}),
-            bench.input("tokens", {1, 1, 1}, DType::int32, {3}), Tensor());
+            {.dq = dq,
+             .dy = bench.input("dy", {big, 1, 1, 1, big, 1, 1, 1, big}, DType::float32, {3, 3}),
+             .tokens = bench.input("tokens", {1, 1, 1}, DType::int32, {3})});
         CHECK(inequality(bench.read(dq), {0, 0, 0, big, big, big + 2}) == "");
     }
 }
@@ -143,8 +148,9 @@ TEST_CASE("embeddings show NaN only where it belongs", "[embedding_forward][embe
         Array dy(6, 1.0);
         dy[4] = nan;
         const Tensor dq = bench.update("dq", Array(8, 0.0), DType::float32, {4, 2});
-        device.backend->embedding_backward(dq, bench.input("dy", dy, DType::float32, {3, 2}),
-                                           bench.input("tokens", {0, 1, 3}, DType::int32, {3}), Tensor());
+        device.backend->embedding_backward({.dq = dq,
+                                            .dy = bench.input("dy", dy, DType::float32, {3, 2}),
+                                            .tokens = bench.input("tokens", {0, 1, 3}, DType::int32, {3})});
         const Array actual = bench.read(dq);
         for (int i = 0; i < 8; ++i) CHECK(std::isnan(actual[i]) == (i == 6));
     }
@@ -169,13 +175,16 @@ TEST_CASE("embedding operations check their arguments",
             const Tensor row_scale = bench.input("row_scale", random.scales(V), DType::float32, {V});
             using Tensors = std::vector<Tensor>;
             CHECK(contract_violations("embedding_forward", {y, tokens}, {}, {}, [&](const Tensors& t) {
-                      backend.embedding_forward(t[0], t[1], weight);
+                      backend.embedding_forward({.y = t[0], .tokens = t[1], .weight = weight});
                   }) == "");
-            CHECK(contract_violation("embedding_forward",
-                                     [&] { backend.embedding_forward(y, tokens, no_embedding); }) == "");
-            CHECK(contract_violations(
-                      "embedding_backward", {dq, dy, tokens, row_scale}, {3}, {},
-                      [&](const Tensors& t) { backend.embedding_backward(t[0], t[1], t[2], t[3]); }) == "");
+            CHECK(contract_violation("embedding_forward", [&] {
+                      backend.embedding_forward({.y = y, .tokens = tokens, .weight = no_embedding});
+                  }) == "");
+            CHECK(contract_violations("embedding_backward", {dq, dy, tokens, row_scale}, {3}, {},
+                                      [&](const Tensors& t) {
+                                          backend.embedding_backward(
+                                              {.dq = t[0], .dy = t[1], .tokens = t[2], .row_scale = t[3]});
+                                      }) == "");
         }
     }
 }

@@ -65,7 +65,8 @@ TEST_CASE("matmul_forward equals the double-precision product", "[matmul_forward
                             Bench bench(*device.backend);
                             const ComputeWeight& weight = place_weight(bench, host, type);
                             const Tensor y = bench.output("y", y_type, {s.M, s.N});
-                            device.backend->matmul_forward(y, bench.input("x", x, type, {s.M, s.K}), weight);
+                            device.backend->matmul_forward(
+                                {.z = y, .x = bench.input("x", x, type, {s.M, s.K}), .weight = weight});
                             const Array actual = bench.read(y);
                             CHECK(difference(actual, expected, y_type, float32_sum(s.K)) == "");
                             CHECK(same.check(device,
@@ -100,8 +101,8 @@ TEST_CASE("matmul_input_gradient equals the double-precision product", "[matmul_
                         Bench bench(*device.backend);
                         const ComputeWeight& weight = place_weight(bench, host, type);
                         const Tensor dx = bench.output("dx", type, {s.M, s.K});
-                        device.backend->matmul_input_gradient(dx, bench.input("dz", dz, type, {s.M, s.N}),
-                                                              weight);
+                        device.backend->matmul_input_gradient(
+                            {.dx = dx, .dz = bench.input("dz", dz, type, {s.M, s.N}), .weight = weight});
                         const Array actual = bench.read(dx);
                         CHECK(difference(actual, expected, type, float32_sum(s.N)) == "");
                         CHECK(same.check(device, text(s) + name_of(type) + std::to_string(form), actual) ==
@@ -133,9 +134,10 @@ TEST_CASE("matmul_weight_gradient equals the double-precision product", "[matmul
                         Bench bench(*device.backend);
                         const Tensor dq = accumulate ? bench.update("dq", before, DType::float32, {s.N, s.K})
                                                      : bench.output("dq", DType::float32, {s.N, s.K});
-                        device.backend->matmul_weight_gradient(dq, bench.input("dz", dz, type, {s.M, s.N}),
-                                                               bench.input("x", x, type, {s.M, s.K}),
-                                                               accumulate);
+                        device.backend->matmul_weight_gradient({.dq = dq,
+                                                                .dz = bench.input("dz", dz, type, {s.M, s.N}),
+                                                                .x = bench.input("x", x, type, {s.M, s.K}),
+                                                                .accumulate = accumulate});
                         const Array actual = bench.read(dq);
                         CHECK(difference(actual, expected, DType::float32, float32_sum(s.M)) == "");
                         CHECK(same.check(device, text(s) + name_of(type) + std::to_string(accumulate),
@@ -162,8 +164,10 @@ TEST_CASE("weight gradients go into a range of rows of a larger matrix", "[matmu
                 INFO(device.name << " " << name_of(type) << ", accumulate " << accumulate);
                 Bench bench(*device.backend);
                 const Tensor dq = bench.update("dq", before, DType::float32, {total, K});
-                device.backend->matmul_weight_gradient(dq.rows(first, N), bench.input("dz", dz, type, {M, N}),
-                                                       bench.input("x", x, type, {M, K}), accumulate);
+                device.backend->matmul_weight_gradient({.dq = dq.rows(first, N),
+                                                        .dz = bench.input("dz", dz, type, {M, N}),
+                                                        .x = bench.input("x", x, type, {M, K}),
+                                                        .accumulate = accumulate});
                 const Array after = bench.read(dq);
                 CHECK(difference(Array(after.begin() + first * K, after.begin() + (first + N) * K), expected,
                                  DType::float32, float32_sum(M)) == "");
@@ -189,7 +193,8 @@ TEST_CASE("a compute weight serves any number of rows, chunk by chunk", "[matmul
             const Tensor y = bench.output("y", type, {M, N});
             for (int64_t first = 0; first < M; first += 16) {
                 const int64_t count = std::min<int64_t>(16, M - first);
-                device.backend->matmul_forward(y.rows(first, count), x.rows(first, count), weight);
+                device.backend->matmul_forward(
+                    {.z = y.rows(first, count), .x = x.rows(first, count), .weight = weight});
             }
             CHECK(difference(bench.read(y), reference::matmul_forward(values, host.quantized(type), M, N, K),
                              type, float32_sum(K)) == "");
@@ -232,8 +237,9 @@ TEST_CASE("gradients through the row scale are those of the whole weight",
             const Tensor z = bench.input("dz", dz, DType::float32, {M, N});
             const Tensor dx_out = bench.output("dx", DType::float32, {M, K});
             const Tensor dq = bench.output("dq", DType::float32, {N, K});
-            backend.matmul_input_gradient(dx_out, z, weight);
-            backend.matmul_weight_gradient(dq, z, bench.input("x", x, DType::float32, {M, K}), false);
+            backend.matmul_input_gradient({.dx = dx_out, .dz = z, .weight = weight});
+            backend.matmul_weight_gradient(
+                {.dq = dq, .dz = z, .x = bench.input("x", x, DType::float32, {M, K})});
             CHECK(reference::relative_distance(bench.read(dx_out), dx) < 1e-6);
             Array divided = bench.read(dq);
             for (int64_t i = 0; i < N * K; ++i) divided[i] /= matrix.row_scale[i / K];
@@ -260,9 +266,9 @@ TEST_CASE("matmuls show NaN and infinity",
                              dz_in = bench.input("dz", dz, type, {M, N});
                 const Tensor y = bench.output("y", type, {M, N}), dx = bench.output("dx", type, {M, K});
                 const Tensor dq = bench.output("dq", DType::float32, {N, K});
-                device.backend->matmul_forward(y, x_in, weight);
-                device.backend->matmul_input_gradient(dx, dz_in, weight);
-                device.backend->matmul_weight_gradient(dq, dz_in, x_in, false);
+                device.backend->matmul_forward({.z = y, .x = x_in, .weight = weight});
+                device.backend->matmul_input_gradient({.dx = dx, .dz = dz_in, .weight = weight});
+                device.backend->matmul_weight_gradient({.dq = dq, .dz = dz_in, .x = x_in});
                 const Array y_out = bench.read(y), dx_out = bench.read(dx), dq_out = bench.read(dq);
                 int row_of_y = 0, row_of_dx = 0;
                 for (int64_t n = 0; n < N; ++n) {
@@ -301,13 +307,13 @@ TEST_CASE("matmuls check their arguments",
             // y may be float32 in either compute type, so only for float32 is any other dtype wrong.
             const std::set<int> y_is_free = type == DType::bfloat16 ? std::set<int>{0} : std::set<int>{};
             CHECK(contract_violations("matmul_forward", {y, x}, {}, y_is_free, [&](const Tensors& t) {
-                      backend.matmul_forward(t[0], t[1], weight);
+                      backend.matmul_forward({.z = t[0], .x = t[1], .weight = weight});
                   }) == "");
             CHECK(contract_violations("matmul_input_gradient", {dx, dz}, {}, {}, [&](const Tensors& t) {
-                      backend.matmul_input_gradient(t[0], t[1], weight);
+                      backend.matmul_input_gradient({.dx = t[0], .dz = t[1], .weight = weight});
                   }) == "");
             CHECK(contract_violations("matmul_weight_gradient", {dq, dz, x}, {}, {}, [&](const Tensors& t) {
-                      backend.matmul_weight_gradient(t[0], t[1], t[2], false);
+                      backend.matmul_weight_gradient({.dq = t[0], .dz = t[1], .x = t[2]});
                   }) == "");
         }
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "test/support/catch.h"
+#include "kernels/device_memory.h"
 #include "test/support/device.h"
 
 using namespace train_qat;
@@ -142,7 +143,9 @@ TEST_CASE("sum adds in double precision and accumulates", "[sum][device]") {
                 Bench bench(*device.backend);
                 const Tensor total = accumulate ? bench.update("total", {1234.5}, DType::float32, {1})
                                                 : bench.output("total", DType::float32, {1});
-                device.backend->sum(total, bench.input("values", values, DType::float32, {n}), accumulate);
+                device.backend->sum({.total = total,
+                                     .values = bench.input("values", values, DType::float32, {n}),
+                                     .accumulate = accumulate});
                 const Array actual = bench.read(total);
                 // One rounding to float32, and one more of the sum before it is added.
                 CHECK(difference(actual, expected, DType::float32, accumulate ? 0x1p-24 : 0x1p-50) == "");
@@ -159,7 +162,7 @@ TEST_CASE("sum does not lose small values between large ones", "[sum][device]") 
         Bench bench(*device.backend);
         const Tensor total = bench.output("total", DType::float32, {1});
         const Array values = {1e8, 1, 1, -1e8, 0.5};
-        device.backend->sum(total, bench.input("values", values, DType::float32, {5}), false);
+        device.backend->sum({.total = total, .values = bench.input("values", values, DType::float32, {5})});
         CHECK(bench.read(total)[0] == 2.5);
     }
 }
@@ -171,7 +174,8 @@ TEST_CASE("sum shows NaN and infinity", "[sum][device]") {
             INFO(device.name << ", " << special);
             Bench bench(*device.backend);
             const Tensor total = bench.output("total", DType::float32, {1});
-            device.backend->sum(total, bench.input("values", {1, special, -1}, DType::float32, {3}), false);
+            device.backend->sum(
+                {.total = total, .values = bench.input("values", {1, special, -1}, DType::float32, {3})});
             CHECK_FALSE(std::isfinite(bench.read(total)[0]));
         }
     }
@@ -184,7 +188,7 @@ TEST_CASE("sum checks its arguments", "[sum][contract][device]") {
         const Tensor values = bench.input("values", {1, 2, 3}, DType::float32, {3});
         const Tensor total = bench.output("total", DType::float32, {1});
         const auto call = [&](const Tensor& t, const Tensor& v) {
-            return contract_violation("sum", [&] { device.backend->sum(t, v, false); });
+            return contract_violation("sum", [&] { device.backend->sum({.total = t, .values = v}); });
         };
         CHECK(call(Tensor(), values) == "");
         CHECK(call(total, Tensor()) == "");

@@ -127,7 +127,8 @@ TEST_CASE("adamw_and_quantize follows double-precision AdamW over several steps"
                     CHECK((factor < 1) == (clip > 0 && clip < 1));
                     const Tensor squares_in = bench.input("squares", squares, DType::float32,
                                                           {static_cast<int64_t>(squares.size())});
-                    device.backend->adamw_and_quantize(rows, step, squares_in);
+                    device.backend->adamw_and_quantize(
+                        {.parameters = rows, .step = step, .squares = squares_in});
                     for (size_t i = 0; i < all.size(); ++i) {
                         INFO("parameter " << i);
                         Stepped& p = all[i];
@@ -183,7 +184,7 @@ TEST_CASE("one AdamW step by hand", "[adamw_and_quantize][device]") {
         // At t = 1 the update is g / |g|; without a gradient it is 0 / 0 unless epsilon is positive.
         step.epsilon = 1e-12f;
         const Tensor squares = bench.input("squares", {16.25}, DType::float32, {1});
-        device.backend->adamw_and_quantize({&p, 1}, step, squares);
+        device.backend->adamw_and_quantize({.parameters = {&p, 1}, .step = step, .squares = squares});
         Array w = bench.read(master_of(p));
         CHECK(std::abs(w[0] - (1 - 0.1 * (1 + 0.5))) < 1e-6);
         CHECK(std::abs(w[1] - (-2 + 0.1 * 0.5 * 2)) < 1e-6);
@@ -196,7 +197,9 @@ TEST_CASE("one AdamW step by hand", "[adamw_and_quantize][device]") {
         p = place(bench, clipped, nullptr);
         p.decay = false;
         step.clip_norm = 1;
-        device.backend->adamw_and_quantize({&p, 1}, step, bench.input("squares", {16}, DType::float32, {1}));
+        device.backend->adamw_and_quantize({.parameters = {&p, 1},
+                                            .step = step,
+                                            .squares = bench.input("squares", {16}, DType::float32, {1})});
         w = bench.read(master_of(p));
         CHECK(std::abs(w[0] - 0.9) < 1e-6);
         CHECK(std::abs(bench.read(tensor(p.first_moment, 1))[0] - 0.1) < 1e-7);
@@ -215,8 +218,10 @@ TEST_CASE("clipping begins where the norm exceeds the limit", "[adamw_and_quanti
                 place(bench, HostParameter{1, 1, Grid::none, 0, {1}, {}, {-4}}, nullptr)};
             AdamWStep step;
             step.clip_norm = static_cast<float>(clip);
-            device.backend->adamw_and_quantize(parameters, step,
-                                               bench.input("squares", {9, 16}, DType::float32, {2}));
+            device.backend->adamw_and_quantize(
+                {.parameters = parameters,
+                 .step = step,
+                 .squares = bench.input("squares", {9, 16}, DType::float32, {2})});
             const double factor = clip > 0 && clip < 5 ? clip / 5 : 1;
             CHECK(std::abs(bench.read(tensor(parameters[0].first_moment, 1))[0] - 0.3 * factor) < 1e-6);
             CHECK(std::abs(bench.read(tensor(parameters[1].first_moment, 1))[0] + 0.4 * factor) < 1e-6);
@@ -238,8 +243,9 @@ TEST_CASE("scales stay at or above the smallest scale", "[adamw_and_quantize][de
             AdamWStep step;
             step.scale_learning_rate = 0.6f;
             step.weight_decay = 0.9f;  // never applies to scales
-            device.backend->adamw_and_quantize({&p, 1}, step,
-                                               bench.input("squares", {2}, DType::float32, {1}));
+            device.backend->adamw_and_quantize({.parameters = {&p, 1},
+                                                .step = step,
+                                                .squares = bench.input("squares", {2}, DType::float32, {1})});
             const Array scale = bench.read(scale_of(p));
             CHECK(scale[0] == static_cast<double>(smallest_scale));
             CHECK(std::abs(scale[1] - 3.2e-5) < 1e-10);
@@ -265,8 +271,10 @@ TEST_CASE("a NaN gradient is visible in weights and scales", "[adamw_and_quantiz
             AdamWStep step;
             step.learning_rate = step.scale_learning_rate = 1e-3f;
             step.clip_norm = clip;
-            device.backend->adamw_and_quantize({&p, 1}, step,
-                                               bench.input("squares", {nan}, DType::float32, {1}));
+            device.backend->adamw_and_quantize(
+                {.parameters = {&p, 1},
+                 .step = step,
+                 .squares = bench.input("squares", {nan}, DType::float32, {1})});
             CHECK(std::isnan(bench.read(master_of(p))[0]));
             CHECK(std::isnan(bench.read(scale_of(p))[0]));
         }
@@ -284,7 +292,7 @@ TEST_CASE("adamw_and_quantize counts steps from one", "[adamw_and_quantize][cont
             step.step = t;
             step.scale_step = scale_t;
             return contract_violation("adamw_and_quantize", [&] {
-                device.backend->adamw_and_quantize({&p, 1}, step, tensor);
+                device.backend->adamw_and_quantize({.parameters = {&p, 1}, .step = step, .squares = tensor});
             });
         };
         CHECK(call(0, 1, squares) == "");

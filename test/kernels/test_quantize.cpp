@@ -63,7 +63,7 @@ TEST_CASE("initialize_scales takes the grid's statistic of each group", "[initia
                     INFO(device.name << ", seed " << seed << ", " << text(grid, c));
                     Bench bench(*device.backend);
                     const ParameterRows parameter = place(bench, host, nullptr);
-                    device.backend->initialize_scales({&parameter, 1});
+                    device.backend->initialize_scales({.parameters = {&parameter, 1}});
                     const Array actual = bench.read(scale_of(parameter));
                     reference::Result bound(c.rows * c.columns / c.group);
                     bound.value = bound.magnitude = expected;
@@ -96,7 +96,7 @@ TEST_CASE("initial scales by hand", "[initialize_scales][device]") {
             const HostParameter plain{1, 4, Grid::none, 0, {1, 2, 3, 4}, {}, {}};
             const std::vector<ParameterRows> parameters = {place(bench, plain, nullptr),
                                                            place(bench, host, nullptr)};
-            device.backend->initialize_scales(parameters);
+            device.backend->initialize_scales({.parameters = parameters});
             CHECK(std::abs(bench.read(scale_of(parameters[1]))[0] - expected) <= 1e-7 * expected);
         }
     }
@@ -206,17 +206,17 @@ TEST_CASE("query, key and value stand one below the other in one compute weight"
                         const Array part = expected_weights(host, type);
                         expected.insert(expected.end(), part.begin(), part.end());
                     }
-                    device.backend->quantize(parameters);
+                    device.backend->quantize({.parameters = parameters});
                     CHECK(inequality(revealed(bench, weight), expected) == "");
                     CHECK(bench.damage() == "");
 
                     // In another order, and the keys alone with other values: only their rows change.
                     std::swap(parameters[0], parameters[2]);
-                    device.backend->quantize(parameters);
+                    device.backend->quantize({.parameters = parameters});
                     CHECK(inequality(revealed(bench, weight), expected) == "");
                     const HostParameter other = random_parameter(random, rows[1], columns, grid, group);
                     const ParameterRows keys = place(bench, other, &weight, rows[0]);
-                    device.backend->quantize({&keys, 1});
+                    device.backend->quantize({.parameters = {&keys, 1}});
                     const Array part = expected_weights(other, type);
                     std::copy(part.begin(), part.end(), expected.begin() + rows[0] * columns);
                     CHECK(inequality(revealed(bench, weight), expected) == "");
@@ -247,7 +247,7 @@ TEST_CASE("several matrices in one call, with tensors that no matmul reads betwe
                 parameters.push_back(
                     place(bench, random_parameter(random, 1, columns, Grid::none, 0), nullptr));
             }
-            device.backend->quantize(parameters);
+            device.backend->quantize({.parameters = parameters});
             for (size_t i = 0; i < hosts.size(); ++i)
                 CHECK(inequality(revealed(bench, *weights[i]), expected_weights(hosts[i], type)) == "");
             CHECK(bench.damage() == "");
@@ -265,10 +265,10 @@ TEST_CASE("quantize overwrites what a compute weight held", "[quantize][device]"
             HostParameter host = random_parameter(random, 37, 61, Grid::none, 0);
             ComputeWeight& weight = bench.compute_weight(37, 61, type, false, false);
             ParameterRows parameter = place(bench, host, &weight);
-            device.backend->quantize({&parameter, 1});
+            device.backend->quantize({.parameters = {&parameter, 1}});
             host = random_parameter(random, 37, 61, Grid::integer4, 61);
             parameter = place(bench, host, &weight);
-            device.backend->quantize({&parameter, 1});
+            device.backend->quantize({.parameters = {&parameter, 1}});
             CHECK(weight.scaled);
             CHECK(inequality(revealed(bench, weight), expected_weights(host, type)) == "");
             CHECK(bench.damage() == "");
@@ -320,7 +320,7 @@ TEST_CASE("ste_backward_and_norm equals the definition", "[ste_backward_and_norm
                                                              place(bench, host, nullptr)};
                     parameters[1].scale_gradient_factor = static_cast<float>(factor);
                     const Tensor squares = bench.output("squares", DType::float32, {2});
-                    device.backend->ste_backward_and_norm(parameters, squares);
+                    device.backend->ste_backward_and_norm({.parameters = parameters, .squares = squares});
 
                     const Array gradient = bench.read(gradient_of(parameters[1]));
                     reference::Result bound;
@@ -364,7 +364,7 @@ TEST_CASE("straight-through gradients by hand", "[ste_backward_and_norm][device]
         ParameterRows parameter = place(bench, host, nullptr);
         parameter.scale_gradient_factor = 0.25f;
         const Tensor squares = bench.output("squares", DType::float32, {1});
-        device.backend->ste_backward_and_norm({&parameter, 1}, squares);
+        device.backend->ste_backward_and_norm({.parameters = {&parameter, 1}, .squares = squares});
         CHECK(inequality(bench.read(gradient_of(parameter)), {2, 4, 0, 0, 10, 12}) == "");
         // 0.25 * (2 * -0.25 + 4 * 0 + 6 * 3 + 8 * -4 + 10 * 0 + 12 * -0.5)
         CHECK(bench.read(scale_gradient_of(parameter))[0] == -5.125);
@@ -374,7 +374,7 @@ TEST_CASE("straight-through gradients by hand", "[ste_backward_and_norm][device]
         host.group = 3;
         host.scale = {0.5, 0.5};
         parameter = place(bench, host, nullptr);
-        device.backend->ste_backward_and_norm({&parameter, 1}, squares);
+        device.backend->ste_backward_and_norm({.parameters = {&parameter, 1}, .squares = squares});
         CHECK(inequality(bench.read(gradient_of(parameter)), {1, 2, 0, 0, 5, 6}) == "");
         CHECK(inequality(bench.read(scale_gradient_of(parameter)), {-0.25 + 9, -16 - 3}) == "");
     }
@@ -390,7 +390,7 @@ TEST_CASE("squares keep their precision over many weights and show NaN", "[ste_b
         Bench bench(*device.backend);
         const ParameterRows parameter = place(bench, host, nullptr);
         const Tensor squares = bench.output("squares", DType::float32, {1});
-        device.backend->ste_backward_and_norm({&parameter, 1}, squares);
+        device.backend->ste_backward_and_norm({.parameters = {&parameter, 1}, .squares = squares});
         const double expected = reference::dot(host.gradient, host.gradient);
         const double actual = bench.read(squares)[0];
         CHECK(std::abs(actual - expected) <= 0.5 * reference::unit_in_last_place(DType::float32, expected));
@@ -402,7 +402,7 @@ TEST_CASE("squares keep their precision over many weights and show NaN", "[ste_b
                 INFO(reference::name_of(grid) << " " << special);
                 HostParameter small{1, 4, grid, 4, {50, 0.1f, -0.3f, 0.7f}, {1}, {special, 1, 1, 1}};
                 const ParameterRows placed = place(bench, small, nullptr);
-                device.backend->ste_backward_and_norm({&placed, 1}, squares);
+                device.backend->ste_backward_and_norm({.parameters = {&placed, 1}, .squares = squares});
                 CHECK_FALSE(std::isfinite(bench.read(squares)[0]));
             }
         }
@@ -439,18 +439,21 @@ TEST_CASE("operations on parameters check their arguments", "[quantize][contract
             for (size_t i = 0; i < wrong.size(); ++i) {
                 INFO(wrong[i].first);
                 const std::span<const ParameterRows> bad(&wrong[i].second, 1);
-                CHECK(contract_violation("quantize", [&] { backend.quantize(bad); }) == "");
+                CHECK(contract_violation("quantize", [&] { backend.quantize({.parameters = bad}); }) == "");
                 CHECK(contract_violation("adamw_and_quantize", [&] {
-                          backend.adamw_and_quantize(bad, AdamWStep{}, squares);
+                          backend.adamw_and_quantize(
+                              {.parameters = bad, .step = AdamWStep{}, .squares = squares});
                       }) == "");
                 if (i >= without_compute) continue;
-                CHECK(contract_violation("initialize_scales", [&] { backend.initialize_scales(bad); }) == "");
-                CHECK(contract_violation("ste_backward_and_norm",
-                                         [&] { backend.ste_backward_and_norm(bad, squares); }) == "");
+                CHECK(contract_violation("initialize_scales",
+                                         [&] { backend.initialize_scales({.parameters = bad}); }) == "");
+                CHECK(contract_violation("ste_backward_and_norm", [&] {
+                          backend.ste_backward_and_norm({.parameters = bad, .squares = squares});
+                      }) == "");
             }
             const auto with_squares = [&](const Tensor& tensor) {
                 return contract_violation("ste_backward_and_norm", [&] {
-                    backend.ste_backward_and_norm({&good, 1}, tensor);
+                    backend.ste_backward_and_norm({.parameters = {&good, 1}, .squares = tensor});
                 });
             };
             CHECK(with_squares(Tensor()) == "");

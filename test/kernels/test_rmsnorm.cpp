@@ -88,9 +88,15 @@ TEST_CASE("residual_rmsnorm_forward equals the double-precision formula",
                         const Tensor y = bench.output("y", type, {s.M, s.C});
                         const Tensor rstd = bench.output("rstd", DType::float32, {s.M});
                         device.backend->residual_rmsnorm_forward(
-                            out, y, rstd, in, bench.optional_input("branch", branch, type, {s.M, s.C}),
-                            bench.optional_input("column_scale", column_scale, DType::float32, {s.C}),
-                            bench.input("weight", weight, DType::float32, {s.C}), epsilon);
+                            {.residual_out = out,
+                             .y = y,
+                             .rstd = rstd,
+                             .residual_in = in,
+                             .branch = bench.optional_input("branch", branch, type, {s.M, s.C}),
+                             .column_scale =
+                                 bench.optional_input("column_scale", column_scale, DType::float32, {s.C}),
+                             .weight = bench.input("weight", weight, DType::float32, {s.C}),
+                             .epsilon = epsilon});
                         const double slack = float32_sum(s.C);
                         CHECK(difference(bench.read(y), expected.y, type, slack) == "");
                         CHECK(difference(bench.read(rstd), plain(expected.rstd, expected.rstd),
@@ -152,12 +158,18 @@ TEST_CASE("rmsnorm_backward equals the double-precision formula", "[rmsnorm_back
                         const Tensor dz = with_dz ? bench.output("dz", type, {s.M, s.C}) : Tensor();
                         void* workspace = bench.workspace(backend.rmsnorm_backward_workspace(s.M, s.C));
                         backend.rmsnorm_backward(
-                            d_residual, dweight, dz, bench.input("dy", dy, type, {s.M, s.C}),
-                            bench.input("residual", residual, DType::float32, {s.M, s.C}),
-                            bench.input("rstd", rstd, DType::float32, {s.M}),
-                            bench.input("weight", weight, DType::float32, {s.C}),
-                            bench.optional_input("column_scale", column_scale, DType::float32, {s.C}),
-                            accumulate_residual, accumulate_weight, workspace);
+                            {.d_residual = d_residual,
+                             .dweight = dweight,
+                             .dz = dz,
+                             .dy = bench.input("dy", dy, type, {s.M, s.C}),
+                             .residual = bench.input("residual", residual, DType::float32, {s.M, s.C}),
+                             .rstd = bench.input("rstd", rstd, DType::float32, {s.M}),
+                             .weight = bench.input("weight", weight, DType::float32, {s.C}),
+                             .column_scale =
+                                 bench.optional_input("column_scale", column_scale, DType::float32, {s.C}),
+                             .accumulate_residual = accumulate_residual,
+                             .accumulate_weight = accumulate_weight,
+                             .workspace = workspace});
                         CHECK(difference(bench.read(d_residual), expected.d_residual, DType::float32,
                                          float32_sum(s.C)) == "");
                         CHECK(difference(bench.read(dweight), expected.dweight, DType::float32,
@@ -208,8 +220,11 @@ TEST_CASE("rmsnorm of zero, tiny and large residuals", "[residual_rmsnorm_forwar
                 const Tensor y = bench.output("y", type, {M, C}),
                              rstd = bench.output("rstd", DType::float32, {M});
                 device.backend->residual_rmsnorm_forward(
-                    Tensor(), y, rstd, bench.input("residual", residual, DType::float32, {M, C}), Tensor(),
-                    Tensor(), bench.input("weight", weight, DType::float32, {C}), epsilon);
+                    {.y = y,
+                     .rstd = rstd,
+                     .residual_in = bench.input("residual", residual, DType::float32, {M, C}),
+                     .weight = bench.input("weight", weight, DType::float32, {C}),
+                     .epsilon = epsilon});
                 CHECK(difference(bench.read(y), expected.y, type, float32_sum(C)) == "");
                 CHECK(difference(bench.read(rstd), plain(expected.rstd, absolute(expected.rstd)),
                                  DType::float32, float32_sum(C)) == "");
@@ -235,8 +250,13 @@ TEST_CASE("rmsnorm shows NaN and infinity in their row",
                 const Tensor weight = bench.input("weight", Array(C, 1.0), DType::float32, {C});
                 const Tensor in = bench.input("residual", residual, DType::float32, {M, C});
                 const Tensor branch_in = bench.input("branch", branch, type, {M, C});
-                device.backend->residual_rmsnorm_forward(out, y, rstd, in, branch_in, Tensor(), weight,
-                                                         epsilon);
+                device.backend->residual_rmsnorm_forward({.residual_out = out,
+                                                          .y = y,
+                                                          .rstd = rstd,
+                                                          .residual_in = in,
+                                                          .branch = branch_in,
+                                                          .weight = weight,
+                                                          .epsilon = epsilon});
                 const Array y_out = bench.read(y);
                 CHECK_FALSE(std::isfinite(bench.read(out)[C + 4]));
                 CHECK_FALSE(std::isfinite(y_out[C + 4]));
@@ -247,9 +267,14 @@ TEST_CASE("rmsnorm shows NaN and infinity in their row",
                 const Tensor dweight = bench.output("dweight", DType::float32, {C}),
                              dz = bench.output("dz", type, {M, C});
                 device.backend->rmsnorm_backward(
-                    d_residual, dweight, dz, branch_in, in,
-                    bench.input("rstd", Array(M, 1.0), DType::float32, {M}), weight, Tensor(), false, false,
-                    bench.workspace(device.backend->rmsnorm_backward_workspace(M, C)));
+                    {.d_residual = d_residual,
+                     .dweight = dweight,
+                     .dz = dz,
+                     .dy = branch_in,
+                     .residual = in,
+                     .rstd = bench.input("rstd", Array(M, 1.0), DType::float32, {M}),
+                     .weight = weight,
+                     .workspace = bench.workspace(device.backend->rmsnorm_backward_workspace(M, C))});
                 CHECK_FALSE(std::isfinite(bench.read(dweight)[4]));
                 CHECK_FALSE(std::isfinite(bench.read(d_residual)[C + 4]));
                 CHECK_FALSE(std::isfinite(bench.read(dz)[C + 4]));
@@ -278,8 +303,14 @@ TEST_CASE("rmsnorm operations check their arguments",
             // Without a branch residual_out must be empty, and with one it must not.
             CHECK(contract_violations("residual_rmsnorm_forward", {out, y, rstd, in, branch, weight, weight},
                                       {5}, {}, [&](const Tensors& t) {
-                                          backend.residual_rmsnorm_forward(t[0], t[1], t[2], t[3], t[4], t[5],
-                                                                           t[6], epsilon);
+                                          backend.residual_rmsnorm_forward({.residual_out = t[0],
+                                                                            .y = t[1],
+                                                                            .rstd = t[2],
+                                                                            .residual_in = t[3],
+                                                                            .branch = t[4],
+                                                                            .column_scale = t[5],
+                                                                            .weight = t[6],
+                                                                            .epsilon = epsilon});
                                       }) == "");
             const Tensor dweight = bench.output("dweight", DType::float32, {C}),
                          dz = bench.output("dz", type, {M, C});
@@ -287,8 +318,15 @@ TEST_CASE("rmsnorm operations check their arguments",
             void* workspace = bench.workspace(backend.rmsnorm_backward_workspace(M, C));
             CHECK(contract_violations("rmsnorm_backward", {out, dweight, dz, branch, in, rstd, weight, scale},
                                       {2, 7}, {}, [&](const Tensors& t) {
-                                          backend.rmsnorm_backward(t[0], t[1], t[2], t[3], t[4], t[5], t[6],
-                                                                   t[7], false, false, workspace);
+                                          backend.rmsnorm_backward({.d_residual = t[0],
+                                                                    .dweight = t[1],
+                                                                    .dz = t[2],
+                                                                    .dy = t[3],
+                                                                    .residual = t[4],
+                                                                    .rstd = t[5],
+                                                                    .weight = t[6],
+                                                                    .column_scale = t[7],
+                                                                    .workspace = workspace});
                                       }) == "");
         }
     }

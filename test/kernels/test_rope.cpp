@@ -62,9 +62,12 @@ TEST_CASE("rope turns queries and keys and leaves values alone", "[rope_forward]
                         Bench bench(*device.backend);
                         const Tensor data = bench.update("qkv", qkv, type, {M, columns});
                         device.backend->rope_forward(
-                            data, bench.input("cosines", tables.cosines, DType::float32, {T, half}),
-                            bench.input("sines", tables.sines, DType::float32, {T, half}),
-                            bench.optional_input("column_scale", column_scale, DType::float32, {columns}), s);
+                            {.qkv = data,
+                             .cosines = bench.input("cosines", tables.cosines, DType::float32, {T, half}),
+                             .sines = bench.input("sines", tables.sines, DType::float32, {T, half}),
+                             .column_scale = bench.optional_input("column_scale", column_scale,
+                                                                  DType::float32, {columns}),
+                             .shape = s});
                         const Array actual = bench.read(data);
                         CHECK(difference(actual, expected, type, 0x1p-22) == "");
                         const int64_t first_value = (s.heads + s.kv_heads) * s.head_dim;
@@ -103,9 +106,12 @@ TEST_CASE("rope_backward turns back and scales every column", "[rope_backward][d
                         Bench bench(*device.backend);
                         const Tensor data = bench.update("dqkv", dqkv, type, {M, columns});
                         device.backend->rope_backward(
-                            data, bench.input("cosines", tables.cosines, DType::float32, {T, half}),
-                            bench.input("sines", tables.sines, DType::float32, {T, half}),
-                            bench.optional_input("column_scale", column_scale, DType::float32, {columns}), s);
+                            {.dqkv = data,
+                             .cosines = bench.input("cosines", tables.cosines, DType::float32, {T, half}),
+                             .sines = bench.input("sines", tables.sines, DType::float32, {T, half}),
+                             .column_scale = bench.optional_input("column_scale", column_scale,
+                                                                  DType::float32, {columns}),
+                             .shape = s});
                         const Array actual = bench.read(data);
                         CHECK(difference(actual, expected, type, 0x1p-22) == "");
                         CHECK(same.check(device, text(s) + name_of(type) + std::to_string(scaled), actual) ==
@@ -127,9 +133,11 @@ TEST_CASE("rope by hand: a quarter turn, and position zero", "[rope_forward][dev
         Array qkv = row;
         qkv.insert(qkv.end(), row.begin(), row.end());
         const Tensor data = bench.update("qkv", qkv, DType::float32, {2, 12});
-        device.backend->rope_forward(data, bench.input("cosines", {1, 1, 0, -1}, DType::float32, {2, 2}),
-                                     bench.input("sines", {0, 0, 1, 0}, DType::float32, {2, 2}), Tensor(),
-                                     {1, 2, 1, 1, 4});
+        device.backend->rope_forward(
+            {.qkv = data,
+             .cosines = bench.input("cosines", {1, 1, 0, -1}, DType::float32, {2, 2}),
+             .sines = bench.input("sines", {0, 0, 1, 0}, DType::float32, {2, 2}),
+             .shape = {1, 2, 1, 1, 4}});
         Array expected = row;
         for (double value : {-3, -2, 1, -4, -7, -6, 5, -8, 9, 10, 11, 12}) expected.push_back(value);
         CHECK(inequality(bench.read(data), expected) == "");
@@ -186,9 +194,11 @@ TEST_CASE("rope shows NaN and infinity in their pair only", "[rope_forward][rope
                     const Tensor sines = bench.input(
                         "sines", reference::rounded(DType::float32, tables.sines), DType::float32, {2, 4});
                     if (backward)
-                        device.backend->rope_backward(data, cosines, sines, Tensor(), s);
+                        device.backend->rope_backward(
+                            {.dqkv = data, .cosines = cosines, .sines = sines, .shape = s});
                     else
-                        device.backend->rope_forward(data, cosines, sines, Tensor(), s);
+                        device.backend->rope_forward(
+                            {.qkv = data, .cosines = cosines, .sines = sines, .shape = s});
                     const Array actual = bench.read(data);
                     for (int i = 0; i < 48; ++i) CHECK(std::isfinite(actual[i]) == (i != 25 && i != 29));
                 }
@@ -210,18 +220,25 @@ TEST_CASE("rope operations check their arguments", "[rope_forward][rope_backward
             const Tensor sines = bench.input("sines", Array(6, 0.0), DType::float32, {3, 2});
             const Tensor scale = bench.input("column_scale", Array(columns, 1.0), DType::float32, {columns});
             using Tensors = std::vector<Tensor>;
-            CHECK(contract_violations(
-                      "rope_forward", {qkv, cosines, sines, scale}, {3}, {0},
-                      [&](const Tensors& t) { backend.rope_forward(t[0], t[1], t[2], t[3], s); }) == "");
-            CHECK(contract_violations(
-                      "rope_backward", {qkv, cosines, sines, scale}, {3}, {0},
-                      [&](const Tensors& t) { backend.rope_backward(t[0], t[1], t[2], t[3], s); }) == "");
+            CHECK(
+                contract_violations(
+                    "rope_forward", {qkv, cosines, sines, scale}, {3}, {0}, [&](const Tensors& t) {
+                        backend.rope_forward(
+                            {.qkv = t[0], .cosines = t[1], .sines = t[2], .column_scale = t[3], .shape = s});
+                    }) == "");
+            CHECK(
+                contract_violations(
+                    "rope_backward", {qkv, cosines, sines, scale}, {3}, {0}, [&](const Tensors& t) {
+                        backend.rope_backward(
+                            {.dqkv = t[0], .cosines = t[1], .sines = t[2], .column_scale = t[3], .shape = s});
+                    }) == "");
             AttentionShape wrong = s;
             wrong.heads = 3;  // not a multiple of G
             const Tensor narrow =
                 bench.update("qkv", Array(M * wrong.qkv_columns(), 1.0), type, {M, wrong.qkv_columns()});
             CHECK(contract_violation("rope_forward", [&] {
-                      backend.rope_forward(narrow, cosines, sines, Tensor(), wrong);
+                      backend.rope_forward(
+                          {.qkv = narrow, .cosines = cosines, .sines = sines, .shape = wrong});
                   }) == "");
         }
     }

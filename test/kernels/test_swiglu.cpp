@@ -54,8 +54,10 @@ TEST_CASE("swiglu_forward equals the double-precision formula", "[swiglu_forward
                     Bench bench(*device.backend);
                     const Tensor y = bench.output("y", type, {s.M, s.F});
                     device.backend->swiglu_forward(
-                        y, bench.input("gate_up", gate_up, type, {s.M, 2 * s.F}),
-                        bench.optional_input("column_scale", column_scale, DType::float32, {2 * s.F}));
+                        {.y = y,
+                         .gate_up = bench.input("gate_up", gate_up, type, {s.M, 2 * s.F}),
+                         .column_scale =
+                             bench.optional_input("column_scale", column_scale, DType::float32, {2 * s.F})});
                     const Array actual = bench.read(y);
                     CHECK(difference(actual, expected, type, slack) == "");
                     CHECK(same.check(device, text(s, seed, type), actual) == "");
@@ -87,8 +89,11 @@ TEST_CASE("swiglu_backward equals the double-precision formula, also in place", 
                                                    : bench.input("gate_up", gate_up, type, {s.M, 2 * s.F});
                         const Tensor out = in_place ? in : bench.output("d_gate_up", type, {s.M, 2 * s.F});
                         device.backend->swiglu_backward(
-                            out, bench.input("dy", dy, type, {s.M, s.F}), in,
-                            bench.optional_input("column_scale", column_scale, DType::float32, {2 * s.F}));
+                            {.d_gate_up = out,
+                             .dy = bench.input("dy", dy, type, {s.M, s.F}),
+                             .gate_up = in,
+                             .column_scale = bench.optional_input("column_scale", column_scale,
+                                                                  DType::float32, {2 * s.F})});
                         const Array actual = bench.read(out);
                         CHECK(difference(actual, expected, type, slack) == "");
                         CHECK(same.check(device, text(s, seed, type) + (scaled ? " scaled" : ""), actual) ==
@@ -127,8 +132,9 @@ TEST_CASE("swiglu of huge gates saturates without NaN", "[swiglu_forward][swiglu
             Bench bench(*device.backend);
             const Tensor in = bench.input("gate_up", gate_up, type, {1, 2 * F});
             const Tensor y = bench.output("y", type, {1, F}), d = bench.output("d_gate_up", type, {1, 2 * F});
-            device.backend->swiglu_forward(y, in, Tensor());
-            device.backend->swiglu_backward(d, bench.input("dy", dy, type, {1, F}), in, Tensor());
+            device.backend->swiglu_forward({.y = y, .gate_up = in});
+            device.backend->swiglu_backward(
+                {.d_gate_up = d, .dy = bench.input("dy", dy, type, {1, F}), .gate_up = in});
             const auto tail = [&](const Array& actual, const reference::Result& expected) {
                 // Near the end of the exponents of float32 only closeness to zero counts.
                 reference::Result bound = expected;
@@ -154,9 +160,10 @@ TEST_CASE("swiglu shows NaN and infinity", "[swiglu_forward][swiglu_backward][de
                     Bench bench(*device.backend);
                     const Tensor in = bench.input("gate_up", gate_up, type, {1, 2 * F});
                     const Tensor y = bench.output("y", type, {1, F}), d = bench.output("d", type, {1, 2 * F});
-                    device.backend->swiglu_forward(y, in, Tensor());
-                    device.backend->swiglu_backward(d, bench.input("dy", Array(F, 1.0), type, {1, F}), in,
-                                                    Tensor());
+                    device.backend->swiglu_forward({.y = y, .gate_up = in});
+                    device.backend->swiglu_backward({.d_gate_up = d,
+                                                     .dy = bench.input("dy", Array(F, 1.0), type, {1, F}),
+                                                     .gate_up = in});
                     const Array y_out = bench.read(y), d_out = bench.read(d);
                     CHECK((!std::isfinite(d_out[3]) || !std::isfinite(d_out[F + 3])));
                     for (int64_t f = 0; f < F; ++f) {
@@ -170,9 +177,10 @@ TEST_CASE("swiglu shows NaN and infinity", "[swiglu_forward][swiglu_backward][de
             Array dy(F, 1.0);
             dy[5] = nan;
             const Tensor d = bench.output("d", type, {1, 2 * F});
-            device.backend->swiglu_backward(d, bench.input("dy", dy, type, {1, F}),
-                                            bench.input("gate_up", Array(2 * F, 0.5), type, {1, 2 * F}),
-                                            Tensor());
+            device.backend->swiglu_backward(
+                {.d_gate_up = d,
+                 .dy = bench.input("dy", dy, type, {1, F}),
+                 .gate_up = bench.input("gate_up", Array(2 * F, 0.5), type, {1, 2 * F})});
             CHECK(std::isnan(bench.read(d)[5]));
             CHECK(std::isnan(bench.read(d)[F + 5]));
         }
@@ -193,11 +201,13 @@ TEST_CASE("swiglu operations check their arguments", "[swiglu_forward][swiglu_ba
             const Tensor scale = bench.input("column_scale", Array(2 * F, 1.0), DType::float32, {2 * F});
             using Tensors = std::vector<Tensor>;
             CHECK(contract_violations("swiglu_forward", {y, gate_up, scale}, {2}, {}, [&](const Tensors& t) {
-                      backend.swiglu_forward(t[0], t[1], t[2]);
+                      backend.swiglu_forward({.y = t[0], .gate_up = t[1], .column_scale = t[2]});
                   }) == "");
             CHECK(contract_violations(
-                      "swiglu_backward", {d, dy, gate_up, scale}, {3}, {},
-                      [&](const Tensors& t) { backend.swiglu_backward(t[0], t[1], t[2], t[3]); }) == "");
+                      "swiglu_backward", {d, dy, gate_up, scale}, {3}, {}, [&](const Tensors& t) {
+                          backend.swiglu_backward(
+                              {.d_gate_up = t[0], .dy = t[1], .gate_up = t[2], .column_scale = t[3]});
+                      }) == "");
         }
     }
 }

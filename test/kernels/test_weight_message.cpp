@@ -80,12 +80,12 @@ ComputeWeight& received(Bench& bench, const Case& c, const HostParameter& host) 
         const int64_t first = first_row(c.rows, rank, c.ranks);
         const ParameterRows part = rows_of(kept, first, first_row(c.rows, rank + 1, c.ranks) - first);
         if (part.rows == 0) continue;
-        backend.quantize({&part, 1});
+        backend.quantize({.parameters = {&part, 1}});
         const std::vector<WeightMessage> its_message = backend.weight_messages({&kept, 1}, its_buffer);
-        backend.write_weight_messages({&part, 1}, its_message);
+        backend.write_weight_messages({.rows = {&part, 1}, .messages = its_message});
         exchange(backend, c, rank, its_message[0], message[0]);
     }
-    backend.read_weight_messages({&whole, 1}, message);
+    backend.read_weight_messages({.parameters = {&whole, 1}, .messages = message});
     return weight;
 }
 
@@ -151,10 +151,10 @@ TEST_CASE("message operations name what is wrong", "[weight_message][device]") {
                   backend.weight_messages({&homeless, 1}, nullptr);
               }) == "");
         CHECK(contract_violation("write_weight_messages", [&] {
-                  backend.write_weight_messages({&whole, 1}, {});
+                  backend.write_weight_messages({.rows = {&whole, 1}, .messages = {}});
               }) == "");
         CHECK(contract_violation("read_weight_messages", [&] {
-                  backend.read_weight_messages({&whole, 1}, {});
+                  backend.read_weight_messages({.parameters = {&whole, 1}, .messages = {}});
               }) == "");
     }
     CHECK_THROWS_AS(rows_of(ParameterRows{}, 0, 1), std::logic_error);

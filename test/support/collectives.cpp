@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/device_memory.h"
 #include "test/support/device.h"
 
 namespace train_qat::test {

@@ -272,7 +272,7 @@ ComputeWeight& place_weight(Bench& bench, const HostParameter& host, DType compu
     ComputeWeight& weight =
         bench.compute_weight(host.rows, host.columns, compute_type, embedding, host.one_scale_per_row());
     const ParameterRows parameter = place(bench, host, &weight);
-    bench.backend().quantize({&parameter, 1});
+    bench.backend().quantize({.parameters = {&parameter, 1}});
     return weight;
 }
 
@@ -300,7 +300,7 @@ Array revealed(Bench& bench, const ComputeWeight& weight) {
     for (int64_t k = 0; k < K; ++k) identity[k * K + k] = 1;
     const Tensor x = bench.input("identity", identity, weight.dtype, {K, K});
     const Tensor y = bench.output("revealed weight", DType::float32, {K, N});
-    bench.backend().matmul_forward(y, x, weight);
+    bench.backend().matmul_forward({.z = y, .x = x, .weight = weight});
     const Array transposed = linear_output(bench, y, weight);
     for (int64_t n = 0; n < N; ++n)
         for (int64_t k = 0; k < K; ++k) result[n * K + k] = transposed[k * N + n];

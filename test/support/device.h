@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/device_memory.h"
 #include "test/support/reference.h"
 
 namespace train_qat::test {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/device_memory.h"
 #include "kernels/ranks/communicator.h"
 #include "model/storage/named_tensor.h"
 

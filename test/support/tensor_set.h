@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/device_memory.h"
 #include "model/storage/safetensors.h"
 
 namespace train_qat::test {

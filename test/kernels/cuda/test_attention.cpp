@@ -60,12 +60,20 @@ struct Run {
         dqkv =
             shifted(bench.output("dqkv", dtype, {offset + std::ssize(values)}), {s.rows(), s.qkv_columns()});
     }
-    void forward() { bench.backend().attention_forward(y, log_sum_exp, qkv, shape); }
+    void forward() {
+        bench.backend().attention_forward({.y = y, .log_sum_exp = log_sum_exp, .qkv = qkv, .shape = shape});
+    }
     void backward(const Array& gradient) {
         const Tensor dy = shifted(bench.input("dy", padded(gradient), y.dtype, {offset + y.elements()}),
                                   {shape.rows(), shape.heads * shape.head_dim});
         const int64_t bytes = bench.backend().attention_backward_workspace(shape);
-        bench.backend().attention_backward(dqkv, dy, qkv, y, log_sum_exp, shape, bench.workspace(bytes));
+        bench.backend().attention_backward({.dqkv = dqkv,
+                                            .dy = dy,
+                                            .qkv = qkv,
+                                            .y = y,
+                                            .log_sum_exp = log_sum_exp,
+                                            .shape = shape,
+                                            .workspace = bench.workspace(bytes)});
     }
 
   private:

@@ -129,7 +129,7 @@ TEST_CASE("matrices that share a weight are packed when they agree", "[codes][cu
                     parameters.push_back(place(*bench, host, &weight, first_row));
                     first_row += host.rows;
                 }
-                bench->backend().quantize(parameters);
+                bench->backend().quantize({.parameters = parameters});
                 CHECK(bench->damage() == "");
                 CHECK(weight.scaled == (group == 96));
                 weights[bench == &with_levels] = &weight;
@@ -153,7 +153,7 @@ TEST_CASE("matrices that share a weight but not the group are not packed", "[cod
                         groups = random_parameter(random, 3, 64, Grid::integer4, 32);
     const std::vector<ParameterRows> parameters = {place(bench, rows, &weight),
                                                    place(bench, groups, &weight, 2)};
-    codes_backend().quantize(parameters);
+    codes_backend().quantize({.parameters = parameters});
     CHECK(weight.codes == Grid::none);
     CHECK(weight.code_group == 0);
     CHECK(weight.scaled);  // rows with groups have the factor one
@@ -203,8 +203,9 @@ TEST_CASE("adamw_and_quantize packs the new levels", "[codes][cuda]") {
                         .update("scale gradient", random.normals(host.scales(), DType::float32, 0.1),
                                 DType::float32, {host.scales()})
                         .as<float>();
-                backend.adamw_and_quantize({&parameter, 1}, example_step(),
-                                           bench.input("squares", {1}, DType::float32, {1}));
+                backend.adamw_and_quantize({.parameters = {&parameter, 1},
+                                            .step = example_step(),
+                                            .squares = bench.input("squares", {1}, DType::float32, {1})});
                 masters[form] = bench.read(master_of(parameter));
                 scales[form] = bench.read(scale_of(parameter));
                 CHECK(bench.damage() == "");
@@ -213,7 +214,7 @@ TEST_CASE("adamw_and_quantize packs the new levels", "[codes][cuda]") {
                 const Bytes expected = packed(host);
                 if (form == 0) CHECK((bytes_of(backend, weight.storage, std::ssize(expected)) == expected));
                 const Bytes stepped = storage_of(backend, weight);
-                backend.quantize({&parameter, 1});
+                backend.quantize({.parameters = {&parameter, 1}});
                 CHECK((storage_of(backend, weight) == stepped));
             }
             CHECK(inequality(masters[0], masters[1]) == "");

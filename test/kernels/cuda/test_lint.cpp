@@ -58,7 +58,8 @@ TEST_CASE("embedding kernels move little more than their floor",
     const ComputeWeight& weight = place_weight(lint.bench, host, type, true);
     const Tensor y = lint.activations(M, C, DType::float32);
     const Tensor tokens = lint.tokens(V);
-    lint.expect(M * C * (2 + 4), [&] { lint.backend->embedding_forward(y, tokens, weight); });
+    lint.expect(M * C * (2 + 4),
+                [&] { lint.backend->embedding_forward({.y = y, .tokens = tokens, .weight = weight}); });
 
     // Few tokens, so that their rows add up.
     const int64_t few = 16;
@@ -66,8 +67,10 @@ TEST_CASE("embedding kernels move little more than their floor",
                  often = lint.tokens(few);
     // Lists of keys begin anywhere in a sector.
     constexpr double keys_waste = 0.01;
-    lint.expect((M + 2 * few) * C * 4, [&] { lint.backend->embedding_backward(dq, y, often, scales); },
-                keys_waste);
+    lint.expect(
+        (M + 2 * few) * C * 4,
+        [&] { lint.backend->embedding_backward({.dq = dq, .dy = y, .tokens = often, .row_scale = scales}); },
+        keys_waste);
 }
 
 TEST_CASE("rmsnorm kernels move little more than their floor",
@@ -79,16 +82,31 @@ TEST_CASE("rmsnorm kernels move little more than their floor",
     const Tensor scale = lint.vector(C), weight = lint.vector(C), dweight = lint.vector(C),
                  rstd = lint.vector(M);
     lint.expect(M * C * (4 + 2 + 4 + 2) + 2 * C * 4, [&] {
-        lint.backend->residual_rmsnorm_forward(out, y, rstd, residual, branch, scale, weight, 1e-5f);
+        lint.backend->residual_rmsnorm_forward({.residual_out = out,
+                                                .y = y,
+                                                .rstd = rstd,
+                                                .residual_in = residual,
+                                                .branch = branch,
+                                                .column_scale = scale,
+                                                .weight = weight,
+                                                .epsilon = 1e-5f});
     });
     lint.expect(M * C * (4 + 2) + C * 4, [&] {
-        lint.backend->residual_rmsnorm_forward(Tensor(), y, rstd, residual, Tensor(), Tensor(), weight,
-                                               1e-5f);
+        lint.backend->residual_rmsnorm_forward(
+            {.y = y, .rstd = rstd, .residual_in = residual, .weight = weight, .epsilon = 1e-5f});
     });
     void* workspace = lint.bench.workspace(lint.backend->rmsnorm_backward_workspace(M, C));
     lint.expect(M * C * (4 + 2 + 2 + 4 + 4) + 3 * C * 4, [&] {
-        lint.backend->rmsnorm_backward(out, dweight, branch, y, residual, rstd, weight, scale, true, false,
-                                       workspace);
+        lint.backend->rmsnorm_backward({.d_residual = out,
+                                        .dweight = dweight,
+                                        .dz = branch,
+                                        .dy = y,
+                                        .residual = residual,
+                                        .rstd = rstd,
+                                        .weight = weight,
+                                        .column_scale = scale,
+                                        .accumulate_residual = true,
+                                        .workspace = workspace});
     });
 }
 
@@ -100,14 +118,19 @@ TEST_CASE("rope kernels move little more than their floor", "[cuda][lint][rope_f
     const Tensor cosines = lint.activations(shape.sequence, half, DType::float32);
     const Tensor sines = lint.activations(shape.sequence, half, DType::float32);
     const int64_t tables = 2 * shape.sequence * half * 4;
-    lint.expect(shape.rows() * columns * 4 + tables + columns * 4,
-                [&] { lint.backend->rope_forward(qkv, cosines, sines, scale, shape); });
-    lint.expect(shape.rows() * columns * 4 + tables + columns * 4,
-                [&] { lint.backend->rope_backward(qkv, cosines, sines, scale, shape); });
+    lint.expect(shape.rows() * columns * 4 + tables + columns * 4, [&] {
+        lint.backend->rope_forward(
+            {.qkv = qkv, .cosines = cosines, .sines = sines, .column_scale = scale, .shape = shape});
+    });
+    lint.expect(shape.rows() * columns * 4 + tables + columns * 4, [&] {
+        lint.backend->rope_backward(
+            {.dqkv = qkv, .cosines = cosines, .sines = sines, .column_scale = scale, .shape = shape});
+    });
     // Without scales the values stay as they are.
     const int64_t turned = columns - shape.kv_heads * shape.head_dim;
-    lint.expect(shape.rows() * turned * 4 + tables,
-                [&] { lint.backend->rope_forward(qkv, cosines, sines, Tensor(), shape); });
+    lint.expect(shape.rows() * turned * 4 + tables, [&] {
+        lint.backend->rope_forward({.qkv = qkv, .cosines = cosines, .sines = sines, .shape = shape});
+    });
 }
 
 TEST_CASE("swiglu kernels move little more than their floor",
@@ -116,12 +139,19 @@ TEST_CASE("swiglu kernels move little more than their floor",
     const Tensor gate_up = lint.activations(M, 2 * F), y = lint.activations(M, F), scale = lint.vector(2 * F);
     // A thread has eight columns: 16 bytes of activations, but two accesses of scales that share sectors.
     constexpr double scales_waste = 0.1;
-    lint.expect(M * F * 3 * 2, [&] { lint.backend->swiglu_forward(y, gate_up, Tensor()); });
-    lint.expect(M * F * 5 * 2, [&] { lint.backend->swiglu_backward(gate_up, y, gate_up, Tensor()); });
+    lint.expect(M * F * 3 * 2, [&] { lint.backend->swiglu_forward({.y = y, .gate_up = gate_up}); });
+    lint.expect(M * F * 5 * 2,
+                [&] { lint.backend->swiglu_backward({.d_gate_up = gate_up, .dy = y, .gate_up = gate_up}); });
     lint.expect(
-        M * F * 3 * 2 + 2 * F * 4, [&] { lint.backend->swiglu_forward(y, gate_up, scale); }, scales_waste);
+        M * F * 3 * 2 + 2 * F * 4,
+        [&] { lint.backend->swiglu_forward({.y = y, .gate_up = gate_up, .column_scale = scale}); },
+        scales_waste);
     lint.expect(
-        M * F * 5 * 2 + 2 * F * 4, [&] { lint.backend->swiglu_backward(gate_up, y, gate_up, scale); },
+        M * F * 5 * 2 + 2 * F * 4,
+        [&] {
+            lint.backend->swiglu_backward(
+                {.d_gate_up = gate_up, .dy = y, .gate_up = gate_up, .column_scale = scale});
+        },
         scales_waste);
 }
 
@@ -129,17 +159,30 @@ TEST_CASE("cross_entropy reads the logits once", "[cuda][lint][cross_entropy]") 
     Lint lint;
     const Tensor logits = lint.activations(M, V, DType::float32), d_logits = lint.activations(M, V);
     const Tensor losses = lint.vector(M), scale = lint.vector(V), targets = lint.tokens(V);
-    lint.expect(M * V * (4 + 2),
-                [&] { lint.backend->cross_entropy(losses, d_logits, logits, targets, Tensor(), 1); });
-    lint.expect(M * V * 4,
-                [&] { lint.backend->cross_entropy(losses, Tensor(), logits, targets, Tensor(), 1); });
+    lint.expect(M * V * (4 + 2), [&] {
+        lint.backend->cross_entropy({.losses = losses,
+                                     .d_logits = d_logits,
+                                     .logits = logits,
+                                     .targets = targets,
+                                     .gradient_factor = 1});
+    });
+    lint.expect(M * V * 4, [&] {
+        lint.backend->cross_entropy(
+            {.losses = losses, .logits = logits, .targets = targets, .gradient_factor = 1});
+    });
     // The scales come out of caches, twice a row.
-    lint.expect(M * V * (4 + 2 + 2 * 4),
-                [&] { lint.backend->cross_entropy(losses, d_logits, logits, targets, scale, 1); });
+    lint.expect(M * V * (4 + 2 + 2 * 4), [&] {
+        lint.backend->cross_entropy({.losses = losses,
+                                     .d_logits = d_logits,
+                                     .logits = logits,
+                                     .targets = targets,
+                                     .column_scale = scale,
+                                     .gradient_factor = 1});
+    });
 }
 
 TEST_CASE("sum reads its values once", "[cuda][lint][sum]") {
     Lint lint;
     const Tensor values = lint.vector(4096), total = lint.vector(1);
-    lint.expect(4096 * 4, [&] { lint.backend->sum(total, values, true); });
+    lint.expect(4096 * 4, [&] { lint.backend->sum({.total = total, .values = values, .accumulate = true}); });
 }

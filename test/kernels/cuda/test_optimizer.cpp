@@ -35,7 +35,7 @@ TEST_CASE("a call is not taken for the one before it", "[optimizer_tables][cuda]
             parameter.grid = grid;
             parameter.group = group;
             device.backend->copy_to_device(placed.gradient, gradient.data(), 6 * 40 * sizeof(float));
-            device.backend->ste_backward_and_norm({&parameter, 1}, squares);
+            device.backend->ste_backward_and_norm({.parameters = {&parameter, 1}, .squares = squares});
             const auto part = [&](const Array& whole) {
                 return Array(whole.begin(), whole.begin() + rows * 40);
             };
@@ -65,12 +65,12 @@ TEST_CASE("calls without parameters do nothing", "[optimizer_tables][cuda][devic
         Bench bench(*device.backend);
         device.backend->initialize_scales({});
         device.backend->quantize({});
-        device.backend->adamw_and_quantize({}, example_step(),
-                                           bench.input("squares", {1}, DType::float32, {1}));
+        device.backend->adamw_and_quantize(
+            {.step = example_step(), .squares = bench.input("squares", {1}, DType::float32, {1})});
         const HostParameter plain{1, 2, Grid::none, 0, {1, 2}, {}, {}};
         const ParameterRows parameter = place(bench, plain, nullptr);
-        device.backend->initialize_scales({&parameter, 1});
-        device.backend->quantize({&parameter, 1});
+        device.backend->initialize_scales({.parameters = {&parameter, 1}});
+        device.backend->quantize({.parameters = {&parameter, 1}});
         CHECK(bench.damage() == "");
     }
 }
@@ -99,8 +99,10 @@ TEST_CASE("alignment changes no bit", "[optimizer_tables][cuda][device]") {
                     if (grid != Grid::none)
                         parameter.scale_gradient =
                             bench.input("scale gradient", Array(9, 0.01f), DType::float32, {9}).as<float>();
-                    device.backend->adamw_and_quantize({&parameter, 1}, example_step(),
-                                                       bench.input("squares", {1}, DType::float32, {1}));
+                    device.backend->adamw_and_quantize(
+                        {.parameters = {&parameter, 1},
+                         .step = example_step(),
+                         .squares = bench.input("squares", {1}, DType::float32, {1})});
                     const Bytes levels = storage_of(*device.backend, weight);
                     const void* master =
                         narrow ? static_cast<void*>(parameter.narrow_master) : parameter.master;
@@ -197,13 +199,16 @@ TEST_CASE("parameters are read once and written once, in whole sectors", "[lint]
             for (const ParameterRows& p : parameters)
                 if (p.grid != Grid::none) quantized.push_back(p);
             check(
-                "initialize_scales", [&] { device.backend->initialize_scales(parameters); },
+                "initialize_scales", [&] { device.backend->initialize_scales({.parameters = parameters}); },
                 [&] { return floor_bytes(quantized, 0, 4, true, false); }, false);
             check(
-                "quantize", [&] { device.backend->quantize(parameters); },
+                "quantize", [&] { device.backend->quantize({.parameters = parameters}); },
                 [&] { return floor_bytes(parameters, 0, 4, true, true); }, false);
             check(
-                "ste_backward_and_norm", [&] { device.backend->ste_backward_and_norm(parameters, squares); },
+                "ste_backward_and_norm",
+                [&] {
+                    device.backend->ste_backward_and_norm({.parameters = parameters, .squares = squares});
+                },
                 [&] {
                     return floor_bytes(quantized, 8, 8, true, false) +
                            4 * (floor_bytes(parameters, 1, 0, false, false) -
@@ -212,7 +217,10 @@ TEST_CASE("parameters are read once and written once, in whole sectors", "[lint]
                 true);
             check(
                 "adamw_and_quantize",
-                [&] { device.backend->adamw_and_quantize(parameters, example_step(), squares); },
+                [&] {
+                    device.backend->adamw_and_quantize(
+                        {.parameters = parameters, .step = example_step(), .squares = squares});
+                },
                 [&] {
                     return floor_bytes(parameters, 20, 28, true, true) +
                            floor_bytes(parameters, 0, 0, true, false);
@@ -243,10 +251,11 @@ TEST_CASE("operations on parameters have no races and know no schedule", "[races
                 Bench bench(*device.backend);
                 const std::vector<ParameterRows> parameters = place_all(bench, samples, narrow);
                 const Tensor squares = bench.output("squares", DType::float32, {std::ssize(parameters)});
-                device.backend->initialize_scales(parameters);
-                device.backend->quantize(parameters);
-                device.backend->ste_backward_and_norm(parameters, squares);
-                device.backend->adamw_and_quantize(parameters, example_step(), squares);
+                device.backend->initialize_scales({.parameters = parameters});
+                device.backend->quantize({.parameters = parameters});
+                device.backend->ste_backward_and_norm({.parameters = parameters, .squares = squares});
+                device.backend->adamw_and_quantize(
+                    {.parameters = parameters, .step = example_step(), .squares = squares});
                 Bytes result = bytes_of(*device.backend, squares.data, squares.bytes());
                 for (const ParameterRows& p : parameters) {
                     const auto append = [&](const void* data, int64_t bytes) {

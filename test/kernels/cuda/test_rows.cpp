@@ -31,8 +31,10 @@ TEST_CASE("embedding_backward adds rows in order, however many", "[embedding_bac
             INFO(device.name << ", M " << c.M << " V " << c.V << " C " << c.C);
             Bench bench(*device.backend);
             const Tensor out = bench.update("dq", dq, DType::float32, {c.V, c.C});
-            device.backend->embedding_backward(out, bench.input("dy", dy, DType::float32, {c.M, c.C}),
-                                               bench.input("tokens", tokens, DType::int32, {c.M}), Tensor());
+            device.backend->embedding_backward(
+                {.dq = out,
+                 .dy = bench.input("dy", dy, DType::float32, {c.M, c.C}),
+                 .tokens = bench.input("tokens", tokens, DType::int32, {c.M})});
             CHECK(inequality(bench.read(out), expected) == "");
             CHECK(bench.damage() == "");
         }
@@ -67,16 +69,30 @@ TEST_CASE("rmsnorm of very long rows, and of very many",
                 const Tensor w = bench.input("weight", weight, DType::float32, {c.C});
                 const Tensor out = bench.output("residual_out", DType::float32, {c.M, c.C});
                 const Tensor y = bench.output("y", type, {c.M, c.C});
-                backend.residual_rmsnorm_forward(out, y, bench.output("rstd", DType::float32, {c.M}), in,
-                                                 other, scale, w, epsilon);
+                backend.residual_rmsnorm_forward({.residual_out = out,
+                                                  .y = y,
+                                                  .rstd = bench.output("rstd", DType::float32, {c.M}),
+                                                  .residual_in = in,
+                                                  .branch = other,
+                                                  .column_scale = scale,
+                                                  .weight = w,
+                                                  .epsilon = epsilon});
                 CHECK(difference(bench.read(y), forward.y, type, float32_sum(c.C)) == "");
 
                 const Tensor d_residual = bench.update("d_residual", before, DType::float32, {c.M, c.C});
                 const Tensor dweight = bench.output("dweight", DType::float32, {c.C});
                 const Tensor dz = bench.output("dz", type, {c.M, c.C});
                 backend.rmsnorm_backward(
-                    d_residual, dweight, dz, other, in, bench.input("rstd", rstd, DType::float32, {c.M}), w,
-                    scale, true, false, bench.workspace(backend.rmsnorm_backward_workspace(c.M, c.C)));
+                    {.d_residual = d_residual,
+                     .dweight = dweight,
+                     .dz = dz,
+                     .dy = other,
+                     .residual = in,
+                     .rstd = bench.input("rstd", rstd, DType::float32, {c.M}),
+                     .weight = w,
+                     .column_scale = scale,
+                     .accumulate_residual = true,
+                     .workspace = bench.workspace(backend.rmsnorm_backward_workspace(c.M, c.C))});
                 CHECK(difference(bench.read(d_residual), backward.d_residual, DType::float32,
                                  float32_sum(c.C)) == "");
                 CHECK(difference(bench.read(dweight), backward.dweight, DType::float32, float32_sum(c.M)) ==
@@ -123,8 +139,13 @@ TEST_CASE("rope of large heads and of many heads", "[rope_forward][rope_backward
                     bench.input("cosines", tables.cosines, DType::float32, {s.sequence, half});
                 const Tensor sines = bench.input("sines", tables.sines, DType::float32, {s.sequence, half});
                 const Tensor scale = bench.input("column_scale", column_scale, DType::float32, {columns});
-                device.backend->rope_forward(turned, cosines, sines, scale, s);
-                device.backend->rope_backward(turned_back, cosines, sines, scale, s);
+                device.backend->rope_forward(
+                    {.qkv = turned, .cosines = cosines, .sines = sines, .column_scale = scale, .shape = s});
+                device.backend->rope_backward({.dqkv = turned_back,
+                                               .cosines = cosines,
+                                               .sines = sines,
+                                               .column_scale = scale,
+                                               .shape = s});
                 CHECK(difference(bench.read(turned), forward, type, 0x1p-22) == "");
                 CHECK(difference(bench.read(turned_back), backward, type, 0x1p-22) == "");
                 CHECK(bench.damage() == "");
@@ -156,8 +177,17 @@ TEST_CASE("cross_entropy of large vocabularies, also at odd addresses", "[cross_
                     const Tensor memory = bench.output("d_logits", type, {M * V + shift});
                     const Tensor d_logits(static_cast<char*>(memory.data) + shift * size_of(type), type,
                                           {M, V});
-                    backend.cross_entropy(losses, d_logits, in, target, scale, factor);
-                    backend.cross_entropy(only_losses, Tensor(), in, target, scale, factor);
+                    backend.cross_entropy({.losses = losses,
+                                           .d_logits = d_logits,
+                                           .logits = in,
+                                           .targets = target,
+                                           .column_scale = scale,
+                                           .gradient_factor = factor});
+                    backend.cross_entropy({.losses = only_losses,
+                                           .logits = in,
+                                           .targets = target,
+                                           .column_scale = scale,
+                                           .gradient_factor = factor});
                     CHECK(difference(bench.read(d_logits), expected.d_logits, type,
                                      4 * float32_sum(V) + 0x1p-19) == "");
                     CHECK(inequality(bench.read(only_losses), bench.read(losses)) == "");

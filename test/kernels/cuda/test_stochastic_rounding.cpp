@@ -72,7 +72,9 @@ std::vector<bfloat16> decayed(Backend& backend, const HostParameter& host, float
     step.learning_rate = 1;
     step.weight_decay = 1 - keep;
     step.step = t;
-    backend.adamw_and_quantize(parameters, step, bench.input("squares", {0}, DType::float32, {1}));
+    backend.adamw_and_quantize({.parameters = parameters,
+                                .step = step,
+                                .squares = bench.input("squares", {0}, DType::float32, {1})});
     CHECK(bench.damage() == "");
     return numbers_of<bfloat16>(backend, whole.narrow_master, host.rows * host.columns);
 }
@@ -156,7 +158,8 @@ TEST_CASE("small steps add up in bfloat16", "[cuda][stochastic_rounding][cuda][d
         step.learning_rate = 0x1p-13f;  // 1/64 of the distance to the next bfloat16 above one
         const Tensor squares = bench.input("squares", {1}, DType::float32, {1});
         for (step.step = 1; step.step <= 64; ++step.step)
-            device.backend->adamw_and_quantize({&parameter, 1}, step, squares);
+            device.backend->adamw_and_quantize(
+                {.parameters = {&parameter, 1}, .step = step, .squares = squares});
         double mean = 0;
         for (bfloat16 w : numbers_of<bfloat16>(*device.backend, parameter.narrow_master, n))
             mean += static_cast<float>(w) / static_cast<double>(n);
@@ -185,12 +188,13 @@ TEST_CASE("weights in bfloat16 quantize and pass gradients like their float32 tw
                     const ParameterRows parameter =
                         narrow != 0 ? place_narrow(bench, host, &weight) : place(bench, host, &weight);
                     const Tensor squares = bench.output("squares", DType::float32, {1});
-                    device.backend->ste_backward_and_norm({&parameter, 1}, squares);
-                    device.backend->quantize({&parameter, 1});
+                    device.backend->ste_backward_and_norm(
+                        {.parameters = {&parameter, 1}, .squares = squares});
+                    device.backend->quantize({.parameters = {&parameter, 1}});
                     levels[narrow] = storage_of(*device.backend, weight);
                     gradients[narrow] = bench.read(gradient_of(parameter));
                     squares_read[narrow] = bench.read(squares);
-                    device.backend->initialize_scales({&parameter, 1});
+                    device.backend->initialize_scales({.parameters = {&parameter, 1}});
                     if (grid != Grid::none) {
                         scale_gradients[narrow] = bench.read(scale_gradient_of(parameter));
                         scales[narrow] = bench.read(scale_of(parameter));
@@ -222,10 +226,12 @@ TEST_CASE("the levels of a step are those of the rounded weights",
                                                    .input("scale gradient", Array(host.scales(), 0.25),
                                                           DType::float32, {host.scales()})
                                                    .as<float>();
-                device.backend->adamw_and_quantize({&parameter, 1}, example_step(9),
-                                                   bench.input("squares", {1}, DType::float32, {1}));
+                device.backend->adamw_and_quantize(
+                    {.parameters = {&parameter, 1},
+                     .step = example_step(9),
+                     .squares = bench.input("squares", {1}, DType::float32, {1})});
                 const Bytes stepped = storage_of(*device.backend, weight);
-                device.backend->quantize({&parameter, 1});
+                device.backend->quantize({.parameters = {&parameter, 1}});
                 CHECK((storage_of(*device.backend, weight) == stepped));
                 CHECK(bench.damage() == "");
             }
@@ -245,13 +251,16 @@ TEST_CASE("weights are in float32 or in bfloat16, and the CPU keeps float32",
         if (device.device == "cpu") refused.push_back(place_narrow(bench, host, nullptr));
         for (const ParameterRows& p : refused) {
             Backend& backend = *device.backend;
-            CHECK(contract_violation("initialize_scales", [&] { backend.initialize_scales({&p, 1}); }) == "");
-            CHECK(contract_violation("quantize", [&] { backend.quantize({&p, 1}); }) == "");
+            CHECK(contract_violation("initialize_scales", [&] {
+                      backend.initialize_scales({.parameters = {&p, 1}});
+                  }) == "");
+            CHECK(contract_violation("quantize", [&] { backend.quantize({.parameters = {&p, 1}}); }) == "");
             CHECK(contract_violation("ste_backward_and_norm", [&] {
-                      backend.ste_backward_and_norm({&p, 1}, squares);
+                      backend.ste_backward_and_norm({.parameters = {&p, 1}, .squares = squares});
                   }) == "");
             CHECK(contract_violation("adamw_and_quantize", [&] {
-                      backend.adamw_and_quantize({&p, 1}, AdamWStep{}, squares);
+                      backend.adamw_and_quantize(
+                          {.parameters = {&p, 1}, .step = AdamWStep{}, .squares = squares});
                   }) == "");
         }
     }
