@@ -11,12 +11,13 @@ int64_t rounded_up(int64_t bytes) {
     return (bytes + alignment - 1) / alignment * alignment;
 }
 
-}  // namespace
-
+// Of a row of codes or, without a grid, of numbers in the compute type.
 int64_t message_row_bytes(const ParameterRows& p) {
     return p.grid == Grid::none ? p.columns * size_of(p.compute->dtype)
                                 : code_row_bytes(p.columns, code_bits(p.grid));
 }
+
+}  // namespace
 
 int64_t buffered_message_bytes(const ParameterRows& p) {
     const int64_t scales = p.grid == Grid::none || p.group == p.columns ? 0 : p.scales();

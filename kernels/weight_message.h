@@ -9,9 +9,6 @@
 
 namespace train_qat {
 
-// Bytes of a row of codes or, without a grid, of numbers in the compute type.
-int64_t message_row_bytes(const ParameterRows& parameter);
-
 // Bytes of the message of a whole parameter in a buffer.
 int64_t buffered_message_bytes(const ParameterRows& parameter);
 
