@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The benchmark of many ranks, on the CPU: what they send, how long a step takes, what a sweep saves.
 
-    dev/bench_ranks.py [--program build/train_qat] [--rounds 4] [--quick] [bytes] [time] [sweep]
+    dev/bench/bench_ranks.py [--program build/train_qat] [--rounds 4] [--quick] [bytes] [time] [sweep]
 
 bytes   what a rank sends in an optimizer step: of small models as the runs record it and as MPI counts it, of large
         ones as the formulas of rank_traffic.py say, to which the small ones must agree
@@ -358,7 +358,7 @@ def bench_sweep(launcher, arguments):
 def main():
     parts = {"bytes": bench_bytes, "time": bench_time, "sweep": bench_sweep}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", type=pathlib.Path, default=HERE.parent / "build" / "train_qat")
+    parser.add_argument("--program", type=pathlib.Path, default=HERE.parent.parent / "build" / "train_qat")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--patience", type=float, default=30, help="seconds to wait in all for a quiet machine")
     parser.add_argument("--quick", action="store_true", help="two rounds, and half the steps of the trained sweep")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The benchmark: our training step against PyTorch's, in one run.
 
-    dev/bench.py [--program build/train_qat_bench] [--rounds 15] [--quick]
+    dev/bench/bench.py [--program build/train_qat_bench] [--rounds 15] [--quick]
 
 All contestants are started first and then take turns, one step each, so that all see the same machine; reported are
 medians and their ratios. Then the step of a 1M model against the benchmark model's efficiency, and the memory of a
@@ -27,7 +27,7 @@ class Contestant:
         self.name, self.times = name, []
         self.process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, cwd=HERE.parent,
+            text=True, cwd=HERE.parent.parent,
         )  # fmt: skip
         self.banner = self.process.stdout.readline().strip()
         if not self.banner:
@@ -81,7 +81,7 @@ def verdict(met):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", type=pathlib.Path, default=HERE.parent / "build" / "train_qat_bench")
+    parser.add_argument("--program", type=pathlib.Path, default=HERE.parent.parent / "build" / "train_qat_bench")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="few rounds, without the 396M model")
     arguments = parser.parse_args()

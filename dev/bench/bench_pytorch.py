@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The peer benchmark: train_qat's model trained by PyTorch on the CPU, as fast as PyTorch 1.13 lets it.
 
-    dev/bench_pytorch.py --mode bf16 --steps 10            one JSON line per timed step: {"mode", "ms", "tokens_per_s"}
-    dev/bench_pytorch.py --mode fp32 --serve               runs one step per line `step` on stdin, until `quit`
+    dev/bench/bench_pytorch.py --mode bf16 --steps 10            one JSON line per timed step: {"mode", "ms", "tokens_per_s"}
+    dev/bench/bench_pytorch.py --mode fp32 --serve               runs one step per line `step` on stdin, until `quit`
 
 --serve lets a driver alternate steps of this program and of another one, so that both see the same machine. The first
 line printed says which PyTorch, BLAS and formulation were measured. A step is: forward, backward, gradient clipping,

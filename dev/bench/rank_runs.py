@@ -79,7 +79,7 @@ class Launcher:
 
 
 def write_shards(directory, vocabulary, count):
-    """Shards of dev/chain_shards.py in the directory; the options that name them."""
+    """Shards of dev/bench/chain_shards.py in the directory; the options that name them."""
     prefix = directory / f"chain_{vocabulary}"
     write_chain_shards(prefix, vocabulary, count)
     return ["-i", f"{prefix}_train_*.bin"], ["-j", f"{prefix}_val_*.bin"]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The peer as most people write it: the benchmark model in plain PyTorch modules, trained in fp32 or under bf16 autocast.
 
-    dev/bench_pytorch_eager.py --mode bf16 --serve      one step per line `step` on stdin, answered with its milliseconds
+    dev/bench/bench_pytorch_eager.py --mode bf16 --serve      one step per line `step` on stdin, answered with its milliseconds
 
-dev/bench_pytorch.py is the same model with hand-written backward passes and a flat optimizer; its environment (allocator,
+dev/bench/bench_pytorch.py is the same model with hand-written backward passes and a flat optimizer; its environment (allocator,
 OpenMP, BLAS) is used here as well, so the difference between the two is the formulation alone.
 """
 
