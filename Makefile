@@ -61,7 +61,7 @@ bench:
 	$(INSTALL) bench
 	@$(MAKE) --no-print-directory configure
 	@$(BUILD_TARGETS) train_qat_bench
-	@$(PYTHON) dev/bench/bench.py $(BENCH_FLAGS)
+	@$(PYTHON) dev/bench/bench.py --program $(BUILD)/train_qat_bench $(BENCH_FLAGS)
 
 bench-ranks:
 	$(INSTALL) bench
@@ -83,9 +83,9 @@ format:
 help:
 	@echo "make                    builds ./train_qat"
 	@echo "make CUDA=1             the same with the CUDA backend for sm_80, 90, 100, 120 and later (CUDA=0: without it)"
-	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8)"
+	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8; STEPS=)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
-	@echo "make bench              a training step, ours and PyTorch's, side by side"
+	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
 	@echo "make all                builds everything, the test and benchmark programs too"
 	@echo "make dependencies       installs all Debian packages; quickstart, test and bench install theirs themselves"

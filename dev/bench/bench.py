@@ -5,9 +5,10 @@
 
 All contestants are started first and then take turns, one step each, so that all see the same machine; reported are
 medians and their ratios. The peers are Debian's PyTorch, that of the Python which runs this, and the newest one of PyPI
-in a virtual environment made once (build/bench_venv). Then the step of a 1M model against the benchmark model's
-efficiency, and the memory of a 396M model's step. Prints versions, a table, and beside each aim whether it was met; the
-exit code does not depend on the aims. --smoke: one step each of a tiny model, without PyPI: does everything still run?
+in a virtual environment that is made once, beside our program (build/bench_venv). Then the step of a 1M model against
+the benchmark model's efficiency, and the memory of a 396M model's step. Prints versions, a table, and beside each aim
+whether it was met; the exit code does not depend on the aims.
+--smoke: one step each of a tiny model, without PyPI: does everything still run?
 """
 
 import argparse
@@ -103,7 +104,7 @@ def newest_python(arguments):
     if arguments.no_newest or arguments.smoke:
         return None
     try:
-        return newest_torch.python_of(ROOT / "build" / "bench_venv")
+        return newest_torch.python_of(arguments.program.parent / "bench_venv")
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
         print(f"bench.py: the newest PyTorch can't be installed, Debian's alone is compared: {reason}", file=sys.stderr)
