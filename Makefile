@@ -21,7 +21,7 @@ BUILD_TARGETS = MAKEFLAGS=--no-print-directory cmake --build $(BUILD) --parallel
 comma = ,
 # The kernel tests once more, with sanitizers: $(call SANITIZED,directory,sanitizers). Under them GCC warns of the
 # standard library itself.
-SANITIZED = cmake -S . -B $(BUILD)/$(1) -DTRAIN_QAT_CUDA=OFF -DTRAIN_QAT_SANITIZE=$(2) \
+SANITIZED = scripts/configure.sh $(BUILD)/$(1) -DTRAIN_QAT_CUDA=OFF -DTRAIN_QAT_SANITIZE=$(2) \
 	-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1 -Wno-maybe-uninitialized" $(CMAKE_FLAGS) >/dev/null && \
 	MAKEFLAGS=--no-print-directory cmake --build $(BUILD)/$(1) --parallel $(JOBS) --target train_qat_kernel_test
 INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
@@ -32,14 +32,14 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
-	@ln -sfn $(BUILD)/train_qat train_qat
+	@ln -sfnr $(BUILD)/train_qat train_qat
 
 all: configure
 	@$(BUILD_TARGETS) all
-	@ln -sfn $(BUILD)/train_qat train_qat
+	@ln -sfnr $(BUILD)/train_qat train_qat
 
 configure:
-	@cmake -S . -B $(BUILD) $(CUDA_FLAGS_$(CUDA)) $(CMAKE_FLAGS) || { scripts/install_dependencies.sh --check build; exit 1; }
+	@scripts/configure.sh $(BUILD) $(CUDA_FLAGS_$(CUDA)) $(CMAKE_FLAGS) || { scripts/install_dependencies.sh --check build; exit 1; }
 
 dependencies:
 	@scripts/install_dependencies.sh all
@@ -52,7 +52,7 @@ test:
 	@$(MAKE) --no-print-directory configure
 	@$(BUILD_TARGETS) train_qat train_qat_test train_qat_kernel_test train_qat_kernel_check train_qat_parity \
 		train_qat_rank_test
-	@ln -sfn $(BUILD)/train_qat train_qat
+	@ln -sfnr $(BUILD)/train_qat train_qat
 	@$(if $(or $(filter address,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,address,address$(comma)undefined))
 	@$(if $(or $(filter thread,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,thread,thread))
 	@$(PYTHON) test/run_all.py --build $(BUILD) $(SUITES)
@@ -61,13 +61,13 @@ bench:
 	$(INSTALL) bench
 	@$(MAKE) --no-print-directory configure
 	@$(BUILD_TARGETS) train_qat_bench
-	@$(PYTHON) dev/bench.py $(BENCH_FLAGS)
+	@$(PYTHON) dev/bench/bench.py --program $(BUILD)/train_qat_bench $(BENCH_FLAGS)
 
 bench-ranks:
 	$(INSTALL) bench
 	@$(MAKE) --no-print-directory configure
 	@$(BUILD_TARGETS) train_qat
-	@$(PYTHON) dev/bench_ranks.py --program $(BUILD)/train_qat $(BENCH_FLAGS)
+	@$(PYTHON) dev/bench/bench_ranks.py --program $(BUILD)/train_qat $(BENCH_FLAGS)
 
 # Data and the outputs of runs stay.
 clean:
@@ -83,9 +83,9 @@ format:
 help:
 	@echo "make                    builds ./train_qat"
 	@echo "make CUDA=1             the same with the CUDA backend for sm_80, 90, 100, 120 and later (CUDA=0: without it)"
-	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8)"
+	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8; STEPS=)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
-	@echo "make bench              a training step, ours and PyTorch's, side by side"
+	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
 	@echo "make all                builds everything, the test and benchmark programs too"
 	@echo "make dependencies       installs all Debian packages; quickstart, test and bench install theirs themselves"

@@ -144,7 +144,7 @@ benchmarks() {
 
 # Shards of a chain of tokens in which four of five follow from the one before: prefix vocabulary tokens
 write_shards() {
-    "$PYTHON" dev/chain_shards.py "$@"
+    "$PYTHON" dev/bench/chain_shards.py "$@"
 }
 
 # train DIRECTORY SHARDS OPTIONS...; with the words of the array `launcher` before the program

@@ -2,7 +2,7 @@
 // operation needs at least, how well its accesses coalesce, and how often shared memory serves them one after
 // the other. Counted by the emulator, so no GPU is needed and the numbers are exact.
 //
-//     build/train_qat_lint > dev/lint.md
+//     build/train_qat_lint > dev/results/lint.md
 #include <cstdio>
 #include <functional>
 #include <memory>
@@ -241,7 +241,7 @@ void print_table() {
     LintTable table(*backend);
     std::printf(
         "# What the kernels move, multiply and wait for\n\n"
-        "`build/train_qat_lint > dev/lint.md`; counted by the emulator on one block of a small model: M = "
+        "`build/train_qat_lint > dev/results/lint.md`; counted by the emulator on one block of a small model: M = "
         "%lld rows "
         "(B %lld, T %lld),\nC %lld, %lld query and %lld key/value heads, F %lld, V %lld, bfloat16. All "
         "columns but "

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """What ptxas says about every kernel: registers, spills, shared memory, and the occupancy that these allow.
 
-    dev/ptxas_table.py                                  all kernels for sm_80, written to dev/ptxas.md
+    dev/ptxas_table.py                                  all kernels for sm_80, written to dev/results/ptxas.md
     dev/ptxas_table.py --architectures 80 90 100 120    for all targets
-    dev/ptxas_table.py kernels/cuda/rows/rmsnorm.cu          of one file, printed
+    dev/ptxas_table.py kernels/cuda/rows/rmsnorm.cu     of one file, printed
 
 Needs nvcc, no GPU. Occupancy counts registers, threads and static shared memory; dynamic shared memory is an argument
-of the launch (dev/lint.md shows it) and can lower it. Exit status 1 when a kernel spills registers.
+of the launch (dev/results/lint.md shows it) and can lower it. Exit status 1 when a kernel spills registers.
 """
 import argparse
 import concurrent.futures
@@ -18,12 +18,18 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CUDA = os.path.join(ROOT, "kernels", "cuda")
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}"]
 HOST_ONLY = {"runtime.cu", "cublaslt_matmul.cu", "nccl_communicator.cu"}  # no kernels to speak of
 REGISTERS = 65536  # of a multiprocessor, on all targets
 # compute capability: (warps, blocks, KiB of shared memory) that a multiprocessor holds
 MULTIPROCESSOR = {"80": (64, 32, 164), "86": (48, 16, 100), "89": (48, 24, 100), "90": (64, 32, 228),
                   "100": (64, 32, 228), "120": (48, 24, 100)}
+
+
+def kernel_files():
+    paths = (os.path.join(room, name) for room, _, names in os.walk(CUDA) for name in names)
+    return sorted(path for path in paths if path.endswith(".cu") and os.path.basename(path) not in HOST_ONLY)
 
 
 def find_nvcc():
@@ -140,15 +146,13 @@ def table(results, architectures, version):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="default: all of kernels/cuda, and the table goes to dev/ptxas.md")
+    parser.add_argument("files", nargs="*", help="default: all of kernels/cuda, and the table goes to dev/results/ptxas.md")
     parser.add_argument("--architectures", nargs="+", default=["80"], metavar="N", choices=MULTIPROCESSOR)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     nvcc = find_nvcc()
-    directory = os.path.join(ROOT, "kernels", "cuda")
-    files = arguments.files or sorted(os.path.join(directory, name) for name in os.listdir(directory)
-                                      if name.endswith(".cu") and name not in HOST_ONLY)
-    tasks = [(os.path.basename(file), architecture, file) for architecture in arguments.architectures for file in files]
+    files = [os.path.abspath(file) for file in arguments.files] or kernel_files()
+    tasks = [(os.path.relpath(file, CUDA), architecture, file) for architecture in arguments.architectures for file in files]
     results = {}
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         threads = dict(zip(files, pool.map(lambda file: threads_of(nvcc, file), files)))
@@ -162,7 +166,7 @@ def main():
     if arguments.files:
         print(text)
     else:
-        with open(os.path.join(ROOT, "dev", "ptxas.md"), "w") as file:
+        with open(os.path.join(ROOT, "dev", "results", "ptxas.md"), "w") as file:
             file.write(text)
     print("\n".join(spilling) if spilling else "no kernel spills", file=sys.stderr)
     return 1 if spilling else 0

@@ -1,5 +1,5 @@
 // The model: a Llama-2-like decoder, forward and backward over one micro-batch. What a layer computes is
-// written once, as a list of backend operations; model/parameters.h holds the weights, kernels/backend.h
+// written once, as a list of backend operations; model/parameters.h holds the weights, kernels/operations.h
 // explains the operations.
 #pragma once
 

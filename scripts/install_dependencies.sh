@@ -11,9 +11,9 @@ build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-
        libsentencepiece-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
 quickstart=(python3 python3-numpy python3-sentencepiece python3-matplotlib)
 test=(python3 python3-numpy python3-sentencepiece python3-torch)
-# Without a fast BLAS PyTorch would be compared at a fraction of its speed.
-bench=(python3 python3-numpy python3-torch
-       'libopenblas0-openmp|libopenblas0-pthread')
+# Without a fast BLAS PyTorch would be compared at a fraction of its speed. The newest PyTorch goes into a virtual
+# environment; its compiler needs Python's headers.
+bench=(python3 python3-numpy python3-torch 'libopenblas0-openmp|libopenblas0-pthread' python3-venv python3-dev binutils)
 # Fetched and unpacked, not installed, by data/prepare/quickstart_corpus.py: apt only has to know it.
 corpus_package=r-cran-janeaustenr
 corpus_file=data/cache/austen/persuasion.txt

@@ -5,17 +5,22 @@
 #   scripts/quickstart.sh [BITS]        1, 1.58, 2, 3, 4 (default), 5, 6 or 8; also BITS=2 scripts/quickstart.sh
 #
 # Every run gets a directory of its own, out/quickstart_4bit, out/quickstart_4bit_2 ...: nothing is overwritten.
-# The variables below can be set in the environment.
+# It measures this machine's speed first and trains as long as fits into SECONDS_IN_ALL, which count from the start or,
+# where something had to be installed or much to be built, from the end of that. The variables below can be set in the
+# environment.
 set -euo pipefail
 
 BITS=${1:-${BITS:-4}}
 
-# Model and budget: about 5 million parameters, STEPS * BATCH * SEQUENCE_LENGTH = 3.3 million tokens.
+# Model and budget: about 5 million parameters, and FULL_STEPS * BATCH * SEQUENCE_LENGTH = 3.3 million tokens.
 SIZE=${SIZE:-5M}
 VOCABULARY=${VOCABULARY:-4096}
 SEQUENCE_LENGTH=${SEQUENCE_LENGTH:-256}
 BATCH=${BATCH:-8}
-STEPS=${STEPS:-1600}
+FULL_STEPS=1600
+LEAST_STEPS=200
+STEPS=${STEPS:-}  # empty: as many of FULL_STEPS as end in time, but at least LEAST_STEPS
+SECONDS_IN_ALL=${SECONDS_IN_ALL:-240}
 LEARNING_RATE=${LEARNING_RATE:-2e-3}
 # Share of the tokens trained quantization-aware, or auto: the planner's law. Not auto here, because the law was fitted
 # on runs of at least 20 tokens per parameter: for this run of less than one it would leave a single step.
@@ -62,6 +67,24 @@ free_directory() {
     echo "$directory"
 }
 
+# train DIRECTORY STEPS [FLAGS...]
+train() {
+    local directory=$1 steps=$2
+    shift 2
+    ./train_qat -n "$SIZE" -b "$BITS" -qat_frac "$QAT_FRAC" -steps "$steps" -batch "$BATCH" \
+        -seq_len "$SEQUENCE_LENGTH" -lr "$LEARNING_RATE" -i "${SHARDS}_train_*.bin" -j "${SHARDS}_val_*.bin" \
+        -tokenizer "$SHARDS.model" -prompt "$PROMPT" -val_every "$VALIDATE_EVERY" -print_every "$PRINT_EVERY" \
+        -o "$directory" "$@"
+}
+
+# Prints how many steps end within so many seconds, by the first ten of the very run in a directory that is thrown away.
+measure_steps() {
+    local begin=$SECONDS
+    train "$scratch/run" "$FULL_STEPS" -until 10 >"$scratch/log" || fail "the first steps failed: $(tail -n 1 "$scratch/log")"
+    scripts/choose_steps.sh "$scratch/run/metrics.jsonl" $((BATCH * SEQUENCE_LENGTH)) $(($1 - (SECONDS - begin))) \
+        "$FULL_STEPS" "$LEAST_STEPS"
+}
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case $BITS in
     1 | 1.58 | 2 | 3 | 4 | 5 | 6 | 8) ;;
@@ -73,6 +96,8 @@ step "dependencies"
 
 step "build"
 make --no-print-directory program
+# A short build counts, and a long one does not: the clock starts when it has ended.
+[[ $SECONDS -lt 30 ]] && deadline=$SECONDS_IN_ALL || deadline=$((SECONDS + SECONDS_IN_ALL))
 
 step "text: six novels by Jane Austen"
 "$PYTHON" data/prepare/quickstart_corpus.py "$CORPUS"
@@ -80,11 +105,17 @@ step "text: six novels by Jane Austen"
 step "tokens: five novels to train on, one to validate"
 prepare_shards
 
+if [[ -z $STEPS ]]; then
+    step "speed of this machine"
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    # 10 seconds are for the plot and what surrounds the steps.
+    STEPS=$(measure_steps $((deadline - SECONDS - 10)))
+fi
+
 output=$(free_directory)
 step "training: $SIZE parameters, $BITS bits, $STEPS steps of $((BATCH * SEQUENCE_LENGTH)) tokens, into $output"
-./train_qat -n "$SIZE" -b "$BITS" -qat_frac "$QAT_FRAC" -steps "$STEPS" -batch "$BATCH" \
-    -seq_len "$SEQUENCE_LENGTH" -lr "$LEARNING_RATE" -i "${SHARDS}_train_*.bin" -j "${SHARDS}_val_*.bin" \
-    -tokenizer "$SHARDS.model" -prompt "$PROMPT" -val_every "$VALIDATE_EVERY" -print_every "$PRINT_EVERY" -o "$output"
+train "$output" "$STEPS"
 
 step "plot"
 "$PYTHON" scripts/plot_run.py "$output"

@@ -3,8 +3,8 @@
 // from log_sum_exp.
 //
 // Forward, one query tile, over key tiles with running maximum m, denominator l and output o:
-//     s = q kᵀ / sqrt(D);  m' = max(m, rowmax s);  p = e^(s - m');  l = l e^(m - m') + rowsum p;  o = o e^(m
-//     - m') + p v
+//     s = q kᵀ / sqrt(D);  m' = max(m, rowmax s);  p = e^(s - m');
+//     l = l e^(m - m') + rowsum p;  o = o e^(m - m') + p v
 // Backward:
 //     p = e^(s - log_sum_exp);  delta = rowsum(p ∘ dy vᵀ);  dv += pᵀ dy;
 //     ds = p ∘ (dy vᵀ - delta) / sqrt(D);  dq += ds k;  dk += dsᵀ q

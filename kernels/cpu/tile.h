@@ -1,8 +1,7 @@
 // Small dense products on tiles that sit in a core's caches, for attention: c (+)= a b with a float32 result.
 //
-// Operands are packed into elements. In float32 an element is one number. In bfloat16, on processors with a
-// dot product of pairs, it is two neighbours of the summed index, so that one instruction multiplies and adds
-// both.
+// Operands are packed into elements. In float32 an element is one number. In bfloat16, on processors with a dot
+// product of pairs, it is two neighbours of the summed index: one instruction multiplies and adds both.
 //   left operand  (rows, inner)     [row][inner / width]
 //   right operand (inner, columns)  [inner / width][column]
 // An odd end of the inner index is filled with zero.

@@ -1,6 +1,7 @@
 # The CUDA backend: compiled where nvcc is found, absent gracefully elsewhere.
 #
-# add_cuda_backend(<library>) adds it, or kernels/cuda/absent.cpp in its place, to the kernels' library.
+# add_cuda_backend(<library>) adds it and NCCL's communicator to the kernels' library, or the files that stand in for them:
+# kernels/cuda/absent.cpp, kernels/ranks/nccl_absent.cpp.
 
 function(find_nvcc result)
   find_program(NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda /opt/cuda PATH_SUFFIXES bin)
@@ -73,7 +74,8 @@ endfunction()
 
 function(add_cuda_backend library)
   if(NOT cuda_enabled)
-    target_sources(${library} PRIVATE ${CMAKE_SOURCE_DIR}/kernels/cuda/absent.cpp)
+    target_sources(${library} PRIVATE ${CMAKE_SOURCE_DIR}/kernels/cuda/absent.cpp
+                                      ${CMAKE_SOURCE_DIR}/kernels/ranks/nccl_absent.cpp)
     return()
   endif()
   file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
@@ -91,19 +93,21 @@ function(add_cuda_backend library)
   target_compile_options(train_qat_cuda PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wno-restrict
                          -Xcudafe=--display_error_number)
   set_target_properties(train_qat_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RESOLVE_DEVICE_SYMBOLS OFF)
-  target_link_libraries(train_qat_cuda PUBLIC CUDA::cudart_static)
+  # Everything below is private to this library and to the link: files that the host compiler builds must be compiled alike
+  # with CUDA and without, so that `make` and `make CUDA=0` in turn build them once.
+  target_link_libraries(train_qat_cuda PRIVATE CUDA::cudart_static)
   if(TARGET CUDA::cublasLt)
     target_compile_definitions(train_qat_cuda PRIVATE TRAIN_QAT_CUBLASLT)
-    target_link_libraries(train_qat_cuda PUBLIC CUDA::cublasLt)
+    target_link_libraries(train_qat_cuda PRIVATE CUDA::cublasLt)
   endif()
-  target_compile_definitions(${library} PRIVATE TRAIN_QAT_CUDA)
   if(nccl_found)
-    target_compile_definitions(${library} PRIVATE TRAIN_QAT_NCCL)
     target_compile_definitions(train_qat_cuda PRIVATE TRAIN_QAT_NCCL)
     target_include_directories(train_qat_cuda PRIVATE ${NCCL_INCLUDE_DIR})
-    target_link_libraries(train_qat_cuda PUBLIC ${NCCL_LIBRARY})
+    target_link_libraries(train_qat_cuda PRIVATE ${NCCL_LIBRARY})
+  else()
+    target_sources(${library} PRIVATE ${CMAKE_SOURCE_DIR}/kernels/ranks/nccl_absent.cpp)
   endif()
-  target_link_libraries(${library} PUBLIC train_qat_cuda)
   # The backend's host code uses the kernels library, which uses it.
-  target_link_libraries(train_qat_cuda PUBLIC ${library})
+  target_link_libraries(${library} PRIVATE train_qat_cuda)
+  target_link_libraries(train_qat_cuda PRIVATE ${library})
 endfunction()

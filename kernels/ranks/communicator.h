@@ -6,8 +6,8 @@
 //
 // Conventions
 //  * Collectives: all ranks make the same calls in the same order, with arrays of the same sizes.
-//  * reduce_scatter, all_gather, all_reduce and broadcast take memory of the backend, in place. They start after the
-//    operations that were enqueued on the backend before, and run beside those enqueued later, in order among
+//  * reduce_scatter, all_gather, all_reduce and broadcast take memory of the backend, in place. They start after
+//    the operations that were enqueued on the backend before, and run beside those enqueued later, in order among
 //    themselves. Their arrays must not be touched until wait(): what is enqueued on the backend after it sees the
 //    results. That is how communication overlaps with a backward pass.
 //  * gather_on_host and barrier take host memory or nothing, and return when they are done.

@@ -1,6 +1,4 @@
-// What kernels/ranks/nccl_communicator.h offers in a program that was built without NCCL.
-#if !defined(TRAIN_QAT_NCCL)
-
+// What stands in for kernels/ranks/nccl_communicator.cu in a program that was built without NCCL.
 #include <stdexcept>
 
 #include "kernels/ranks/nccl_communicator.h"
@@ -8,12 +6,8 @@
 namespace train_qat {
 
 std::string nccl_unavailable() {
-#if defined(TRAIN_QAT_CUDA)
-    return "this program was built without NCCL; install libnccl-dev, 2.14 or later, or set NCCL_HOME, and "
-           "build again";
-#else
-    return "this program was built without CUDA, and so without NCCL (make CUDA=1 builds both in)";
-#endif
+    return "this program was built without NCCL (make CUDA=1 builds it in, and needs libnccl-dev, 2.14 or later, or "
+           "NCCL_HOME)";
 }
 
 NcclId new_nccl_id() {
@@ -25,5 +19,3 @@ std::unique_ptr<Communicator> make_nccl_communicator(Backend&, int, int, const N
 }
 
 }  // namespace train_qat
-
-#endif

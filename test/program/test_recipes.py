@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tests of scripts/recipes and the scripts that start them: what they would run is what the program can plan.
+"""Tests of scripts/recipes and the scripts that start them: what they would run is what the program can plan. With
+them the tests of building, test_make.py.
 
     test/program/test_recipes.py --program ./train_qat [TESTS]
 """
@@ -10,6 +11,7 @@ import subprocess
 import sys
 
 from program_fixture import LIMIT_SECONDS, ROOT, ProgramTest, run_tests, write_shards
+from test_make import MakeTest  # noqa: F401 (run with these)
 
 SIZES = {"86M": 86e6, "396M": 396e6, "759M": 759e6, "2.2B": 2.2e9}
 # The ranks that each is started on, by the variables that say so.
@@ -98,4 +100,4 @@ class RecipeTest(ProgramTest):
 
 
 if __name__ == "__main__":
-    sys.exit(run_tests(__doc__, sys.modules[__name__], ["RecipeTest"]))
+    sys.exit(run_tests(__doc__, sys.modules[__name__], ["RecipeTest", "MakeTest"]))

@@ -96,7 +96,7 @@ class Bench {
     Tensor output(const std::string& name, DType dtype, std::initializer_list<int64_t> shape);
     void* workspace(int64_t bytes);
 
-    // An unset ComputeWeight. scaled: see kernels/backend.h. Its storage is zero, as allocate() leaves it: a
+    // An unset ComputeWeight. scaled: see kernels/weights.h. Its storage is zero, as allocate() leaves it: a
     // backend may rely on that for the padding of its layout.
     ComputeWeight& compute_weight(int64_t rows, int64_t columns, DType dtype, bool embedding, bool scaled);
 

@@ -1,4 +1,4 @@
-// Slow, obvious double-precision versions of all operations of kernels/backend.h: the oracles of the tests.
+// Slow, obvious double-precision versions of all operations of kernels/operations.h: the oracles of the tests.
 // They take the very values that the device gets (already rounded to its dtypes) and share no code with
 // kernels/.
 #pragma once

@@ -257,7 +257,7 @@ class Benchmark(unittest.TestCase):
     """The peer benchmark must compute this model, or its time says nothing."""
 
     def load(self):
-        path = pathlib.Path(__file__).resolve().parents[2] / "dev" / "bench_pytorch.py"
+        path = pathlib.Path(__file__).resolve().parents[2] / "dev" / "bench" / "bench_pytorch.py"
         specification = importlib.util.spec_from_file_location("bench_pytorch", path)
         module = importlib.util.module_from_spec(specification)
         with unittest.mock.patch.object(sys, "path", [str(path.parent), *sys.path]):  # for its neighbours

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Shards of a chain of tokens in which four of five follow from the one before: data that a model learns fast.
 
-    dev/chain_shards.py PREFIX VOCABULARY TOKENS       writes PREFIX_train_*.bin and, an eighth of it, PREFIX_val_*.bin
+    dev/bench/chain_shards.py PREFIX VOCABULARY TOKENS       writes PREFIX_train_*.bin and, an eighth of it, PREFIX_val_*.bin
 """
 import array
 import pathlib
 import random
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "data" / "prepare"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "data" / "prepare"))
 
 from shard_files import Outputs, ShardWriter  # noqa: E402
 

@@ -12,7 +12,7 @@ from chain_shards import write_chain_shards
 from rank_traffic import Shape
 
 START = time.monotonic()
-ALLOWED_OTHERS = 0.05 * (os.cpu_count() or 1)  # cores; a run beside busier programs does not count
+QUIET = 0.05 * (os.cpu_count() or 1)  # cores that others may take; a run beside busier programs does not count
 
 
 def progress(text):
@@ -79,7 +79,7 @@ class Launcher:
 
 
 def write_shards(directory, vocabulary, count):
-    """Shards of dev/chain_shards.py in the directory; the options that name them."""
+    """Shards of dev/bench/chain_shards.py in the directory; the options that name them."""
     prefix = directory / f"chain_{vocabulary}"
     write_chain_shards(prefix, vocabulary, count)
     return ["-i", f"{prefix}_train_*.bin"], ["-j", f"{prefix}_val_*.bin"]
@@ -109,15 +109,15 @@ class Watch:
     def stop(self):
         self.seconds = time.monotonic() - self.begin
         others = busy_seconds() - self.busy - (sum(self.launcher.processor_times) - self.own)
-        self.disturbed = others / self.seconds > ALLOWED_OTHERS
+        self.disturbed = others / self.seconds > self.launcher.quiet.allowed
         return self.disturbed
 
 
 class Quiet:
-    """Waits for a machine that other programs leave alone, `patience` seconds in all."""
+    """Waits for a machine of which other programs take at most `allowed` cores, `patience` seconds in all."""
 
-    def __init__(self, patience):
-        self.patience = patience
+    def __init__(self, patience, allowed=QUIET):
+        self.patience, self.allowed = patience, allowed
 
     def wait(self):
         interval = 0.5
@@ -126,7 +126,7 @@ class Quiet:
             begin = busy_seconds()
             time.sleep(interval)
             self.patience -= interval
-            if busy_seconds() - begin <= ALLOWED_OTHERS * interval:
+            if busy_seconds() - begin <= self.allowed * interval:
                 return
             if not said:
                 progress(f"waiting for other programs to finish, {self.patience:.0f} s at most")

@@ -3,6 +3,7 @@
 import argparse
 import glob
 import os
+import re
 import sys
 
 # Memory is kept once it is got, and OpenMP threads soon stop spinning: on a machine that is busy with something else,
@@ -25,6 +26,7 @@ def parse_arguments(description):
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--qat", type=float, metavar="BITS", help="fake quantization: 1, 1.58, 2 ... 8")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile; of the plain model only")
     parser.add_argument("--serve", action="store_true", help="wait for `step` or `quit` on stdin")
     parser.add_argument("--blas", metavar="DIRECTORY", help="where libblas.so.3 of a fast BLAS is; default: OpenBLAS")
     parser.add_argument("--profile", action="store_true", help="print the operators' times of one step and leave")
@@ -50,3 +52,12 @@ def loaded_blas():
         names = {line.split()[-1] for line in maps if ".so" in line}
     found = [name for name in sorted(names) if "openblas" in name or "libblas" in name or "libmkl" in name]
     return next((name for name in found if "openblas" in os.path.realpath(name)), found[0] if found else "none")
+
+
+def describe(torch):
+    """Versions of PyTorch and of what multiplies its matrices, on one line."""
+    text = torch.__config__.show()
+    found = [re.search(pattern, text) for pattern in (r"Math Kernel Library Version (\S+)", r"MKL-DNN v(\S+)|oneDNN v(\S+)")]
+    mkl, onednn = (next(filter(None, match.groups())) if match else None for match in found)
+    blas = f"MKL {mkl}" if mkl else os.path.basename(os.path.realpath(loaded_blas()))
+    return f"torch {torch.__version__}, oneDNN {onednn}, {blas}, Python {sys.version.split()[0]}"

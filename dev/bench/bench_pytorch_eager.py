@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The peer as most people write it: the benchmark model in plain PyTorch modules, trained in fp32 or under bf16 autocast.
+"""The peer as most people write it: the benchmark model in plain PyTorch modules, trained in fp32 or under bf16 autocast,
+with --compile through torch.compile. Attention and optimizer are the fused ones where this PyTorch has them for CPUs.
 
-    dev/bench_pytorch_eager.py --mode bf16 --serve      one step per line `step` on stdin, answered with its milliseconds
+    dev/bench/bench_pytorch_eager.py --mode bf16 --serve     one step per line `step` on stdin, answered with its milliseconds
 
-dev/bench_pytorch.py is the same model with hand-written backward passes and a flat optimizer; its environment (allocator,
+dev/bench/bench_pytorch.py is the same model with hand-written backward passes and a flat optimizer; its environment (allocator,
 OpenMP, BLAS) is used here as well, so the difference between the two is the formulation alone.
 """
 
@@ -11,7 +12,7 @@ import math
 import sys
 import time
 
-from pytorch_peer import parse_arguments, prepare_environment
+from pytorch_peer import describe, parse_arguments, prepare_environment
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments(__doc__)
@@ -43,8 +44,11 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, self.dim).permute(2, 0, 3, 1, 4)
         q, k = (t * cos + torch.cat((-t[..., self.dim // 2 :], t[..., : self.dim // 2]), -1) * sin for t in (q, k))
-        scores = q @ k.transpose(-2, -1) / math.sqrt(self.dim) + mask
-        y = torch.softmax(scores, -1) @ v
+        if hasattr(F, "scaled_dot_product_attention"):
+            y = F.scaled_dot_product_attention(q.type_as(v), k.type_as(v), v, is_causal=True)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(self.dim) + mask
+            y = torch.softmax(scores, -1) @ v
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -89,13 +93,15 @@ def main():
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
     model = Model(a)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    fused = {"fused": True} if hasattr(F, "scaled_dot_product_attention") else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, **fused)
+    forward = torch.compile(model) if a.compile else model
     inputs, targets = torch.randint(a.vocabulary, (2, a.batch, a.sequence))
 
     def step():
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=a.mode == "bf16"):
-            loss = model(inputs, targets)
+            loss = forward(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,7 +109,7 @@ def main():
         loss.item()
         return (time.perf_counter() - start) * 1e3
 
-    print(f"torch {torch.__version__}", flush=True)
+    print(describe(torch), flush=True)
     for _ in range(a.warmup):
         step()
     if not a.serve:

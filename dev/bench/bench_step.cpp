@@ -1,8 +1,8 @@
-// One training step of the benchmark model, timed. Two ways:
+// One training step of the benchmark model, timed. Both ways print the measured matmul peak first:
 //   train_qat_bench --profile [options]   where the time of a step goes, operation by operation
-//   train_qat_bench --serve [options]     for dev/bench.py: each line "step" on stdin runs one step and answers its
-//                                         milliseconds, so that peers can be timed in turn; "quit" ends
-// Both print the measured matmul peak first.
+//   train_qat_bench --serve [options]     for dev/bench/bench.py, so that peers can be timed in turn: each
+//                                         line "step" on stdin runs one step and answers its
+//                                         milliseconds; "quit" ends
 #include <algorithm>
 #include <chrono>
 #include <CLI/CLI.hpp>
@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "dev/profiler.h"
+#include "dev/bench/profiler.h"
 #include "kernels/cpu/openmp_settings.h"
 #include "model/optimizer.h"
 #include "model/transformer.h"

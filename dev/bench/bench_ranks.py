@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The benchmark of many ranks, on the CPU: what they send, how long a step takes, what a sweep saves.
 
-    dev/bench_ranks.py [--program build/train_qat] [--rounds 4] [--quick] [bytes] [time] [sweep]
+    dev/bench/bench_ranks.py [--program build/train_qat] [--rounds 4] [--quick | --smoke] [bytes] [time] [sweep]
 
 bytes   what a rank sends in an optimizer step: of small models as the runs record it and as MPI counts it, of large
         ones as the formulas of rank_traffic.py say, to which the small ones must agree
@@ -9,13 +9,15 @@ time    the step of one process and of two ranks, in turn; reported are medians,
 sweep   3 token budgets x 5 fractions x 3 bit widths, every run alone and with shared steps: planned at 396M, trained
         at a tiny size, where both must give the same bits
 
-All three without an argument. Prints tables, and progress to stderr; exit code 1 when a check fails.
+All three without an argument. Prints tables, and progress to stderr; exit code 1 when a check fails. --smoke: a little of
+each with tiny models: does everything still run?
 """
 
 import argparse
 import concurrent.futures
 import itertools
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -82,21 +84,22 @@ def bytes_on_the_wire(launcher, words, counts, ranks):
     return records[-1], sent if len(sent) == len(counts) else None
 
 
-def measure_bytes(launcher, table):
-    ranks = 2
-    size = ["-n", "5M", "-vocab", 4096, "-seq_len", 64, "-batch", 2]
+def measure_bytes(launcher, table, smoke):
+    ranks, name = 2, "500K" if smoke else "5M"
+    size = ["-n", name, "-vocab", 4096, "-seq_len", 64, "-batch", 2]
     data = write_shards(launcher.directory, 4096, 20000)[0]
+    cases = [(1, 0, 1), (2, 0, 1), (4, 0, 1), (4, 32, 1), (8, 0, 1), (4, 0, 0)]
     shape = launcher.shape(size)
     formula, wire, counted = [], [], False
-    for bits, group, zero in (1, 0, 1), (2, 0, 1), (4, 0, 1), (4, 32, 1), (8, 0, 1), (4, 0, 0):
+    for bits, group, zero in cases[:1] if smoke else cases:
         case = f"{bits} bits" + (f", group {group}" if group else "") + (", -zero 0" if zero == 0 else "")
-        progress(f"bytes: 5M on {ranks} ranks, {case}")
+        progress(f"bytes: {name} on {ranks} ranks, {case}")
         words = [*size, *data, "-b", bits, "-group", group, "-zero", zero, "-qat_frac", 0.5]
         record, sent = bytes_on_the_wire(launcher, words, (4, 8), ranks)
         element = 2 if record["configuration"]["dtype"] == "bfloat16" else 4
         phases = {"FP": 16, "QAT": bits}
         full, quantized = (recorded(record, phase) for phase in phases)
-        table.row("5M", ranks, bits, group, zero, full, quantized, "run")
+        table.row(name, ranks, bits, group, zero, full, quantized, "run")
         computed = [[step_traffic(shape, ranks, b, group, element, zero, rank) for b in phases.values()]
                     for rank in range(ranks)]  # fmt: skip
         if computed[0] != [full, quantized]:
@@ -146,7 +149,7 @@ def print_floors(shapes, ranks=8, step_tokens=2**19):
 def bench_bytes(launcher, arguments):
     print("bytes that rank 0 sends in an optimizer step, in MB (10^6)\n")
     table = BytesTable()
-    formula, wire, counted = measure_bytes(launcher, table)
+    formula, wire, counted = measure_bytes(launcher, table, arguments.smoke)
     shapes = compute_bytes(launcher, table)
     print(f"\n  run: measured, as run.json of a run on 2 ranks records it, {launcher.mpi}\n"
           "  formula: computed from the shape, vocabulary 32000, bfloat16")  # fmt: skip
@@ -208,16 +211,17 @@ def median_step(output, phase):
 
 
 def bench_time(launcher, arguments):
-    shape = "-layers 6 -width 384 -heads 6 -ffn 1024 -vocab 8192 -seq_len 256".split()
+    layers, width, heads, ffn, steps = (1, 64, 1, 128, 4) if arguments.smoke else (6, 384, 6, 1024, 10)
+    shape = ["-layers", layers, "-width", width, "-heads", heads, "-ffn", ffn, "-vocab", 8192, "-seq_len", 256]
     data = write_shards(launcher.directory, 8192, 100000)[0]
-    words = [*shape, *data, "-b", 4, "-steps", 10, "-qat_frac", 0.5]
+    words = [*shape, *data, "-b", 4, "-steps", steps, "-qat_frac", 0.5]
     one_thread = Contestant("1 process, 1 thread")
     two_threads = Contestant("1 process, 2 threads", threads=2)
     ranks = Contestant("2 ranks, 1 thread each, -zero 1", batch=4, ranks=2)
     undivided = Contestant("2 ranks, 1 thread each, -zero 0", batch=4, ranks=2, zero=0)
     strangers = Contestant("2 processes that share nothing, half each", batch=4, copies=2)
     contestants = [one_thread, two_threads, ranks, undivided, strangers]
-    rounds, good = 2 if arguments.quick else arguments.rounds, 0
+    rounds, good = 1 if arguments.smoke else 2 if arguments.quick else arguments.rounds, 0
     for done in range(rounds):
         turn = done % len(contestants)
         for contestant in contestants[turn:] + contestants[:turn]:
@@ -225,8 +229,8 @@ def bench_time(launcher, arguments):
             progress(f"time: round {done + 1} of {rounds}, {contestant.name}")
             good += contestant.run(launcher, words)
 
-    print("\ntime of an optimizer step of 8 sequences: 13.8M model (6 layers, width 384, 6 heads, FFN 1024,\n"
-          f"vocabulary 8192), T 256, 4 bits; {rounds} rounds in turn, medians of the {good} of"
+    print(f"\ntime of an optimizer step of 8 sequences: {layers} layers, width {width}, heads {heads}, FFN {ffn},\n"
+          f"vocabulary 8192, T 256, 4 bits; {rounds} rounds in turn, medians of the {good} of"
           f" {rounds * len(contestants)} runs that no other\nprogram disturbed\n")  # fmt: skip
     phases = "FP", "QAT"
     print(f"{'':44}{'ms, FP':>9}{'ms, QAT':>9}{'FP / first':>12}{'QAT / first':>13}")
@@ -324,7 +328,9 @@ def bench_sweep(launcher, arguments):
     text = launcher.run(["-sweep", GRID, "-plan", *size, *train, "-o", launcher.output()])
     rows = [("396M, planned", *planned_saving(text), "")]
 
-    sequence, batch, least_steps = 64, 4, 50 if arguments.quick else 100
+    sequence, batch, least_steps = 64, 4, 10 if arguments.smoke else 50 if arguments.quick else 100
+    if arguments.smoke:
+        grid |= {"tokens": grid["tokens"][:1], "qat_frac": grid["qat_frac"][-1:]}
     tiny = tiny_grid(grid, sequence * batch, least_steps)
     path = launcher.directory / "tiny_sweep.json"
     path.write_text(json.dumps(tiny))
@@ -358,10 +364,11 @@ def bench_sweep(launcher, arguments):
 def main():
     parts = {"bytes": bench_bytes, "time": bench_time, "sweep": bench_sweep}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", type=pathlib.Path, default=HERE.parent / "build" / "train_qat")
+    parser.add_argument("--program", type=pathlib.Path, default=HERE.parent.parent / "build" / "train_qat")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--patience", type=float, default=30, help="seconds to wait in all for a quiet machine")
     parser.add_argument("--quick", action="store_true", help="two rounds, and half the steps of the trained sweep")
+    parser.add_argument("--smoke", action="store_true", help="tiny models, busy machine or not")
     parser.add_argument("part", nargs="*", help="bytes, time, sweep: some of it (default: all)")
     arguments = parser.parse_args()
     for part in arguments.part:
@@ -371,7 +378,8 @@ def main():
     if not program.exists():
         sys.exit(f"bench_ranks.py: error: {program} does not exist; build first (make bench-ranks does)")
     with tempfile.TemporaryDirectory(prefix="bench_ranks_") as directory:
-        launcher = Launcher(program, directory, Quiet(arguments.patience))
+        quiet = Quiet(0, allowed=math.inf) if arguments.smoke else Quiet(arguments.patience)
+        launcher = Launcher(program, directory, quiet)
         for name, part in parts.items():
             if not arguments.part or name in arguments.part:
                 part(launcher, arguments)
