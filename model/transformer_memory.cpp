@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "model/format.h"
+#include "model/units.h"
 #include "model/transformer.h"
 
 namespace train_qat {
