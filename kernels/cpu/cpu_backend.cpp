@@ -10,6 +10,7 @@
 #include <fstream>
 #include <stdexcept>
 
+#include "kernels/cpu/illegal_instruction.h"
 #include "kernels/cpu/matmul_cache.h"
 
 #if defined(__x86_64__)
@@ -31,6 +32,15 @@ void flush_denormals_on_all_threads(int threads) {
     (void)threads;
 }
 
+std::string cpu_model() {
+    std::ifstream cpuinfo("/proc/cpuinfo");
+    for (std::string line; std::getline(cpuinfo, line);) {
+        const size_t colon = line.find(": ");
+        if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+    }
+    return "CPU";
+}
+
 bool cpu_has_bfloat16_dot_product() {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx512bf16");
@@ -41,11 +51,14 @@ bool cpu_has_bfloat16_dot_product() {
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads) : threads_(threads > 0 ? threads : omp_get_max_threads()) {
+CpuBackend::CpuBackend(int threads) : CpuBackend(threads, cpu_has_amx_bfloat16()) {}
+
+CpuBackend::CpuBackend(int threads, bool amx) : threads_(threads > 0 ? threads : omp_get_max_threads()) {
+    explain_illegal_instructions(cpu_model());
     omp_set_num_threads(threads_);
     flush_denormals_on_all_threads(threads_);
     thread_scratch_.resize(threads_, {nullptr, 0});
-    matmuls_ = std::make_unique<MatmulCache>(threads_);
+    matmuls_ = std::make_unique<MatmulCache>(threads_, amx);
 }
 
 CpuBackend::~CpuBackend() {
@@ -57,15 +70,7 @@ std::unique_ptr<Backend> make_cpu_backend(int threads) {
 }
 
 std::string CpuBackend::describe() const {
-    std::string model = "CPU";
-    std::ifstream cpuinfo("/proc/cpuinfo");
-    for (std::string line; std::getline(cpuinfo, line);) {
-        if (line.rfind("model name", 0) != 0) continue;
-        const size_t colon = line.find(": ");
-        if (colon != std::string::npos) model = line.substr(colon + 2);
-        break;
-    }
-    return model + ", " + std::to_string(threads_) + (threads_ == 1 ? " thread" : " threads") +
+    return cpu_model() + ", " + std::to_string(threads_) + (threads_ == 1 ? " thread" : " threads") +
            (supports(DType::bfloat16) ? ", bfloat16 dot products" : ", no bfloat16 dot products");
 }
 

@@ -20,6 +20,8 @@ class MatmulCache;
 class CpuBackend : public Backend {
   public:
     explicit CpuBackend(int threads);
+    // amx: whether matmuls keep to the shapes that oneDNN multiplies rightly with AMX (matmul_cache.h).
+    CpuBackend(int threads, bool amx);
     ~CpuBackend() override;
 
     std::string describe() const override;

@@ -2,7 +2,14 @@
 
 #include <omp.h>
 
+#include <cstring>
 #include <stdexcept>
+
+#include "kernels/cpu/tile.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace train_qat {
 
@@ -15,14 +22,35 @@ dnnl::memory::data_type onednn_type(DType dtype) {
     return dtype == DType::bfloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
 }
 
+template <typename Line>
+void enlarge(std::vector<Line>& staging, int64_t bytes) {
+    const auto lines =
+        static_cast<size_t>(round_up(bytes, sizeof(Line)) / static_cast<int64_t>(sizeof(Line)));
+    if (lines > staging.size()) staging.resize(lines);
+}
+
 Desc strided(DType dtype, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
     return Desc({rows, columns}, onednn_type(dtype), dnnl::memory::dims{row_stride, column_stride});
 }
 
 }  // namespace
 
-MatmulCache::MatmulCache(int threads)
-    : threads_(threads), engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
+bool cpu_has_amx_bfloat16() {
+#if defined(__x86_64__)
+    // Not __builtin_cpu_supports: GCC 12 does not know AMX. Leaf 7, EDX: bit 22 says AMX-BF16.
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 22 & 1) != 0;
+#else
+    return false;
+#endif
+}
+
+int64_t padded_inner(bool amx, DType dtype, int64_t inner) {
+    return amx && dtype == DType::bfloat16 ? round_up(inner, 32) : inner;
+}
+
+MatmulCache::MatmulCache(int threads, bool amx)
+    : threads_(threads), amx_(amx), engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
 
 // oneDNN asks OpenMP for the number of threads, at creation and at execution; another backend of this process
 // may have asked for a different one since.
@@ -31,6 +59,7 @@ void MatmulCache::use_threads() {
 }
 
 const Desc& MatmulCache::packed_layout(DType dtype, int64_t inner, int64_t columns) {
+    inner = padded_inner(amx_, dtype, inner);
     const auto key = std::make_tuple(dtype, inner, columns);
     auto found = layouts_.find(key);
     if (found == layouts_.end()) {
@@ -122,13 +151,31 @@ MatmulCache::Matmul& MatmulCache::find_matmul(Form form, DType dtype, DType y_dt
 
 void MatmulCache::multiply_packed(void* y, DType y_dtype, const void* x, const void* packed, DType dtype,
                                   int64_t rows, int64_t inner, int64_t columns) {
-    run(find_matmul(Form::plain, dtype, y_dtype, rows, inner, columns), y, x, packed);
+    const int64_t padded = padded_inner(amx_, dtype, inner);
+    Matmul& matmul = find_matmul(Form::plain, dtype, y_dtype, rows, padded, columns);
+    run(matmul, y, padded_copy(padded_left_, x, size_of(dtype), rows, inner, rows, padded), packed);
 }
 
+const void* MatmulCache::padded_copy(Staging& staging, const void* source, int64_t element, int64_t rows,
+                                     int64_t columns, int64_t padded_rows, int64_t padded_columns) {
+    if (rows == padded_rows && columns == padded_columns) return source;
+    const int64_t row_bytes = columns * element, padded_row_bytes = padded_columns * element;
+    enlarge(staging, padded_rows * padded_row_bytes);
+    char* const copy = reinterpret_cast<char*>(staging.data());
+#pragma omp parallel for num_threads(threads_)
+    for (int64_t row = 0; row < padded_rows; ++row) {
+        const int64_t kept = row < rows ? row_bytes : 0;
+        char* const to = copy + row * padded_row_bytes;
+        std::memcpy(to, static_cast<const char*>(source) + row * kept, static_cast<size_t>(kept));
+        std::memset(to + kept, 0, static_cast<size_t>(padded_row_bytes - kept));
+    }
+    return copy;
+}
+
+// b (inner, columns), as it is in memory, in the layout of packed_layout.
 const void* MatmulCache::packed_copy(const void* source, DType dtype, int64_t inner, int64_t columns) {
     const Desc& layout = packed_layout(dtype, inner, columns);
-    const size_t lines = (layout.get_size() + sizeof(CacheLine) - 1) / sizeof(CacheLine);
-    if (lines > staging_.size()) staging_.resize(lines);
+    enlarge(packed_right_, static_cast<int64_t>(layout.get_size()));
     const auto key = std::make_tuple(dtype, inner, columns);
     auto found = packings_.find(key);
     if (found == packings_.end()) {
@@ -138,17 +185,20 @@ const void* MatmulCache::packed_copy(const void* source, DType dtype, int64_t in
     }
     Packing& packing = found->second;
     packing.source.set_data_handle(const_cast<void*>(source));
-    packing.destination.set_data_handle(staging_.data());
+    packing.destination.set_data_handle(packed_right_.data());
     packing.primitive.execute(stream_, packing.source, packing.destination);
     stream_.wait();
-    return staging_.data();
+    return packed_right_.data();
 }
 
 void MatmulCache::multiply_transposed(float* y, const void* a, const void* b, DType dtype, int64_t rows,
                                       int64_t inner, int64_t columns, bool accumulate) {
     const Form form = accumulate ? Form::transposed_accumulating : Form::transposed;
-    Matmul& matmul = find_matmul(form, dtype, DType::float32, rows, inner, columns);
-    run(matmul, y, a, packed_copy(b, dtype, inner, columns));
+    const int64_t padded = padded_inner(amx_, dtype, inner), element = size_of(dtype);
+    Matmul& matmul = find_matmul(form, dtype, DType::float32, rows, padded, columns);
+    a = padded_copy(padded_left_, a, element, inner, rows, padded, rows);
+    b = padded_copy(padded_right_, b, element, inner, columns, padded, columns);
+    run(matmul, y, a, packed_copy(b, dtype, padded, columns));
 }
 
 }  // namespace train_qat

@@ -13,11 +13,19 @@
 
 namespace train_qat {
 
+// Whether this CPU multiplies bfloat16 tiles (AMX).
+bool cpu_has_amx_bfloat16();
+
+// The inner dimension with which a matmul is given to oneDNN. Its AMX kernels of 2.6 and 2.7 execute an illegal
+// instruction where the inner dimension leaves a remainder of 32, the depth of a tile (seen at 63; oneDNN's issue
+// 1661), and read beyond the matrix there (issue 5717). So with AMX both operands get zeros up to the next multiple.
+int64_t padded_inner(bool amx, DType dtype, int64_t inner);
+
 class MatmulCache {
   public:
-    explicit MatmulCache(int threads);
+    MatmulCache(int threads, bool amx);
 
-    // The layout in which oneDNN wants the right operand, (inner, columns), of a matmul: blocked, and
+    // The layout in which oneDNN wants the right operand, (inner, columns), of a matmul: blocked, padded, and
     // independent of the number of rows on the left.
     const dnnl::memory::desc& packed_layout(DType dtype, int64_t inner, int64_t columns);
 
@@ -48,6 +56,13 @@ class MatmulCache {
         dnnl::reorder primitive;
         dnnl::memory source, destination;
     };
+    struct alignas(64) CacheLine {
+        char bytes[64];
+    };
+    using Staging = std::vector<CacheLine>;
+    // (rows, columns) row-major with zeros after it: up to (padded_rows, padded_columns).
+    const void* padded_copy(Staging& staging, const void* source, int64_t element, int64_t rows,
+                            int64_t columns, int64_t padded_rows, int64_t padded_columns);
     const void* packed_copy(const void* source, DType dtype, int64_t inner, int64_t columns);
     // The left operand (rows, inner): as it is, or the transpose of what is in memory.
     enum class Form { plain, transposed, transposed_accumulating };
@@ -58,15 +73,14 @@ class MatmulCache {
     void run(Matmul& matmul, void* y, const void* x, const void* weights);
 
     int threads_;
+    bool amx_;
     dnnl::engine engine_;
     dnnl::stream stream_;
     std::map<std::tuple<DType, int64_t, int64_t>, dnnl::memory::desc> layouts_;
     std::map<std::tuple<DType, int64_t, int64_t>, PackedOffsets> offsets_;
     std::map<std::tuple<DType, int64_t, int64_t>, Packing> packings_;
-    struct alignas(64) CacheLine {
-        char bytes[64];
-    };
-    std::vector<CacheLine> staging_;  // the packed right operand of multiply_transposed
+    Staging packed_right_;                // the right operand of multiply_transposed
+    Staging padded_left_, padded_right_;  // operands whose inner dimension is padded
     // Form, dtypes of operands and result, rows, inner, columns.
     std::map<std::tuple<Form, DType, DType, int64_t, int64_t, int64_t>, Matmul> matmuls_;
 };

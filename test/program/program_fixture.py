@@ -209,6 +209,14 @@ class ProgramTest(unittest.TestCase):
             self.assertEqual(snapshot(self.directory), before)
             return result.stderr
 
+    def copy_until(self, step, source, target):
+        """Copies a run without the checkpoints after `step`; returns the flag to go on from there."""
+        shutil.copytree(self.path(source), self.path(target))
+        for later in checkpoints(self.path(target)):
+            if later > step:
+                shutil.rmtree(checkpoint(self.path(target), later))
+        return "-resume"
+
     def same_run(self, first, second):
         """Equal metrics but for the speed, and the same last checkpoint to the byte."""
         self.assertEqual(read_metrics(first), read_metrics(second))

@@ -19,6 +19,10 @@ from program_fixture import (BATCH, LIMIT_SECONDS, Job, SEQUENCE, VOCABULARY, Pr
                              read_run_record, run_tests, snapshot, write_shards)
 
 TOTAL_BATCH = 12  # sequences: whole micro-batches for 1, 2, 3 and 4 ranks
+# The number of ranks changes the order of float32 sums over a step's tokens. The terms of a loss have one sign: they
+# leave an error like that of a random walk. Those of a gradient cancel, and sqrt(terms) more of the error is left.
+TERMS = TOTAL_BATCH * SEQUENCE
+LOSS_TOLERANCE, NORM_TOLERANCE = (4 + TERMS**0.5) * 2**-24, TERMS * 2**-24
 
 
 def losses_of(directory):
@@ -36,24 +40,35 @@ class SameNumbersTest(RanksTest):
         for a, b in zip(expected, found):
             self.assertLessEqual(abs(a - b), tolerance * abs(a), (a, b))
 
-    def check_metrics(self, one, many):
-        (steps, validations), (its_steps, its_validations) = read_metrics(one), read_metrics(many)
+    def check_metrics(self, one, many, first, last):
+        """The steps after `first` up to `last`, and the validations among them that both made."""
+        (steps, validations), (its_steps, its_validations) = (
+            [[record for record in records if first < record["step"] <= last] for records in read_metrics(run)]
+            for run in (one, many))
         for key in ("step", "phase", "learning_rate"):
             self.assertEqual([record[key] for record in steps], [record[key] for record in its_steps])
-        for key, tolerance in (("loss", 1e-6), ("gradient_norm", 1e-5)):
+        for key, tolerance in (("loss", LOSS_TOLERANCE), ("gradient_norm", NORM_TOLERANCE)):
             self.check_close([record[key] for record in steps], [record[key] for record in its_steps], tolerance)
-        for key in ("step", "weights"):
-            self.assertEqual([record[key] for record in validations], [record[key] for record in its_validations])
-        self.check_close(losses_of(one)[1], losses_of(many)[1], 1e-6)
+        expected, found = ({(record["step"], record["weights"]): record["validation_loss"] for record in records}
+                           for records in (validations, its_validations))
+        common = sorted(set(expected) & set(found))
+        self.assertGreaterEqual(len(common), (last - first) // 4)
+        self.check_close([expected[key] for key in common], [found[key] for key in common], LOSS_TOLERANCE)
 
     def check_ranks(self, flags):
-        # A small learning rate: where a weight lies near the border of two levels, the last place decides.
+        """Freely up to the switch. Beyond it a weight that lies near the border of two levels can take either: there a
+        step is compared that starts from the state of the one process."""
         flags = f"{flags} -total_batch {TOTAL_BATCH} -dtype fp32 -steps 20 -qat_frac 0.5 -lr 3e-4 -val_every 4"
+        flags += " -save_every 5 -keep 0"
+        one = self.path("one")
         self.run_program(flags, "-batch 12", output="one")
         for ranks, batch in ((2, 2), (3, 4), (4, 1)):
-            with self.subTest(flags=flags, ranks=ranks):
-                self.run_job(ranks, flags, f"-batch {batch}", output=f"ranks_{ranks}")
-                self.check_metrics(self.path("one"), self.path(f"ranks_{ranks}"))
+            for first, last in ((0, 10), (10, 11), (15, 16)):
+                with self.subTest(flags=flags, ranks=ranks, first=first):
+                    output = f"ranks_{ranks}_{first}"
+                    resume = self.copy_until(first, "one", output) if first else ""
+                    self.run_job(ranks, flags, f"-batch {batch} -until {last}", resume, output=output)
+                    self.check_metrics(one, self.path(output), first, last)
 
     def test_one_bit(self):
         self.check_ranks("-b 1")
@@ -94,7 +109,7 @@ class SameNumbersTest(RanksTest):
                 output = f"ranks_{ranks}"
                 self.run_job(ranks, flags, f"-total_batch {TOTAL_BATCH}", output=output, train=train, validation=train)
                 steps, validations = losses_of(self.path(output))
-                self.check_close([validations[-1]] * 6, steps, 1e-6)
+                self.check_close([validations[-1]] * 6, steps, LOSS_TOLERANCE)
         # Were a sample read twice instead of another, it would show.
         self.run_job(2, flags, f"-total_batch {TOTAL_BATCH - 2}", output="other", train=train, validation=train)
         steps, _ = losses_of(self.path("other"))
@@ -190,11 +205,18 @@ class RanksResumeTest(RanksTest):
                 self.assertEqual(sorted(before), sorted(after))
                 for name in before:
                     self.assertTrue(before[name] == after[name], f"{name}, step {until}, {ranks} to {others} ranks")
-        (steps, validations), (its_steps, its_validations) = read_metrics(whole), read_metrics(parts)
-        for mine, its in zip(steps + validations, its_steps + its_validations, strict=True):
-            self.assertEqual({key: mine[key] for key in ("step", "phase")}, {key: its[key] for key in ("step", "phase")})
-            for key in {"loss", "validation_loss"} & set(mine):
-                self.assertLessEqual(abs(mine[key] - its[key]), 1e-6 * mine[key], (mine, its))
+        def losses(directory, first, last):
+            return [(record["step"], record.get("phase"), record.get("loss", record.get("validation_loss")))
+                    for records in read_metrics(directory) for record in records if first < record["step"] <= last]
+
+        # Quantized weights near the border of two levels part ways: there a step is compared from the same state.
+        self.run_job(1, flags, "-until 18", self.copy_until(17, "parts", "alone"), output="alone")
+        self.assertEqual([step for step, _, _ in losses(whole, 0, 24)], [step for step, _, _ in losses(parts, 0, 24)])
+        for expected, found in ((losses(whole, 0, 12), losses(parts, 0, 12)),
+                                (losses(self.path("alone"), 17, 18)[:1], losses(parts, 17, 18)[:1])):
+            for mine, its in zip(expected, found, strict=True):
+                self.assertEqual(mine[:2], its[:2])
+                self.assertLessEqual(abs(mine[2] - its[2]), LOSS_TOLERANCE * mine[2], (mine, its))
 
     def test_on_the_same_number_of_ranks(self):
         flags = f"-total_batch {TOTAL_BATCH} -batch 1 -b 1 -steps 14 -qat_frac 0.5 -val_every 3 -lr 5e-3"
@@ -521,16 +543,38 @@ class SweepTest(RanksTest):
         self.assertEqual(self.trained_steps() * TOKENS_PER_STEP, shared)  # what was planned is what was done
         self.assertGreater(alone / shared, 2)
 
+    def claims(self):
+        """The claims of a running sweep's workers; those that are being written are left out."""
+        found = []
+        for path in glob.glob(self.path("out", "queue", "*.claim")):
+            try:
+                found.append(json.loads(read_bytes(path)))
+            except (OSError, ValueError):
+                pass
+        return found
+
     def test_over_mpi(self):
-        sweep = self.grid(GRID)
-        printed = self.run_job(3, SWEEP, sweep)
-        self.check_runs(GRID)
-        self.assertEqual(len(re.findall(r"^results ", printed, re.MULTILINE)), 1)
-        self.assertEqual(sorted(re.findall(r"^done (t\S+),", printed, re.MULTILINE)),
-                         sorted(name for name, _ in self.runs_of(GRID)))
-        workers = {json.loads(read_bytes(path))["worker"] for path in glob.glob(self.path("out", "queue", "*.claim"))}
-        self.assertGreater(len(workers), 1)
-        self.assertLessEqual(workers, {"rank 0", "rank 1", "rank 2"})
+        # Two learning rates share no trunk: two jobs are ready from the first moment on.
+        grid = {"tokens": [1920, 3840], "b": [4], "qat_frac": [0, 0.5], "lr": [1e-3, 3e-3]}
+        job = self.start_job(3, SWEEP, self.grid(grid))
+        # Whoever begins first waits for a second worker, who could else find nothing left.
+        deadline = time.monotonic() + LIMIT_SECONDS
+        stopped = None
+        while len({claim["worker"] for claim in self.claims()}) < 2:
+            self.assertTrue(job.process.poll() is None and time.monotonic() < deadline, "no second worker began")
+            if stopped is None and (first := self.claims()):
+                stopped = first[0]["process"]
+                os.kill(stopped, signal.SIGSTOP)
+            time.sleep(0.002)
+        if stopped is not None:
+            os.kill(stopped, signal.SIGCONT)
+        result = job.end()
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        self.check_runs(grid)
+        self.assertEqual(len(re.findall(r"^results ", result.stdout, re.MULTILINE)), 1)
+        self.assertEqual(sorted(re.findall(r"^done (t\S+),", result.stdout, re.MULTILINE)),
+                         sorted(name for name, _ in self.runs_of(grid)))
+        self.assertLessEqual({claim["worker"] for claim in self.claims()}, {"rank 0", "rank 1", "rank 2"})
 
     def test_runs_of_two_ranks(self):
         grid = {"tokens": [3840], "b": [4, 1], "qat_frac": [0.25, 0.5]}

@@ -22,6 +22,9 @@ struct ParallelCase {
 
 std::string text_of(const ParallelCase& c, int ranks);
 
+// Tokens of one rank in a step.
+int64_t tokens_of_step(const ParallelCase& c, const ModelConfig& config);
+
 // Some rows of an array.
 struct Rows {
     int64_t first = 0, whole = 0;  // rows
@@ -29,23 +32,32 @@ struct Rows {
     std::vector<float> values;
 };
 
-// What one rank has at the end.
+using Arrays = std::map<std::string, Rows>;
+
+// What one rank had on the way and has at the end.
 struct RankTrained {
+    struct Step {
+        Arrays before,
+            gradients;  // what it keeps: masters, moments and scales; gradients of masters and scales
+    };
+    std::vector<Step> steps;
     std::vector<double> losses, norms;  // of all ranks together
     double validation_loss = 0;         // of the same sample on each rank
-    std::map<std::string, Rows> state;  // masters, moments and scales: what it keeps
+    Arrays state;                       // masters, moments and scales in the end
     DataParallel::StepTraffic fp_traffic, qat_traffic;
     Traffic counted_fp, counted_qat;  // by the communicator, of the last step of each range
 };
 
-// By all ranks together. Rank r of W trains on the micro-batches r, r + W ... of the same sequence.
+// By all ranks together. Rank r of W trains on the micro-batches r, r + W ... of the same sequence. With a leader, every
+// step, and the validation, starts from the leader's state: differences cannot add up.
 RankTrained train_rank(const ParallelCase& c, const ModelConfig& config, Backend& backend,
-                       Communicator& communicator);
+                       Communicator& communicator, const RankTrained* leader = nullptr);
 
 // "" or the first difference: losses, and of the arrays the rows that both have.
 std::string difference(const RankTrained& a, const RankTrained& b);
 
-// The largest relative distance of losses.
-double loss_distance(const RankTrained& a, const RankTrained& b);
+// "" or where a rank that followed `leader`, one process that trained on the same global batches of `tokens` tokens,
+// went another way than the order of float32 sums explains.
+std::string departure(const RankTrained& follower, const RankTrained& leader, int64_t tokens);
 
 }  // namespace train_qat::test

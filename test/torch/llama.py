@@ -107,16 +107,22 @@ def fake_quantize(weights, scales, config):
 # ---- the model ----------------------------------------------------------------------------------------------------
 
 
-class RoundToBfloat16(torch.autograd.Function):
-    """Rounds a value on the way forward and its gradient on the way back: stands for storing both in bfloat16."""
+def rounding_to(dtype):
+    """Rounds a value on the way forward and its gradient on the way back: stands for storing both in `dtype`."""
 
-    @staticmethod
-    def forward(ctx, x):
-        return x.to(torch.bfloat16).to(x.dtype)
+    class Round(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.to(dtype).to(x.dtype)
 
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.to(torch.bfloat16).to(gradient.dtype)
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.to(dtype).to(gradient.dtype)
+
+    return Round.apply
+
+
+round_to_bfloat16, round_to_float32 = rounding_to(torch.bfloat16), rounding_to(torch.float32)
 
 
 def exact(x):
@@ -192,7 +198,7 @@ def loss_and_gradients(weights, scales, inputs, targets, config, compute=exact):
     weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     scales = {name: scale.detach().requires_grad_() for name, scale in scales.items()}
     used = fake_quantize(weights, scales, config)
-    if compute is not exact:
+    if compute is round_to_bfloat16:
         # The levels of a quantized matrix are exact in bfloat16, other matrices are rounded; norms stay float32.
         # Gradients of weights are float32: only the forward pass rounds.
         for name, w in used.items():
@@ -264,8 +270,10 @@ def initial_scales(weights, config):
     }
 
 
-def train(config, weights, tokens, compute=exact):
+def train(config, weights, tokens, compute=exact, start=lambda step, weights, scales: (weights, scales)):
     """The whole run: full-precision steps, then QAT steps. tokens(step) gives inputs and targets of a step.
+
+    start(step, weights, scales) may move the state from which a step starts.
 
     Yields after every step a dictionary: weights and scales before it, loss, gradients, scale_gradients, logits,
     norm, and next_weights, next_scales after it.
@@ -274,6 +282,7 @@ def train(config, weights, tokens, compute=exact):
     for step in range(config.steps):
         if config.is_qat(step) and step == config.fp_steps:
             scales = initial_scales(weights, config)
+        weights, scales = start(step, weights, scales)
         loss, gradients, scale_gradients, logits = loss_and_gradients(weights, scales, *tokens(step), config, compute)
         next_weights, next_scales, norm = optimizer.step(step, weights, scales, gradients, scale_gradients)
         yield {

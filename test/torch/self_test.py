@@ -60,7 +60,7 @@ def random_tokens(config, seed):
 
 def fabricate(config):
     """The dump that a faultless trainer would write: this model in float32, rounded where bfloat16 is stored."""
-    compute = llama.exact if config.dtype == "float32" else llama.RoundToBfloat16.apply
+    compute = llama.exact if config.dtype == "float32" else llama.round_to_bfloat16
     batches = [random_tokens(config, seed) for seed in range(config.steps)]
     tensors = {}
     weights = random_weights(config, torch.float32)
