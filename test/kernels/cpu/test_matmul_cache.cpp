@@ -46,12 +46,16 @@ std::string wrong_products(Backend& backend, DType type, const Shape& shape) {
     const Tensor input_gradient = bench.output("input gradient", type, {rows, columns});
     const Tensor weight_gradient = bench.output("weight gradient", DType::float32, {rows, columns});
     const Tensor x = bench.input("x", left, type, {rows, inner});
-    backend.matmul_forward(forward, x,
-                           placed(bench, columns, inner, transposed(right, inner, columns), type));
-    backend.matmul_input_gradient(input_gradient, x, placed(bench, inner, columns, right, type));
-    backend.matmul_weight_gradient(weight_gradient,
-                                   bench.input("dz", transposed(left, rows, inner), type, {inner, rows}),
-                                   bench.input("w", right, type, {inner, columns}), false);
+    backend.matmul_forward(
+        {.z = forward,
+         .x = x,
+         .weight = placed(bench, columns, inner, transposed(right, inner, columns), type)});
+    backend.matmul_input_gradient(
+        {.dx = input_gradient, .dz = x, .weight = placed(bench, inner, columns, right, type)});
+    backend.matmul_weight_gradient(
+        {.dq = weight_gradient,
+         .dz = bench.input("dz", transposed(left, rows, inner), type, {inner, rows}),
+         .x = bench.input("w", right, type, {inner, columns})});
     std::string wrong = bench.damage();
     for (const Tensor& result : {forward, input_gradient, weight_gradient})
         wrong += difference(bench.read(result), expected, result.dtype, float32_sum(inner));
