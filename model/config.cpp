@@ -1,18 +1,11 @@
 #include "model/config.h"
 
-#include <array>
-#include <charconv>
 #include <cmath>
-#include <stdexcept>
 
-#include "model/format.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {
-
-[[noreturn]] void fail(const std::string& message) {
-    throw std::runtime_error(message);
-}
 
 std::string percent(double part, double whole) {
     return formatted("%.1f%%", 100.0 * part / whole);
@@ -81,73 +74,6 @@ std::string describe(const ModelConfig& config) {
     if (embedding > 0.5 * total) {
         text +=
             "  the embedding takes most of the parameters: a smaller vocabulary leaves more to the layers\n";
-    }
-    return text;
-}
-
-int64_t parse_count(const std::string& text, const std::string& flag) {
-    const auto refuse = [&](const char* reason) { fail(flag + ": cannot read '" + text + "': " + reason); };
-    const char* shape = "expected a count such as 120000, 396M or 1.5B (suffix K, M, B or T)";
-    const char* end = text.data() + text.size();
-    // from_chars would also take a sign, "inf" and "nan".
-    if (text.empty() || (text[0] != '.' && (text[0] < '0' || text[0] > '9'))) refuse(shape);
-    double value = 0.0;
-    const auto [rest, error] = std::from_chars(text.data(), end, value, std::chars_format::fixed);
-    if (error == std::errc::result_out_of_range) refuse("too large");
-    if (error != std::errc() || end - rest > 1) refuse(shape);
-    double unit = 1.0;
-    if (rest != end) {
-        switch (*rest) {
-            case 'k':
-            case 'K':
-                unit = 1e3;
-                break;
-            case 'm':
-            case 'M':
-                unit = 1e6;
-                break;
-            case 'b':
-            case 'B':
-                unit = 1e9;
-                break;
-            case 't':
-            case 'T':
-                unit = 1e12;
-                break;
-            default:
-                refuse(shape);
-        }
-    }
-    const double count = value * unit;
-    if (count > 9.2e18) refuse("too large");
-    const double whole = std::round(count);
-    if (whole < 1.0) refuse("must be at least 1");
-    // Decimal fractions such as 1.1B are not exact in binary: allow their rounding error, not half a token.
-    if (std::abs(count - whole) > 1e-12 * whole + 1e-9) refuse("is not a whole number");
-    return static_cast<int64_t>(whole);
-}
-
-std::string format_count(int64_t count) {
-    const double value = static_cast<double>(count);
-    constexpr std::array<const char*, 5> suffixes = {"", "K", "M", "B", "T"};
-    if (std::abs(value) < 1000.0) return std::to_string(count);
-    double scaled = value;
-    size_t suffix = 0;
-    // 999.95 would print as "1000.0": take the next suffix instead.
-    while (std::abs(scaled) >= 999.95 && suffix + 1 < suffixes.size()) {
-        scaled /= 1000.0;
-        ++suffix;
-    }
-    return formatted("%.1f", scaled) + suffixes[suffix];
-}
-
-std::string format_exact(int64_t count) {
-    const std::string digits = std::to_string(count);
-    std::string text;
-    for (size_t position = 0; position < digits.size(); ++position) {
-        const size_t left = digits.size() - position;
-        if (position > 0 && left % 3 == 0 && digits[position - 1] != '-') text += ',';
-        text += digits[position];
     }
     return text;
 }

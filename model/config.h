@@ -82,15 +82,4 @@ void validate_config(const ModelConfig& config);
 // Several lines for a person: the resolved shape, exact parameter counts and the distance to the request.
 std::string describe(const ModelConfig& config);
 
-// Reads "396M", "1.5M", "8B", "1.4T", "120000": a plain or decimal number and K, M, B or T (10^3 to 10^12,
-// either case). Throws std::runtime_error starting with the flag, for example "-tokens: cannot read '8X':
-// ...", unless the result is a whole number from 1 to 9.2e18.
-int64_t parse_count(const std::string& text, const std::string& flag);
-
-// "13.8M", "8.0B", "999": one decimal and a suffix from 1,000 on.
-std::string format_count(int64_t count);
-
-// "13,767,552".
-std::string format_exact(int64_t count);
-
 }  // namespace train_qat

@@ -7,7 +7,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "model/format.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {

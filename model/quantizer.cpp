@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
 #include <stdexcept>
+
+#include "model/units.h"
 
 namespace train_qat {
 
@@ -17,10 +18,9 @@ Grid grid_of_bits(double bits) {
     if (bits == 5) return Grid::integer5;
     if (bits == 6) return Grid::integer6;
     if (bits == 8) return Grid::integer8;
-    std::ostringstream message;
-    message << "-b: there is no grid for " << bits
-            << " bits; choose 1, 1.58, 2, 3, 4, 5, 6, 8, or 16 for no QAT";
-    throw std::runtime_error(message.str());
+    throw std::runtime_error(formatted(
+        "-b %.6g: there is no grid of %.6g bits; choose 1, 1.58, 2, 3, 4, 5, 6, 8, or 16 for no QAT", bits,
+        bits));
 }
 
 double embedding_bits(double bits) {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "model/format.h"
+#include "model/units.h"
 
 namespace train_qat {
 

@@ -1,16 +1,15 @@
 #include "model/plan/plan.h"
 
 #include <algorithm>
-#include <array>
-#include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <stdexcept>
+
+#include "model/quantizer.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {
 
-constexpr std::array<double, 9> known_bits = {1.0, 1.58, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 16.0};
 constexpr double unquantized_bits = 16.0;
 constexpr double least_trusted_fraction = 0.02;
 
@@ -19,9 +18,7 @@ constexpr double least_trusted_fraction = 0.02;
 }
 
 std::string number(double value) {
-    char text[32];
-    std::snprintf(text, sizeof(text), "%.6g", value);
-    return text;
+    return formatted("%.6g", value);
 }
 
 // Written so that NaN fails.
@@ -47,9 +44,7 @@ void check_warmup(const std::optional<StepsOrFraction>& warmup, const std::strin
 void check_request(const PlanRequest& request) {
     if (request.parameters < 1) throw std::logic_error("make_plan: parameters must be positive");
     if (request.tokens_per_step < 1) throw std::logic_error("make_plan: tokens_per_step must be positive");
-    if (std::find(known_bits.begin(), known_bits.end(), request.bits) == known_bits.end()) {
-        fail("-b " + number(request.bits) + ": must be 1, 1.58, 2, 3, 4, 5, 6, 8, or 16 for no quantization");
-    }
+    grid_of_bits(request.bits);  // refuses other numbers
     if (request.qat_fraction) check_range(*request.qat_fraction, 0.0, 1.0, "-qat_frac");
     if (request.bits == unquantized_bits && request.qat_fraction.value_or(0.0) > 0.0) {
         fail("-qat_frac " + number(*request.qat_fraction) +
@@ -242,17 +237,11 @@ Cooldown parse_cooldown(const std::string& text, const std::string& flag) {
 }
 
 StepsOrFraction parse_steps_or_fraction(const std::string& text, const std::string& flag) {
-    const char* begin = text.data();
-    const char* end = begin + text.size();
-    const bool digit_first = !text.empty() && (text[0] == '.' || (text[0] >= '0' && text[0] <= '9'));
-    if (digit_first && text.find('.') == std::string::npos) {
-        int64_t steps = 0;
-        const auto [rest, error] = std::from_chars(begin, end, steps);
-        if (error == std::errc() && rest == end) return steps;
-    } else if (digit_first) {
-        double fraction = 0.0;
-        const auto [rest, error] = std::from_chars(begin, end, fraction, std::chars_format::fixed);
-        if (error == std::errc() && rest == end && fraction <= 1.0) return fraction;
+    const bool plain = text.find_first_not_of("0123456789.") == std::string::npos;  // no sign, no exponent
+    if (plain && text.find('.') == std::string::npos) {
+        if (const auto steps = parse_number<int64_t>(text)) return *steps;
+    } else if (plain) {
+        if (const auto fraction = parse_number<double>(text); fraction && *fraction <= 1.0) return *fraction;
     }
     fail(flag + ": cannot read '" + text +
          "': expected a number of steps such as 200, or a fraction such as 0.02");

@@ -96,8 +96,8 @@ double optimal_qat_fraction(double tokens_per_parameter_byte);
 // a fraction above 0 gives at least one QAT step and one below 1 at least one FP step when there are two
 // steps. 16 bits has no QAT; fraction 1 is QAT from initialization.
 //
-// Learning rate: see model/plan/schedule.h for the curve. Steps of warmup and cooldown are shortened, with a note
-// in the plan, when their range is too short:
+// Learning rate: see schedule.h for the curve. Steps of warmup and cooldown are shortened, with a note in the
+// plan, when their range is too short:
 //   one decay    warmup (of all steps) fits into the FP range, or into all steps when there is one range;
 //                cooldown: WSD cooldown_fraction of ALL steps, for a fused plan no more than the QAT range,
 //                so that the decay lies inside it; cosine: everything after the warmup
@@ -117,8 +117,7 @@ Plan make_plan(const PlanRequest& request);
 // operations.
 std::string format_plan(const Plan& plan, const ModelConfig& config);
 
-// "wsd", "cosine"; "fused", "classic", "auto"; "FP", "QAT". Parsing throws std::runtime_error naming the
-// flag.
+// "wsd", "cosine"; "fused", "classic", "auto"; "FP", "QAT". Parsing: std::runtime_error naming the flag.
 std::string to_string(Schedule schedule);
 std::string to_string(Cooldown cooldown);
 std::string to_string(Phase phase);

@@ -1,9 +1,9 @@
 // The text of -plan.
 #include <cmath>
 
-#include "model/format.h"
 #include "model/plan/plan.h"
 #include "model/plan/schedule.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {

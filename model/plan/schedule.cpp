@@ -5,7 +5,7 @@
 #include <numbers>
 #include <stdexcept>
 
-#include "model/format.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {

@@ -6,12 +6,13 @@
 //   decay of n steps    final + (peak - final) * shape(k/n) for k = 0..n-1, shape(x) = 1 - x for WSD and
 //                       (1 + cos(pi x)) / 2 for cosine: starts at the peak and would reach final one step
 //                       after its last, so that no step is spent at a learning rate of zero
-// One decay (fused, pure FP, pure QAT)  warmup, stable, decay; the switch to QAT changes nothing in the
-// curve.
-//                                       WSD fused: the decay lies inside the QAT range. Cosine fused: one
-//                                       cosine from the end of the warmup, the switch inside it.
-// Two decays (classic)                  FP warmup, stable, decay; then QAT re-warmup and decay over the rest,
-//                                       with the peak qat_learning_rate.
+//
+// By the number of decays:
+//   one (fused, pure FP, pure QAT)   warmup, stable, decay; the switch to QAT changes nothing in the curve.
+//                                    WSD fused: the decay lies inside the QAT range. Cosine fused: one
+//                                    cosine from the end of the warmup, the switch inside it.
+//   two (classic)                    FP warmup, stable, decay; then QAT re-warmup and decay over the rest,
+//                                    with the peak qat_learning_rate.
 // A range of one step without warmup trains it at its peak.
 #pragma once
 

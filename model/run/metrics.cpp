@@ -10,8 +10,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "model/config.h"
-#include "model/format.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {
@@ -100,21 +99,6 @@ void write_run_json(const std::string& path, const nlohmann::ordered_json& value
 }
 
 // ---- console
-
-std::string format_duration(double seconds) {
-    if (!(seconds >= 0) || seconds > 1e12) return "?";
-    if (seconds < 59.95) return formatted("%.1fs", seconds);
-    const int64_t whole = std::llround(seconds);
-    if (whole < 3600)
-        return formatted("%lldm%02llds", static_cast<long long>(whole / 60),
-                         static_cast<long long>(whole % 60));
-    const int64_t minutes = std::llround(seconds / 60);
-    if (minutes < 24 * 60)
-        return formatted("%lldh%02lldm", static_cast<long long>(minutes / 60),
-                         static_cast<long long>(minutes % 60));
-    const int64_t hours = std::llround(seconds / 3600);
-    return formatted("%lldd%02lldh", static_cast<long long>(hours / 24), static_cast<long long>(hours % 24));
-}
 
 namespace {
 

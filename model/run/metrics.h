@@ -46,9 +46,6 @@ void copy_metrics(const std::string& from, int64_t step, const std::string& outp
 // Writes `value`, indented, atomically; replaces an older one.
 void write_run_json(const std::string& path, const nlohmann::ordered_json& value);
 
-// "8.2s", "3m12s", "1h02m", "2d03h"; "?" for what is no duration.
-std::string format_duration(double seconds);
-
 // One console line. Fields that are absent are left out.
 struct StepLine {
     int64_t step = 0;  // optimizer steps done

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "model/quantizer.h"
+#include "model/units.h"
 
 namespace train_qat {
 

@@ -5,9 +5,9 @@
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
-#include "model/format.h"
 #include "model/plan/schedule.h"
-#include "model/storage/files.h"
+#include "model/storage/checksum.h"
+#include "model/units.h"
 
 namespace train_qat {
 

@@ -1,10 +1,8 @@
 // Checkpoints: everything a run needs to go on bit by bit as if it had never stopped.
 //
-//   OUTPUT/step_00001234/model.safetensors       master weights under Hugging Face names, and their
-//   scales
+//   OUTPUT/step_00001234/model.safetensors       master weights under Hugging Face names, and their scales
 //                        optimizer.safetensors   first and second moments
-//                        manifest.json           step, the caller's state, sizes and checksums
-//                        (model/storage/manifest.h)
+//                        manifest.json           step, the caller's state, sizes and checksums (manifest.h)
 //
 // A checkpoint is written into a hidden directory beside its place (.step_00001234.partial-PID), flushed to
 // the disk and renamed: under its name it is always whole. A save that fails removes what it wrote and leaves
@@ -18,17 +16,20 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/ranks/communicator.h"
+#include "model/storage/checkpoint_directory.h"
 #include "model/storage/manifest.h"
-#include "model/storage/safetensors.h"
+#include "model/storage/named_tensor.h"
 
 namespace train_qat {
+
+inline constexpr const char* checkpoint_model_file = "model.safetensors";
+inline constexpr const char* checkpoint_optimizer_file = "optimizer.safetensors";
 
 struct CheckpointContents {
     int64_t step = 0;  // optimizer steps done
@@ -40,51 +41,18 @@ struct CheckpointContents {
 
 // Writes OUTPUT/step_######## and returns its path. Creates OUTPUT if need be. Throws std::runtime_error
 //  * if there is too little disk space: before anything is written,
-//  * if the step exists, unless `replace_existing` - for a run that was resumed before this step and so
-//  arrives at it
-//    a second time. The old one makes way only when the new one is whole. A directory in the way that is no
-//    valid checkpoint is then kept as step_########.unreadable-PID, with a warning on the standard error
-//    output.
+//  * if the step exists, unless `replace_existing`: for a run that was resumed before this step and so
+//    arrives at it a second time. The old one makes way only when the new one is whole. A directory in the
+//    way that is no valid checkpoint is then kept as step_########.unreadable-PID, with a warning on the
+//    standard error output.
 std::string save_checkpoint(const std::string& output_directory, Backend& backend, Communicator& communicator,
                             const CheckpointContents& contents, bool replace_existing = false);
 std::string save_checkpoint(const std::string& output_directory, Backend& backend,
                             const CheckpointContents& contents, bool replace_existing = false);
 
-struct CheckpointEntry {
-    int64_t step = 0;
-    std::string path;
-};
-
-// The checkpoints of a run in ascending order: valid manifest, all files there and of the right size.
-// `passed_over` receives a line for every step_######## that is not: a caller that resumes should print them.
-std::vector<CheckpointEntry> list_checkpoints(const std::string& output_directory,
-                                              std::vector<std::string>* passed_over = nullptr);
-
-// The one with the highest step.
-std::optional<std::string> find_latest_checkpoint(const std::string& output_directory,
-                                                  std::vector<std::string>* passed_over = nullptr);
-
-// What rank 0 finds, on all ranks: they resume from the same checkpoint. `passed_over` is filled on rank 0
-// only.
-std::optional<std::string> find_latest_checkpoint(const std::string& output_directory,
-                                                  Communicator& communicator,
-                                                  std::vector<std::string>* passed_over = nullptr);
-
-// Removes all checkpoints (as listed above, nothing else) but the newest `keep` and those whose step is in
-// `protected_steps`. keep = 0 keeps all. Returns the removed paths.
-std::vector<std::string> prune_checkpoints(const std::string& output_directory, int64_t keep,
-                                           std::span<const int64_t> protected_steps = {});
-
-// Whether `path` is such a checkpoint: valid manifest, all files there and of the right size.
-bool is_checkpoint(const std::string& path);
-
-// Removes all checkpoints of a run, damaged ones too, and nothing else.
-void remove_checkpoints(const std::string& output_directory);
-
 class CheckpointReader {
   public:
-    // A checkpoint, or the output directory of a run: then its latest. Reads the manifest and compares file
-    // sizes.
+    // A checkpoint, or the output directory of a run: then its latest. Reads the manifest, compares sizes.
     explicit CheckpointReader(const std::string& path);
     // Each rank reads the manifest; rank 0 decides which checkpoint of a run it is, and has passed_over().
     CheckpointReader(const std::string& path, Communicator& communicator);
@@ -95,13 +63,10 @@ class CheckpointReader {
     // Why later directories of the run were not taken: one line each, empty as a rule.
     const std::vector<std::string>& passed_over() const { return passed_over_; }
 
-    // Reads all files on this rank and compares their checksums. Loading does the same, at no extra cost.
-    void verify() const;
-
     // Fill exactly the tensors of the file: a missing or additional name, another shape or dtype, or damaged
-    // bytes throw std::runtime_error. Only damage is noticed after tensors have been overwritten. If tensors
-    // are divided (model/storage/named_tensor.h), each rank reads its own rows only, and damage anywhere is noticed
-    // by all.
+    // bytes (by the manifest's checksums) throw std::runtime_error. Only damage is noticed after tensors have
+    // been overwritten. If tensors are divided (named_tensor.h), each rank reads its own rows only, and
+    // damage anywhere is noticed by all.
     void load_model(Backend& backend, Communicator& communicator, std::span<const NamedTensor> tensors) const;
     void load_model(Backend& backend, std::span<const NamedTensor> tensors) const;
     void load_optimizer(Backend& backend, Communicator& communicator,

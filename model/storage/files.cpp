@@ -4,17 +4,16 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <utility>
-#include <vector>
+
+#include "model/units.h"
 
 namespace train_qat {
 namespace {
@@ -51,59 +50,11 @@ std::string in_quotes(const std::string& text) {
     return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-std::string format_bytes(int64_t bytes) {
-    constexpr const char* units[] = {"bytes", "kB", "MB", "GB", "TB"};
-    double value = static_cast<double>(bytes);
-    size_t unit = 0;
-    while (value >= 999.95 && unit + 1 < std::size(units)) {
-        value /= 1000;
-        ++unit;
-    }
-    char text[48];
-    std::snprintf(text, sizeof text, "%.*f %s", unit == 0 ? 0 : 1, value, units[unit]);
-    return text;
-}
-
 int64_t available_disk_bytes(const std::string& path) {
     struct statvfs status;
     if (::statvfs(path.c_str(), &status) != 0) throw_errno(path, "ask for the free disk space");
     return static_cast<int64_t>(status.f_bavail) * static_cast<int64_t>(status.f_frsize);
 }
-
-// ---- checksum
-
-Checksum::Checksum(uint64_t seed) : state_(XXH3_createState()) {
-    if (state_ == nullptr) throw std::bad_alloc();
-    restart(seed);
-}
-
-Checksum::~Checksum() {
-    XXH3_freeState(static_cast<XXH3_state_t*>(state_));
-}
-
-void Checksum::restart(uint64_t seed) {
-    XXH3_64bits_reset_withSeed(static_cast<XXH3_state_t*>(state_), seed);
-}
-
-void Checksum::update(const void* data, int64_t bytes) {
-    XXH3_64bits_update(static_cast<XXH3_state_t*>(state_), data, static_cast<size_t>(bytes));
-}
-
-uint64_t Checksum::value() const {
-    return XXH3_64bits_digest(static_cast<const XXH3_state_t*>(state_));
-}
-
-std::string checksum_text(uint64_t checksum) {
-    char text[17];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(checksum));
-    return text;
-}
-
-uint64_t checksum_of(std::string_view bytes, uint64_t seed) {
-    return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
-}
-
-// ---- files
 
 FileDescriptor::~FileDescriptor() {
     if (descriptor_ >= 0) ::close(descriptor_);

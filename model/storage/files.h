@@ -1,10 +1,9 @@
-// Files that are either whole or absent: checked writes, flushed to the disk; and checksums.
+// Files that are either whole or absent: checked writes, flushed to the disk.
 //
 // Every error is a std::runtime_error of one line that starts with the path.
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 
@@ -15,28 +14,8 @@ namespace train_qat {
 // `text` in double quotes with control characters escaped, so that names from foreign files stay on one line.
 std::string in_quotes(const std::string& text);
 
-std::string format_bytes(int64_t bytes);  // "1.5 MB", decimal units
-
 // Bytes that an unprivileged process can still write to the file system of `path`.
 int64_t available_disk_bytes(const std::string& path);
-
-// XXH3, 64 bits (libxxhash), fed piece by piece. It runs at memory speed and finds accidental damage; it is
-// no protection against a forger.
-class Checksum {
-  public:
-    explicit Checksum(uint64_t seed = 0);
-    ~Checksum();
-    Checksum(const Checksum&) = delete;
-    Checksum& operator=(const Checksum&) = delete;
-    void restart(uint64_t seed);
-    void update(const void* data, int64_t bytes);
-    uint64_t value() const;
-
-  private:
-    void* state_;
-};
-std::string checksum_text(uint64_t checksum);  // 16 hexadecimal digits
-uint64_t checksum_of(std::string_view bytes, uint64_t seed = 0);
 
 // Owns a POSIX file descriptor.
 class FileDescriptor {

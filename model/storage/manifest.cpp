@@ -1,9 +1,10 @@
 #include "model/storage/manifest.h"
 
 #include <charconv>
-#include <cstdio>
-#include <ctime>
 #include <filesystem>
+
+#include "model/storage/files.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {
@@ -22,15 +23,6 @@ std::string manifest_checksum(nlohmann::json manifest) {
     manifest.erase("checksum");
     manifest.erase("written");
     return checksum_text(checksum_of(compact_text(manifest)));
-}
-
-std::string current_time() {
-    const std::time_t now = std::time(nullptr);
-    std::tm parts{};
-    ::gmtime_r(&now, &parts);
-    char text[32];
-    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-    return text;
 }
 
 bool parse_checksum(const std::string& text, uint64_t& checksum) {
@@ -86,7 +78,7 @@ std::string manifest_text(const Manifest& manifest) {
     // Through its text, because that is what a reader gets: NaN becomes null, bad UTF-8 is replaced.
     value = nlohmann::json::parse(compact_text(value));
     value["checksum"] = manifest_checksum(value);
-    value["written"] = current_time();
+    value["written"] = utc_time();
     return value.dump(2) + "\n";
 }
 
@@ -128,20 +120,6 @@ void check_file_sizes(const std::string& directory, const Manifest& manifest) {
                                    std::to_string(bytes) + " bytes, the manifest says " +
                                    std::to_string(summary.bytes) + use_another);
     }
-}
-
-std::string checkpoint_name(int64_t step) {
-    char text[32];
-    std::snprintf(text, sizeof text, "step_%08lld", static_cast<long long>(step));
-    return text;
-}
-
-int64_t step_of_checkpoint_name(const std::string& name) {
-    constexpr size_t prefix = 5;
-    int64_t step = -1;
-    if (name.size() <= prefix) return -1;
-    std::from_chars(name.data() + prefix, name.data() + name.size(), step);
-    return step >= 0 && checkpoint_name(step) == name ? step : -1;
 }
 
 }  // namespace train_qat

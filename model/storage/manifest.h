@@ -5,7 +5,7 @@
 //    "checksum": "...", "written": "2025-01-31T12:00:00Z"}
 //
 // `state` belongs to the caller. `xxh3_64_rows` is a sum over the rows of all tensors, so that many ranks can
-// form it together and it does not depend on their number (model/storage/row_checksum.h). In Python:
+// form it together and it does not depend on their number (model/storage/checksum.h). In Python:
 //
 //   data = open("model.safetensors", "rb").read()
 //   start = 8 + int.from_bytes(data[:8], "little")
@@ -32,8 +32,8 @@
 #include <string>
 #include <vector>
 
+#include "model/storage/checksum.h"
 #include "model/storage/files.h"
-#include "model/storage/row_checksum.h"
 
 namespace train_qat {
 
@@ -54,9 +54,5 @@ Manifest read_manifest(const std::string& directory);
 
 // Throws std::runtime_error if one of the manifest's files is missing or has another size.
 void check_file_sizes(const std::string& directory, const Manifest& manifest);
-
-// "step_00001234", and back: -1 if `name` is no such name.
-std::string checkpoint_name(int64_t step);
-int64_t step_of_checkpoint_name(const std::string& name);
 
 }  // namespace train_qat

@@ -6,14 +6,13 @@
 #include <set>
 
 #include "kernels/ranks/agreement.h"
-#include "model/storage/row_checksum.h"
+#include "model/storage/checksum.h"
 
 namespace train_qat {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "tensor data is copied without swapping bytes");
 
-constexpr int64_t staging_bytes = int64_t{16} << 20;
 constexpr int64_t length_bytes = 8;
 constexpr uint64_t largest_header = 100'000'000;  // the limit of the format's reference reader
 
@@ -209,13 +208,9 @@ uint64_t SafetensorsFile::header_checksum() const {
     return checksum_of(header);
 }
 
-std::vector<char> SafetensorsFile::staging_buffer() const {
-    return std::vector<char>(static_cast<size_t>(std::min(staging_bytes, bytes())));
-}
-
-// Reads rows of one tensor and returns the sum of their checksums. Without a backend, that is all.
+// Reads rows of one tensor and returns the sum of their checksums.
 uint64_t SafetensorsFile::copy_rows(const TensorInfo& source, const RowRange& rows,
-                                    std::vector<char>& staging, Backend* backend, void* destination) const {
+                                    std::vector<char>& staging, Backend& backend, void* destination) const {
     if (rows.bytes() == 0) return 0;
     const int64_t begin = source.offset + rows.offset();
     RowChecksum checksum(begin, rows.row_bytes);
@@ -223,20 +218,11 @@ uint64_t SafetensorsFile::copy_rows(const TensorInfo& source, const RowRange& ro
         const int64_t count = std::min(static_cast<int64_t>(staging.size()), rows.bytes() - done);
         file_.read_at(begin + done, staging.data(), count);
         checksum.update(staging.data(), count);
-        if (backend != nullptr) {
-            backend->copy_to_device(static_cast<char*>(destination) + done, staging.data(), count);
-            backend->synchronize();  // the staging buffer is used again
-        }
+        backend.copy_to_device(static_cast<char*>(destination) + done, staging.data(), count);
+        backend.synchronize();  // the staging buffer is used again
         done += count;
     }
     return checksum.value();
-}
-
-void SafetensorsFile::read(const std::string& name, Backend& backend, const Tensor& destination) const {
-    const NamedTensor named{name, destination};
-    check_destination(named);
-    std::vector<char> staging = staging_buffer();
-    copy_rows(tensors_.at(name), rows_held(named), staging, &backend, destination.data);
 }
 
 uint64_t SafetensorsFile::read_all(Backend& backend, Communicator& communicator,
@@ -251,11 +237,11 @@ uint64_t SafetensorsFile::read_all(Backend& backend, Communicator& communicator,
         std::map<std::string, const NamedTensor*> by_name;
         for (const NamedTensor& named : destinations) by_name[named.name] = &named;
         if (!divided || communicator.rank() == 0) checksum = header_checksum();
-        std::vector<char> staging = staging_buffer();
+        std::vector<char> staging(static_cast<size_t>(std::min(safetensors_staging_bytes, bytes())));
         for (const auto& name : names_) {  // in the order of the file
             const NamedTensor& named = *by_name.at(name);
             const RowRange rows = rows_held(named);
-            const uint64_t sum = copy_rows(tensors_.at(name), rows, staging, &backend, named.tensor.data);
+            const uint64_t sum = copy_rows(tensors_.at(name), rows, staging, backend, named.tensor.data);
             if (!divided || rows_answered_for(named, communicator.rank()).count > 0) checksum += sum;
         }
     });
@@ -264,20 +250,6 @@ uint64_t SafetensorsFile::read_all(Backend& backend, Communicator& communicator,
 
 uint64_t SafetensorsFile::read_all(Backend& backend, std::span<const NamedTensor> destinations) const {
     return read_all(backend, *make_single_communicator(), destinations);
-}
-
-void SafetensorsFile::verify_checksum(uint64_t expected) const {
-    uint64_t found = header_checksum();
-    std::vector<char> staging = staging_buffer();
-    for (const auto& name : names_) {
-        const TensorInfo& tensor = tensors_.at(name);
-        const int64_t rows = tensor.shape.size() > 1 ? tensor.shape[0] : 1;
-        if (tensor.bytes > 0)
-            found += copy_rows(tensor, {0, rows, tensor.bytes / rows}, staging, nullptr, nullptr);
-    }
-    if (found == expected) return;
-    throw_file_error(path(), "damaged: its checksum is " + checksum_text(found) + ", expected " +
-                                 checksum_text(expected) + "; copy it again or use another file");
 }
 
 }  // namespace train_qat

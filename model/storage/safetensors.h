@@ -2,14 +2,13 @@
 //
 //   8 bytes   length of the header, little endian
 //   header    JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}, offsets
-//   counted
-//             from the end of the header; "__metadata__" holds strings. Padded with spaces to a multiple of 8
-//             bytes.
+//             counted from the end of the header; "__metadata__" holds strings. Padded with spaces to a
+//             multiple of 8 bytes.
 //   data      the tensors one after another, row-major, little endian, without gaps
 //
-// Data passes through a staging buffer of 16 MiB, so a model is never in host memory as a whole. Tensors may
-// be divided among ranks (model/storage/named_tensor.h): then each rank writes or reads its rows at their place in
-// the one file, whose bytes and checksum do not depend on the number of ranks.
+// Data passes through a staging buffer, so a model is never in host memory as a whole. Tensors may be divided
+// among ranks (named_tensor.h): then each rank writes or reads its rows at their place in the one file, whose
+// bytes and checksum do not depend on the number of ranks.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +20,13 @@
 #include "kernels/backend.h"
 #include "kernels/ranks/communicator.h"
 #include "kernels/tensor.h"
+#include "model/storage/checksum.h"
 #include "model/storage/files.h"
 #include "model/storage/named_tensor.h"
-#include "model/storage/row_checksum.h"
 
 namespace train_qat {
+
+inline constexpr int64_t safetensors_staging_bytes = int64_t{16} << 20;
 
 // Collective: writes `tensors` in the given order, which is that of all ranks, to a file that all of them see
 // under `path`. The file is new, whole and flushed to the disk, or absent. Throws on all ranks
@@ -67,10 +68,6 @@ class SafetensorsFile {
     bool contains(const std::string& name) const { return tensors_.count(name) > 0; }
     const TensorInfo& info(const std::string& name) const;  // throws std::runtime_error if absent
 
-    // Reads one tensor, which is whole. Throws std::runtime_error if it is absent or its dtype or shape
-    // differ from `destination`.
-    void read(const std::string& name, Backend& backend, const Tensor& destination) const;
-
     // Collective: reads the tensors of the file, which must be exactly these (in any order), and returns the
     // checksum of the file on all ranks. Names, dtypes and shapes are checked before the first destination is
     // written. If any tensor is divided, a rank reads its own rows only and the checksum is put together from
@@ -81,18 +78,14 @@ class SafetensorsFile {
     // The same for one rank.
     uint64_t read_all(Backend& backend, std::span<const NamedTensor> destinations) const;
 
-    // Reads the file again and throws std::runtime_error if its checksum is another one.
-    void verify_checksum(uint64_t expected) const;
-
   private:
     void parse_header(const std::string& text);
     void check_layout();
     void check_destination(const NamedTensor& destination) const;
     void check_names(std::span<const NamedTensor> destinations) const;
     uint64_t header_checksum() const;
-    std::vector<char> staging_buffer() const;
     uint64_t copy_rows(const TensorInfo& source, const RowRange& rows, std::vector<char>& staging,
-                       Backend* backend, void* destination) const;
+                       Backend& backend, void* destination) const;
 
     InputFile file_;
     int64_t data_offset_ = 0;

@@ -5,13 +5,11 @@
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
-#include "model/storage/row_checksum.h"
+#include "model/storage/checksum.h"
 #include "model/storage/safetensors.h"
 
 namespace train_qat {
 namespace {
-
-constexpr int64_t staging_bytes = int64_t{16} << 20;
 
 // Everything before the data: length and JSON text.
 std::string build_header(std::span<const NamedTensor> tensors,
@@ -55,13 +53,13 @@ int64_t bytes_answered_for(std::span<const NamedTensor> tensors, int rank) {
 uint64_t write_rows(OutputFile& file, Backend& backend, int rank, std::span<const NamedTensor> tensors,
                     int64_t data_offset) {
     std::vector<char> staging(
-        static_cast<size_t>(std::min(staging_bytes, bytes_answered_for(tensors, rank))));
+        static_cast<size_t>(std::min(safetensors_staging_bytes, bytes_answered_for(tensors, rank))));
     uint64_t sum = 0;
     for (const NamedTensor& named : tensors) {
         const RowRange rows = rows_answered_for(named, rank);
         RowChecksum checksum(data_offset + rows.offset(), rows.row_bytes);
         for (int64_t done = 0; done < rows.bytes();) {
-            const int64_t count = std::min(staging_bytes, rows.bytes() - done);
+            const int64_t count = std::min(safetensors_staging_bytes, rows.bytes() - done);
             backend.copy_to_host(staging.data(), static_cast<const char*>(named.tensor.data) + done, count);
             file.write_at(data_offset + rows.offset() + done, staging.data(), count);
             checksum.update(staging.data(), count);

@@ -14,6 +14,7 @@
 #include "model/config.h"
 #include "model/plan/plan.h"
 #include "model/storage/files.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {

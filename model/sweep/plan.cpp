@@ -8,9 +8,9 @@
 #include <stdexcept>
 
 #include "model/config.h"
-#include "model/format.h"
 #include "model/plan/schedule.h"
-#include "model/storage/files.h"
+#include "model/storage/checksum.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {

@@ -9,7 +9,7 @@
 #include <stdexcept>
 
 #include "model/config.h"
-#include "model/format.h"
+#include "model/units.h"
 #include "model/run/metrics.h"
 
 namespace train_qat {

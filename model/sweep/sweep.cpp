@@ -13,7 +13,7 @@
 #include <thread>
 
 #include "kernels/ranks/agreement.h"
-#include "model/format.h"
+#include "model/units.h"
 #include "model/run/failure.h"
 #include "model/run/metrics.h"
 #include "model/storage/checkpoint.h"

@@ -22,15 +22,6 @@ std::string error_of(const std::string& size, int64_t vocabulary, const ConfigOv
     return "no error";
 }
 
-std::string count_error(const std::string& text) {
-    try {
-        parse_count(text, "-tokens");
-    } catch (const std::runtime_error& error) {
-        return error.what();
-    }
-    return "no error";
-}
-
 bool contains(const std::string& text, const std::string& part) {
     return text.find(part) != std::string::npos;
 }
@@ -264,51 +255,4 @@ TEST_CASE("describe states the resolved shape and exact counts", "[config]") {
     }
     CHECK(contains(describe(resolve_config("1.5M", 32000, 64)), "smaller vocabulary"));
     CHECK_FALSE(contains(describe(resolve_config("86M", 32000, 64)), "smaller vocabulary"));
-}
-
-TEST_CASE("parse_count reads counts exactly and refuses everything else", "[config]") {
-    const auto count = [](const std::string& text) { return parse_count(text, "-tokens"); };
-    CHECK(count("396M") == 396'000'000);
-    CHECK(count("13.8M") == 13'800'000);
-    CHECK(count("1.1B") == 1'100'000'000);
-    CHECK(count("8b") == 8'000'000'000);
-    CHECK(count("1.4T") == 1'400'000'000'000);
-    CHECK(count("0.5k") == 500);
-    CHECK(count(".5K") == 500);
-    CHECK(count("120000") == 120'000);
-    CHECK(count("1") == 1);
-    CHECK(count("9000000T") == 9'000'000'000'000'000'000);
-    for (const char* text :
-         {"8X", "", " 8", "8 ", "8MB", "-3", "+3", "M", ".", "inf", "nan", "1e9", "0x10", "1,000", "8..1"}) {
-        INFO(text);
-        CHECK(contains(count_error(text), "-tokens: cannot read '" + std::string(text) + "': expected"));
-    }
-    CHECK(contains(count_error("0"), "at least 1"));
-    CHECK(contains(count_error("0.0M"), "at least 1"));
-    CHECK(contains(count_error("1.5"), "whole number"));
-    CHECK(contains(count_error("1.2345K"), "whole number"));
-    CHECK(contains(count_error("10000000T"), "too large"));
-    CHECK(contains(count_error(std::string(400, '9')), "too large"));
-}
-
-TEST_CASE("format_count and format_exact", "[config]") {
-    CHECK(format_count(13'767'552) == "13.8M");
-    CHECK(format_count(8'000'000'000) == "8.0B");
-    CHECK(format_count(0) == "0");
-    CHECK(format_count(999) == "999");
-    CHECK(format_count(1000) == "1.0K");
-    CHECK(format_count(999'949) == "999.9K");
-    CHECK(format_count(999'950) == "1.0M");
-    CHECK(format_count(1'400'000'000'000) == "1.4T");
-    CHECK(format_count(9'000'000'000'000'000'000) == "9000000.0T");
-    CHECK(format_exact(0) == "0");
-    CHECK(format_exact(999) == "999");
-    CHECK(format_exact(1000) == "1,000");
-    CHECK(format_exact(-123456) == "-123,456");
-    CHECK(format_exact(13'767'552) == "13,767,552");
-    // What is printed can be read back, within its one decimal.
-    for (int64_t value = 1; value < 1'000'000'000'000'000; value = value * 3 + 1) {
-        const auto read = static_cast<double>(parse_count(format_count(value), "-n"));
-        REQUIRE(std::abs(read / static_cast<double>(value) - 1.0) <= 0.0501 / (value < 1000 ? 1e9 : 1.0));
-    }
 }

@@ -7,27 +7,16 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <initializer_list>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
-#include "model/storage/files.h"
+#include "model/storage/checksum.h"
 #include "test/support/catch.h"
 #include "test/support/files.h"
 
 namespace train_qat::test {
-
-inline std::string read_bytes(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
-}
-
-inline void write_bytes(const std::string& path, const std::string& bytes) {
-    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
-}
 
 // One line that contains all of `words`.
 inline bool mentions(const std::string& message, std::initializer_list<std::string> words) {

@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -38,6 +40,24 @@ class TemporaryDirectory {
   private:
     std::filesystem::path path_;
 };
+
+inline std::string read_bytes(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+inline void write_bytes(const std::string& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+// All paths under `directory` with their contents, to see whether anything changed.
+inline std::map<std::string, std::string> snapshot(const std::string& directory) {
+    std::map<std::string, std::string> files;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(directory))
+        files[std::filesystem::relative(entry.path(), directory).string()] =
+            entry.is_regular_file() ? read_bytes(entry.path().string()) : "directory";
+    return files;
+}
 
 // What `action` throws, as text; empty if it doesn't throw a std::exception.
 template <typename Action>

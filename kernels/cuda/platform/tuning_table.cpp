@@ -20,10 +20,10 @@ constexpr std::string_view title = "train_qat tuning table 1: ";
 bool replace_end(const std::string& file, int64_t offset, const std::string& text) {
     const int descriptor = ::open(file.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     if (descriptor < 0) return false;
-    const bool written = ::ftruncate(descriptor, offset) == 0 &&
-                         ::pwrite(descriptor, text.data(), text.size(), offset) ==
-                             static_cast<ssize_t>(text.size()) &&
-                         ::fsync(descriptor) == 0;
+    const bool written =
+        ::ftruncate(descriptor, offset) == 0 &&
+        ::pwrite(descriptor, text.data(), text.size(), offset) == static_cast<ssize_t>(text.size()) &&
+        ::fsync(descriptor) == 0;
     const int error = errno;
     ::close(descriptor);
     errno = error;

@@ -1,7 +1,5 @@
 #include "kernels/cuda/platform/tuning_table.h"
 
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <string>
 
@@ -19,11 +17,6 @@ const std::map<std::string, std::string> choices = {
 std::string choice_of(const TuningTable& table, const std::string& key) {
     const std::string* choice = table.find(key);
     return choice == nullptr ? "none" : *choice;
-}
-
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
 }
 
 }  // namespace
@@ -47,10 +40,10 @@ TEST_CASE("another device's tuning table is replaced by the first new choice", "
     const TemporaryDirectory directory;
     const std::string file = directory / "tuning.txt";
     TuningTable(file, "card A").set("key", "of_A");
-    const std::string of_a = read_file(file);
+    const std::string of_a = read_bytes(file);
     TuningTable other(file, "card B");
     CHECK(other.find("key") == nullptr);
-    CHECK(read_file(file) == of_a);
+    CHECK(read_bytes(file) == of_a);
     other.set("other", "of_B");
     const TuningTable again(file, "card B");
     CHECK(again.find("key") == nullptr);
@@ -64,11 +57,11 @@ TEST_CASE("a tuning table that was cut off anywhere loses its last lines only", 
         TuningTable table(file, "card A");
         for (const auto& [key, choice] : choices) table.set(key, choice);
     }
-    const std::string whole = read_file(file);
+    const std::string whole = read_bytes(file);
     for (size_t length = 0; length < whole.size(); ++length) {
         INFO(length << " of " << whole.size() << " bytes");
         const std::string kept = whole.substr(0, length);
-        std::ofstream(file, std::ios::binary | std::ios::trunc) << kept;
+        write_bytes(file, kept);
         TuningTable(file, "card A").set("new", "choice");
         const TuningTable table(file, "card A");
         CHECK(choice_of(table, "new") == "choice");
@@ -84,7 +77,7 @@ TEST_CASE("a file that is no tuning table is refused and left alone", "[tuning]"
     const std::string file = directory.write("notes.txt", "precious\n");
     CHECK_THAT(error_of([&] { TuningTable(file, "card A"); }),
                contains_text(file) && contains_text("not a tuning table"));
-    CHECK(read_file(file) == "precious\n");
+    CHECK(read_bytes(file) == "precious\n");
     TuningTable unwritable(directory / "missing/tuning.txt", "card A");
     CHECK_THAT(error_of([&] { unwritable.set("key", "choice"); }),
                contains_text("missing/tuning.txt") && contains_text("No such file"));

@@ -166,15 +166,6 @@ TEST_CASE("run.json is replaced as a whole or not at all", "[metrics]") {
                    {"absent", "cannot create"}));
 }
 
-TEST_CASE("durations have two units at most", "[metrics]") {
-    const std::vector<std::pair<double, std::string>> table = {
-        {0, "0.0s"},     {0.04, "0.0s"},      {8.2, "8.2s"},     {59.94, "59.9s"},   {59.96, "1m00s"},
-        {60, "1m00s"},   {192, "3m12s"},      {192.4, "3m12s"},  {3599.4, "59m59s"}, {3599.6, "1h00m"},
-        {3720, "1h02m"}, {86'369, "23h59m"},  {86'371, "1d00h"}, {183'600, "2d03h"}, {86'400e4, "10000d00h"},
-        {-1, "?"},       {std::nan(""), "?"}, {INFINITY, "?"}};
-    for (const auto& [seconds, text] : table) CHECK(format_duration(seconds) == text);
-}
-
 TEST_CASE("the console line of a step", "[metrics]") {
     StepLine line{120, 1000, "FP", 4.12344, 1e-3, 0.5321, 6450.4, 0.4123, 192.0};
     CHECK(format_step_line(line) ==

@@ -103,14 +103,6 @@ Errors load_by(int ranks, const std::string& path, const Content& content, uint3
     });
 }
 
-std::map<std::string, std::string> snapshot(const std::string& directory) {
-    std::map<std::string, std::string> files;
-    for (const auto& entry : fs::recursive_directory_iterator(directory))
-        files[fs::relative(entry.path(), directory).string()] =
-            entry.is_regular_file() ? read_bytes(entry.path().string()) : "directory";
-    return files;
-}
-
 // The same line on all ranks, of this rank and with these words. What is rank 0's business or what all ranks
 // find names no rank.
 bool all_say(const Errors& errors, int rank, std::initializer_list<std::string> words) {
@@ -135,7 +127,6 @@ TEST_CASE("what some ranks save, any number of ranks loads exactly", "[checkpoin
         auto files = snapshot(path);
         CHECK(files.size() == 3);
         CHECK(CheckpointReader(path).state()["rank"] == 0);
-        CHECK_NOTHROW(CheckpointReader(path).verify());
         // But for the time of writing, the same whatever the number of ranks.
         files["manifest.json"].resize(files["manifest.json"].find("\"written\""));
         std::string all;
