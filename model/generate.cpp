@@ -31,7 +31,7 @@ std::vector<int32_t> generate(Transformer& model, std::vector<int32_t> prompt,
     for (int64_t i = 0; i < options.tokens; ++i) {
         const int64_t positions =
             std::min(static_cast<int64_t>(prompt.size()), model.config().sequence_length);
-        model.next_token_logits(prompt.data() + prompt.size() - positions, positions, logits.data());
+        model.logits(&prompt[prompt.size() - positions], positions - 1, positions, logits.data());
         const double uniform = static_cast<double>(random() >> 11) * 0x1p-53;
         const int32_t token = sample_token(logits, options.temperature, uniform);
         if (token == options.end_token) break;

@@ -329,25 +329,22 @@ void Transformer::read_logits(int64_t first, int64_t count, float* logits) {
     for (int64_t i = 0; i < count * config_.vocabulary; ++i) logits[i] *= scales[i % config_.vocabulary];
 }
 
-void Transformer::all_logits(const int32_t* tokens, int64_t positions, float* logits) {
-    set_sequences(1, positions);
-    upload_tokens(tokens, nullptr);
-    forward();
-    for (int64_t first = 0; first < positions; first += chunk_rows_)
-        read_logits(first, std::min(chunk_rows_, positions - first), logits + first * config_.vocabulary);
-}
-
-void Transformer::next_token_logits(const int32_t* tokens, int64_t positions, float* logits) {
+void Transformer::logits(const int32_t* tokens, int64_t first, int64_t positions, float* logits) {
+    const int64_t T = config_.sequence_length;
+    if (first < 0 || first >= positions || positions > T)
+        throw std::logic_error("Transformer: logits of positions [" + std::to_string(first) + ", " +
+                               std::to_string(positions) + "), has " + std::to_string(T));
     // Positions are padded to a few lengths, so that a growing text does not need new matmuls for every
     // token. What stands behind a position cannot change it: attention is causal.
     constexpr int64_t step = 64;
-    const int64_t padded = std::min((positions + step - 1) / step * step, config_.sequence_length);
+    const int64_t padded = std::min((positions + step - 1) / step * step, T);
     std::vector<int32_t> padded_tokens(padded, 0);
     std::copy(tokens, tokens + positions, padded_tokens.begin());
     set_sequences(1, padded);
     upload_tokens(padded_tokens.data(), nullptr);
     forward();
-    read_logits(positions - 1, 1, logits);
+    for (int64_t row = first; row < positions; row += chunk_rows_)
+        read_logits(row, std::min(chunk_rows_, positions - row), logits + (row - first) * config_.vocabulary);
 }
 
 }  // namespace train_qat

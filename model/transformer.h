@@ -59,11 +59,9 @@ class Transformer {
     // Mean loss of `sequences` <= batch sequences, with the weights as they are quantized now. Waits.
     double evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences);
 
-    // Logits after each of the first `positions` of one sequence; positions <= T. logits: (positions, V) in
-    // host memory.
-    void all_logits(const int32_t* tokens, int64_t positions, float* logits);
-    // The same for the last position only. logits: (V).
-    void next_token_logits(const int32_t* tokens, int64_t positions, float* logits);
+    // Logits behind positions [first, positions) of one sequence; 0 <= first < positions <= T. tokens:
+    // (positions), logits: (positions - first, V), both in host memory. Waits.
+    void logits(const int32_t* tokens, int64_t first, int64_t positions, float* logits);
 
     Backend& backend() const { return backend_; }
     const ModelConfig& config() const { return config_; }

@@ -159,7 +159,7 @@ TEST_CASE("evaluate gives the loss of training, and the mean over sequences", "[
 
 TEST_CASE("logits agree with each other and with the loss", "[transformer][device]") {
     ModelConfig config = tiny_config();
-    config.sequence_length = 70;  // longer than the steps in which next_token_logits pads
+    config.sequence_length = 70;  // longer than the steps in which logits() pads
     for (DType dtype : compute_types())
         for (const BackendUnderTest& device : backends_under_test(dtype)) {
             TinyModel tiny(*device.backend, dtype, {4, 0}, 2, config);
@@ -167,19 +167,19 @@ TEST_CASE("logits agree with each other and with the loss", "[transformer][devic
             const double tolerance = dtype == DType::float32 ? 1e-5 : 2e-2;
             const Tokens tokens = tiny.tokens(1, 23);
             std::vector<float> all(T * V), next(V);
-            tiny.model.all_logits(tokens.inputs.data(), T, all.data());
+            tiny.model.logits(tokens.inputs.data(), 0, T, all.data());
             double loss = 0;
             for (int64_t t = 0; t < T; ++t) loss += cross_entropy(&all[t * V], V, tokens.targets[t]) / T;
             CHECK(tiny.model.evaluate(tokens.inputs.data(), tokens.targets.data(), 1) ==
                   Approx(loss).epsilon(0.1 * tolerance));
             for (int64_t positions : {1, 2, 63, 64, 65, 70}) {
                 INFO(device.name << ", " << name_of(dtype) << ", " << positions << " positions");
-                tiny.model.next_token_logits(tokens.inputs.data(), positions, next.data());
+                tiny.model.logits(tokens.inputs.data(), positions - 1, positions, next.data());
                 const float* row = &all[(positions - 1) * V];
                 const Array expected(row, row + V);
                 CHECK(distance(Array(next.begin(), next.end()), expected) <= tolerance * norm(expected));
                 std::vector<float> some(positions * V);
-                tiny.model.all_logits(tokens.inputs.data(), positions, some.data());
+                tiny.model.logits(tokens.inputs.data(), 0, positions, some.data());
                 CHECK(distance(Array(some.begin(), some.end()),
                                Array(all.begin(), all.begin() + positions * V)) <=
                       tolerance * norm(Array(some.begin(), some.end())));
@@ -194,12 +194,12 @@ TEST_CASE("a token changes no logits before it, and all behind it", "[transforme
             const int64_t T = tiny.model.config().sequence_length, V = tiny.model.config().vocabulary;
             Tokens tokens = tiny.tokens(1, 31);
             std::vector<float> before(T * V), after(T * V);
-            tiny.model.all_logits(tokens.inputs.data(), T, before.data());
+            tiny.model.logits(tokens.inputs.data(), 0, T, before.data());
             for (int64_t changed = 0; changed < T; ++changed) {
                 INFO(device.name << ", " << name_of(dtype) << ", token " << changed);
                 std::vector<int32_t> inputs = tokens.inputs;
                 inputs[changed] = static_cast<int32_t>((inputs[changed] + 1) % V);
-                tiny.model.all_logits(inputs.data(), T, after.data());
+                tiny.model.logits(inputs.data(), 0, T, after.data());
                 CHECK(std::equal(before.begin(), before.begin() + changed * V, after.begin()));
                 for (int64_t t = changed; t < T; ++t)
                     CHECK_FALSE(std::equal(&before[t * V], &before[t * V] + V, &after[t * V]));
@@ -217,10 +217,13 @@ TEST_CASE("the model refuses more than it has room for", "[transformer][device]"
                   tiny.model.evaluate(tokens.inputs.data(), tokens.targets.data(), 3);
               }).empty());
         CHECK(contract_violation("Transformer", [&] {
-                  tiny.model.all_logits(tokens.inputs.data(), T + 1, logits.data());
+                  tiny.model.logits(tokens.inputs.data(), 0, T + 1, logits.data());
               }).empty());
         CHECK(contract_violation("Transformer", [&] {
-                  tiny.model.all_logits(tokens.inputs.data(), 0, logits.data());
+                  tiny.model.logits(tokens.inputs.data(), 1, 1, logits.data());
+              }).empty());
+        CHECK(contract_violation("Transformer", [&] {
+                  tiny.model.logits(tokens.inputs.data(), -1, 1, logits.data());
               }).empty());
     }
 }
@@ -235,7 +238,7 @@ std::vector<int32_t> greedy(TinyModel& tiny, std::vector<int32_t> text, int64_t 
     std::vector<float> logits(T * V);
     for (int64_t i = 0; i < count; ++i) {
         const int64_t positions = std::min<int64_t>(T, static_cast<int64_t>(text.size()));
-        tiny.model.all_logits(&text[text.size() - positions], positions, logits.data());
+        tiny.model.logits(&text[text.size() - positions], 0, positions, logits.data());
         const float* last = &logits[(positions - 1) * V];
         text.push_back(static_cast<int32_t>(std::max_element(last, last + V) - last));
     }
@@ -285,7 +288,7 @@ TEST_CASE("generate draws from softmax(logits / temperature), reproducibly", "[g
         options.tokens = 1;
         options.temperature = 0.5;
         std::vector<float> logits(config.vocabulary);
-        tiny.model.next_token_logits(&text[0], 1, logits.data());
+        tiny.model.logits(&text[0], 0, 1, logits.data());
         for (float& logit : logits) logit /= 0.5f;
         const int draws = 2000;
         std::vector<int> counts(config.vocabulary, 0);

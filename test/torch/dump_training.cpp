@@ -221,7 +221,7 @@ class ParityRun {
     void dump_logits(const std::string& place, const std::vector<int32_t>& inputs) {
         const int64_t T = config_.sequence_length, V = config_.vocabulary;
         std::vector<float> logits(model_.batch() * T * V);
-        for (int64_t b = 0; b < model_.batch(); ++b) model_.all_logits(&inputs[b * T], T, &logits[b * T * V]);
+        for (int64_t b = 0; b < model_.batch(); ++b) model_.logits(&inputs[b * T], 0, T, &logits[b * T * V]);
         dump_.add_host(place + "/logits", logits.data(), DType::float32, {model_.batch() * T, V});
     }
 
