@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "data/loader.h"
+#include "data/patterns.h"
 #include "data/tokenizer.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/openmp_settings.h"

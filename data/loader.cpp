@@ -1,8 +1,5 @@
 #include "data/loader.h"
 
-#include <glob.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <cstdio>
@@ -11,38 +8,11 @@
 #include <thread>
 #include <utility>
 
+#include "data/patterns.h"
 #include "data/permutation.h"
 
 namespace train_qat {
 namespace {
-
-// True if `path` names something; `is_directory` says what.
-bool exists(const std::string& path, bool& is_directory) {
-    struct stat status;
-    if (::stat(path.c_str(), &status) != 0) return false;
-    is_directory = S_ISDIR(status.st_mode);
-    return true;
-}
-
-std::vector<std::string> expand_pattern(const std::string& pattern) {
-    bool is_directory = false;
-    if (exists(pattern,
-               is_directory)) {  // a plain path, even if it holds characters that are special in globs
-        if (!is_directory) return {pattern};
-        throw std::runtime_error(pattern + ": is a directory, expected token shards; write '" + pattern +
-                                 (pattern.back() == '/' ? "" : "/") + "*.bin'");
-    }
-    glob_t matches{};
-    const int result = ::glob(pattern.c_str(), 0, nullptr, &matches);
-    std::vector<std::string> paths;
-    if (result == 0) paths.assign(matches.gl_pathv, matches.gl_pathv + matches.gl_pathc);
-    ::globfree(&matches);
-    if (paths.empty()) {
-        throw std::runtime_error("no token shard matches '" + pattern +
-                                 "'; check the path, or make shards from text with data/prepare.py");
-    }
-    return paths;
-}
 
 std::string hexadecimal(uint64_t value) {
     char text[19];
@@ -64,28 +34,7 @@ void check_options(const LoaderOptions& options) {
 
 }  // namespace
 
-std::vector<std::string> expand_patterns(const std::string& patterns) {
-    bool is_directory = false;
-    std::vector<std::string> paths;
-    if (exists(patterns, is_directory)) {  // one path, even if it holds commas
-        paths = expand_pattern(patterns);
-    } else {
-        for (size_t begin = 0; begin <= patterns.size();) {
-            const size_t comma = std::min(patterns.find(',', begin), patterns.size());
-            const std::string pattern = patterns.substr(begin, comma - begin);
-            begin = comma + 1;
-            if (pattern.empty()) continue;  // a trailing or doubled comma
-            for (std::string& path : expand_pattern(pattern)) paths.push_back(std::move(path));
-        }
-    }
-    if (paths.empty()) throw std::runtime_error("no token shards given: the pattern is empty");
-    std::sort(paths.begin(), paths.end());
-    paths.erase(std::unique(paths.begin(), paths.end()), paths.end());
-    return paths;
-}
-
-// Reads one batch ahead on its own thread. The owner calls request and take; the thread holds the other
-// buffer.
+// Reads one batch ahead on its own thread. The owner calls start and take; the thread holds the other buffer.
 class DataLoader::Prefetcher {
   public:
     explicit Prefetcher(const DataLoader& loader) : loader_(loader), thread_([this] { run(); }) {}

@@ -59,10 +59,9 @@ class DataLoader {
     int64_t samples_per_epoch() const { return first_sample_.back(); }
     int64_t tokens_per_epoch() const { return samples_per_epoch() * options_.sequence_length; }
     int64_t shard_count() const { return static_cast<int64_t>(shards_.size()); }
-    uint32_t shard_vocabulary_size() const {
-        return shard_vocabulary_size_;
-    }                                                            // of the tokenizer; 0 = unknown
-    uint64_t tokenizer_hash() const { return tokenizer_hash_; }  // of all shards; 0 = unknown
+    // Of the shards' tokenizer; 0 = unknown.
+    uint32_t shard_vocabulary_size() const { return shard_vocabulary_size_; }
+    uint64_t tokenizer_hash() const { return tokenizer_hash_; }
 
     // Identifies what a position means: the shards' sizes, tokenizer and first and last tokens, T, seed and
     // shuffle; not the paths, the rank or the world size. A position saved with another fingerprint continues
@@ -89,17 +88,12 @@ class DataLoader {
 
     LoaderOptions options_;
     std::vector<Shard> shards_;
-    std::vector<int64_t>
-        first_sample_;  // (shards + 1): number of the first sample of each shard; then the total
+    std::vector<int64_t> first_sample_;  // (shards + 1): number of each shard's first sample; then the total
     uint32_t shard_vocabulary_size_ = 0;
     uint64_t tokenizer_hash_ = 0;
     int64_t position_ = 0;
     std::vector<int32_t> batch_tokens_;  // (B, T + 1): the batch being handed out
     std::unique_ptr<Prefetcher> prefetcher_;
 };
-
-// The sorted files that a comma list of paths and globs names, each once. Throws std::runtime_error naming
-// the pattern that matches nothing.
-std::vector<std::string> expand_patterns(const std::string& patterns);
 
 }  // namespace train_qat

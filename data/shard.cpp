@@ -1,6 +1,5 @@
 #include "data/shard.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,11 +8,9 @@
 #include <array>
 #include <bit>
 #include <cerrno>
-#include <climits>
+#include <cstdio>
 #include <cstring>
 #include <stdexcept>
-#include <utility>
-#include <vector>
 
 namespace train_qat {
 namespace {
@@ -36,14 +33,6 @@ constexpr const char* how_to_prepare = "; make token shards with data/prepare.py
     const int error = errno;
     fail(path, "cannot " + action + ": " + std::strerror(error));
 }
-
-// Closes a file descriptor at the end of the scope.
-struct FileDescriptor {
-    int value = -1;
-    ~FileDescriptor() {
-        if (value >= 0) ::close(value);
-    }
-};
 
 bool is_printable_text(const char* bytes, size_t count) {
     return std::all_of(bytes, bytes + count, [](char c) {
@@ -102,21 +91,32 @@ void check_file_size(const std::string& path, int64_t tokens, int bytes_per_toke
 
 }  // namespace
 
-Shard::Shard(const std::string& path) : path_(path) {
-    const FileDescriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-    if (file.value < 0) fail_errno(path, "open token shard");
-    struct stat status;
-    if (::fstat(file.value, &status) != 0) fail_errno(path, "inspect token shard");
-    if (!S_ISREG(status.st_mode)) fail(path, "not a regular file, expected a token shard");
-    file_bytes_ = status.st_size;
+void Shard::Unmap::operator()(const std::byte* map) const {
+    ::munmap(const_cast<std::byte*>(map), static_cast<size_t>(bytes));
+}
 
+// Null for an empty file.
+Shard::Mapping Shard::map_file(const std::string& path) {
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rbe"), &std::fclose);
+    if (!file) fail_errno(path, "open token shard");
+    struct stat status;
+    if (::fstat(::fileno(file.get()), &status) != 0) fail_errno(path, "inspect token shard");
+    if (!S_ISREG(status.st_mode)) fail(path, "not a regular file, expected a token shard");
+    if (status.st_size == 0) return {nullptr, Unmap{0}};
+    void* map =
+        ::mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, ::fileno(file.get()), 0);
+    if (map == MAP_FAILED) fail_errno(path, "map token shard into memory");
+    return {static_cast<const std::byte*>(map), Unmap{status.st_size}};
+}
+
+Shard::Shard(const std::string& path) : path_(path), map_(map_file(path)) {
     // A short file may still have a telling start, so its magic is looked at before its length.
     Header header{};
-    const ssize_t header_bytes = ::pread(file.value, header.data(), sizeof header, 0);
-    if (header_bytes < 0) fail_errno(path, "read token shard");
+    const int64_t header_bytes = std::min(file_bytes(), shard_header_bytes);
+    std::copy_n(map_.get(), header_bytes, reinterpret_cast<std::byte*>(header.data()));
     if (header_bytes >= 16) bytes_per_token_ = check_magic_and_version(path, header);
     if (header_bytes < shard_header_bytes) {
-        fail(path, "too short for a token shard: " + std::to_string(file_bytes_) +
+        fail(path, "too short for a token shard: " + std::to_string(file_bytes()) +
                        " bytes, its header alone has " + std::to_string(shard_header_bytes) + " bytes");
     }
 
@@ -127,42 +127,7 @@ Shard::Shard(const std::string& path) : path_(path) {
         fail(path, "declares " + std::to_string(token_count_) + " tokens (a shard holds at most 2147483647)");
     }
     if (token_count_ == 0) fail(path, "the shard holds zero tokens");
-    check_file_size(path, token_count_, bytes_per_token_, file_bytes_);
-
-    void* map = ::mmap(nullptr, static_cast<size_t>(file_bytes_), PROT_READ, MAP_SHARED, file.value, 0);
-    if (map == MAP_FAILED) fail_errno(path, "map token shard into memory");
-    map_ = static_cast<const std::byte*>(map);
-}
-
-Shard::~Shard() {
-    unmap();
-}
-
-Shard::Shard(Shard&& other) noexcept
-    : path_(std::move(other.path_)),
-      map_(std::exchange(other.map_, nullptr)),
-      file_bytes_(other.file_bytes_),
-      token_count_(std::exchange(other.token_count_, 0)),
-      bytes_per_token_(other.bytes_per_token_),
-      vocabulary_size_(other.vocabulary_size_),
-      tokenizer_hash_(other.tokenizer_hash_) {}
-
-Shard& Shard::operator=(Shard&& other) noexcept {
-    if (this == &other) return *this;
-    unmap();
-    path_ = std::move(other.path_);
-    map_ = std::exchange(other.map_, nullptr);
-    file_bytes_ = other.file_bytes_;
-    token_count_ = std::exchange(other.token_count_, 0);
-    bytes_per_token_ = other.bytes_per_token_;
-    vocabulary_size_ = other.vocabulary_size_;
-    tokenizer_hash_ = other.tokenizer_hash_;
-    return *this;
-}
-
-void Shard::unmap() {
-    if (map_ != nullptr) ::munmap(const_cast<std::byte*>(map_), static_cast<size_t>(file_bytes_));
-    map_ = nullptr;
+    check_file_size(path, token_count_, bytes_per_token_, file_bytes());
 }
 
 void Shard::check_range(int64_t begin, int64_t count) const {
@@ -175,7 +140,7 @@ void Shard::check_range(int64_t begin, int64_t count) const {
 
 uint32_t Shard::token(int64_t index) const {
     check_range(index, 1);
-    const std::byte* address = map_ + shard_header_bytes + index * bytes_per_token_;
+    const std::byte* address = map_.get() + shard_header_bytes + index * bytes_per_token_;
     uint32_t value = 0;
     std::memcpy(&value, address, static_cast<size_t>(bytes_per_token_));
     return value;
@@ -183,7 +148,7 @@ uint32_t Shard::token(int64_t index) const {
 
 template <typename Token>
 void Shard::copy_as(int64_t begin, int64_t count, uint32_t vocabulary_limit, int32_t* out) const {
-    const Token* tokens = reinterpret_cast<const Token*>(map_ + shard_header_bytes) + begin;
+    const Token* tokens = reinterpret_cast<const Token*>(map_.get() + shard_header_bytes) + begin;
     // One maximum over the range, instead of a branch per token, lets the loop vectorize.
     Token largest = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -208,7 +173,7 @@ void Shard::copy(int64_t begin, int64_t count, uint32_t vocabulary_limit, int32_
 }
 
 void Shard::expect(Access access) const {
-    ::madvise(const_cast<std::byte*>(map_), static_cast<size_t>(file_bytes_),
+    ::madvise(const_cast<std::byte*>(map_.get()), static_cast<size_t>(file_bytes()),
               access == Access::random ? MADV_RANDOM : MADV_SEQUENTIAL);
 }
 
@@ -217,86 +182,8 @@ void Shard::will_need(int64_t begin, int64_t count) const {
     static const int64_t page_bytes = ::sysconf(_SC_PAGESIZE);
     const int64_t first = shard_header_bytes + begin * bytes_per_token_;
     const int64_t page = first / page_bytes * page_bytes;  // madvise wants the start of a page
-    ::madvise(const_cast<std::byte*>(map_) + page,
+    ::madvise(const_cast<std::byte*>(map_.get()) + page,
               static_cast<size_t>(first + count * bytes_per_token_ - page), MADV_WILLNEED);
-}
-
-namespace {
-
-void write_all(int file, const std::string& path, const void* data, size_t bytes) {
-    const char* next = static_cast<const char*>(data);
-    while (bytes > 0) {
-        // Linux writes at most about 2^31 bytes a call; smaller pieces also keep the loop honest.
-        const ssize_t written = ::write(file, next, std::min(bytes, size_t{1} << 30));
-        if (written < 0 && errno == EINTR) continue;
-        if (written < 0) fail_errno(path, "write token shard");
-        next += written;
-        bytes -= static_cast<size_t>(written);
-    }
-}
-
-bool fits_uint16(std::span<const uint32_t> tokens, uint32_t vocabulary_size) {
-    if (tokens.empty() || tokens.size() > size_t{INT32_MAX}) {
-        throw std::logic_error("write_shard: a shard holds 1 to 2147483647 tokens, got " +
-                               std::to_string(tokens.size()));
-    }
-    const auto largest = std::max_element(tokens.begin(), tokens.end());
-    if (vocabulary_size != 0 && *largest >= vocabulary_size) {
-        throw std::logic_error("write_shard: token " + std::to_string(largest - tokens.begin()) + " has id " +
-                               std::to_string(*largest) + ", not below the vocabulary size " +
-                               std::to_string(vocabulary_size));
-    }
-    return vocabulary_size != 0 ? vocabulary_size <= largest_uint16_vocabulary
-                                : *largest < largest_uint16_vocabulary;
-}
-
-void write_contents(int file, const std::string& path, const Header& header, std::span<const uint32_t> tokens,
-                    bool as_uint16) {
-    write_all(file, path, header.data(), sizeof header);
-    if (as_uint16) {
-        const std::vector<uint16_t> narrow(tokens.begin(), tokens.end());
-        write_all(file, path, narrow.data(), narrow.size() * sizeof(uint16_t));
-    } else {
-        write_all(file, path, tokens.data(), tokens.size_bytes());
-    }
-    if (::fsync(file) != 0) fail_errno(path, "flush token shard");
-}
-
-// A rename is only durable once the directory that holds the name is flushed too.
-void flush_directory_of(const std::string& path) {
-    const size_t slash = path.rfind('/');
-    const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
-    const FileDescriptor file{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-    if (file.value >= 0) ::fsync(file.value);
-}
-
-}  // namespace
-
-void write_shard(const std::string& path, std::span<const uint32_t> tokens, uint32_t vocabulary_size,
-                 uint64_t tokenizer_hash) {
-    const bool as_uint16 = fits_uint16(tokens, vocabulary_size);
-    if (::access(path.c_str(), F_OK) == 0) fail(path, "exists already; remove it or choose another name");
-
-    Header header{};
-    header[0] = as_uint16 ? magic_uint16 : magic_uint32;
-    header[1] = as_uint16 ? version_uint16 : version_uint32;
-    header[2] = static_cast<int32_t>(tokens.size());
-    header[3] = static_cast<int32_t>(vocabulary_size);
-    header[4] = static_cast<int32_t>(static_cast<uint32_t>(tokenizer_hash));
-    header[5] = static_cast<int32_t>(static_cast<uint32_t>(tokenizer_hash >> 32));
-
-    const std::string temporary = path + ".partial";
-    const FileDescriptor file{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
-    if (file.value < 0) fail_errno(temporary, "create token shard");
-    try {
-        write_contents(file.value, temporary, header, tokens, as_uint16);
-        if (::rename(temporary.c_str(), path.c_str()) != 0)
-            fail_errno(path, "rename token shard to its name");
-    } catch (...) {
-        ::unlink(temporary.c_str());
-        throw;
-    }
-    flush_directory_of(path);
 }
 
 }  // namespace train_qat

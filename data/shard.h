@@ -1,7 +1,7 @@
-// Token shards: a file of token ids, in llm.c's format, read through a memory map.
+// Token shards: a file of token ids, in llm.c's format, read through a memory map. prepare.py writes them.
 //
 //   bytes 0..1023   header, 256 x int32, little endian
-//     [0] magic     20240520 (uint16 tokens) or 20240801 (uint32 tokens)
+//     [0] magic     20240520 (uint16 tokens) or 20240801 (uint32 tokens: vocabularies over 65,536)
 //     [1] version   1        (uint16 tokens) or 7        (uint32 tokens)
 //     [2] number of tokens, at most 2^31 - 1
 //     [3] vocabulary size of the tokenizer; 0 = unknown, which is what llm.c's own shards hold
@@ -11,14 +11,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
+#include <memory>
 #include <string>
 
 namespace train_qat {
 
 constexpr int64_t shard_header_bytes = 1024;
-// The largest vocabulary whose ids all fit in uint16; larger ones are stored as uint32.
-constexpr uint32_t largest_uint16_vocabulary = 65536;
 
 // A read-only shard. All offsets are 64 bits wide, so files over 2 GiB work. Cheap to open (only the header
 // is read), movable, safe to read from several threads.
@@ -29,11 +27,6 @@ class Shard {
     // Throws std::runtime_error naming the file if it can't be opened or isn't a valid shard: foreign magic,
     // unknown version, no tokens, or a size that disagrees with the declared number of tokens.
     explicit Shard(const std::string& path);
-    ~Shard();
-    Shard(Shard&& other) noexcept;
-    Shard& operator=(Shard&& other) noexcept;
-    Shard(const Shard&) = delete;
-    Shard& operator=(const Shard&) = delete;
 
     const std::string& path() const { return path_; }
     int64_t token_count() const { return token_count_; }
@@ -54,26 +47,24 @@ class Shard {
     void will_need(int64_t begin, int64_t count) const;  // these tokens are read soon
 
   private:
-    void unmap();
+    struct Unmap {
+        int64_t bytes = 0;
+        void operator()(const std::byte* map) const;
+    };
+    using Mapping = std::unique_ptr<const std::byte, Unmap>;
+
+    static Mapping map_file(const std::string& path);
+    int64_t file_bytes() const { return map_.get_deleter().bytes; }
     void check_range(int64_t begin, int64_t count) const;
     template <typename Token>
     void copy_as(int64_t begin, int64_t count, uint32_t vocabulary_limit, int32_t* out) const;
 
     std::string path_;
-    const std::byte* map_ = nullptr;  // the whole file
-    int64_t file_bytes_ = 0;
+    Mapping map_;  // the whole file
     int64_t token_count_ = 0;
     int bytes_per_token_ = 0;
     uint32_t vocabulary_size_ = 0;
     uint64_t tokenizer_hash_ = 0;
 };
-
-// Writes a shard: under a temporary name, flushed to the disk, then renamed, so that `path` never holds half
-// a shard. uint16 if vocabulary_size is in [1, 65536] or, when it is 0 (unknown), if every token fits; else
-// uint32. Throws std::runtime_error if `path` exists (nothing is overwritten) or can't be written, and
-// std::logic_error if there are no tokens, more than 2^31 - 1, or one that isn't below a known
-// vocabulary_size.
-void write_shard(const std::string& path, std::span<const uint32_t> tokens, uint32_t vocabulary_size,
-                 uint64_t tokenizer_hash);
 
 }  // namespace train_qat

@@ -10,8 +10,7 @@ namespace train_qat {
 
 class Tokenizer {
   public:
-    // Reads a SentencePiece .model file. Throws std::runtime_error naming the file if it is missing, or isn't
-    // one.
+    // Reads a SentencePiece .model file. Throws std::runtime_error naming the file if it is missing or none.
     explicit Tokenizer(const std::string& path);
     ~Tokenizer();
     Tokenizer(Tokenizer&& other) noexcept;

@@ -5,6 +5,7 @@
 #include <numbers>
 #include <stdexcept>
 
+#include "data/mix_bits.h"
 #include "kernels/ranks/communicator.h"
 
 namespace train_qat {
@@ -18,18 +19,10 @@ constexpr const char* moments_purpose = "AdamW moments (float32)";
 constexpr const char* compute_purpose = "matmul weights";
 constexpr const char* scales_purpose = "scales, gradients, moments";
 
-// SplitMix64's finalizer: a well-mixed function of a counter (Steele, Lea, Flood 2014).
-uint64_t mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
 // Standard normal numbers by Box and Muller's method from a hash of (stream, pair index).
 void fill_normal(std::vector<float>& values, uint64_t stream, double deviation) {
     for (size_t i = 0; i < values.size(); i += 2) {
-        const uint64_t first = mix(stream ^ mix(i)), second = mix(first);
+        const uint64_t first = mix_bits(stream ^ mix_bits(i)), second = mix_bits(first);
         const double u = (static_cast<double>(first >> 11) + 1.0) * 0x1p-53;  // (0, 1]
         const double angle = 2.0 * std::numbers::pi * static_cast<double>(second >> 11) * 0x1p-53;
         const double radius = deviation * std::sqrt(-2.0 * std::log(u));
@@ -217,7 +210,7 @@ void Parameters::initialize(Backend& backend, uint64_t seed) {
                                    static_cast<int64_t>(values.size() * sizeof(float)));
             continue;
         }
-        fill_normal(values, mix(seed * 0x10001 + i),
+        fill_normal(values, mix_bits(seed * 0x10001 + i),
                     0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0));
         const float* const first = values.data() + kept.first_element;
         if (kept.narrow_master == nullptr) {
