@@ -12,8 +12,6 @@ Hold-out: whole documents go to the validation set, chosen by the hash of their 
 order, file names or machine); of a single document, its last part. The tokenizer never sees held-out text.
 """
 import argparse
-import collections
-import concurrent.futures
 import errno
 import json
 import os
@@ -23,137 +21,11 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare"))
 
-from corpus import Corpus, pieces_at_newlines  # noqa: E402
-from documents import Document, UserError, one_line  # noqa: E402
-from shard_files import Outputs, ShardWriter, check_platform  # noqa: E402
+from corpus import Corpus  # noqa: E402
+from documents import UserError, one_line  # noqa: E402
+from encoding import encode  # noqa: E402
+from shard_files import Outputs, check_platform  # noqa: E402
 from tokenization import load_tokenizer, train_sentencepiece  # noqa: E402
-
-JOB_CHARACTERS = 1 << 20     # text handed to a worker at a time
-PIECE_CHARACTERS = 1 << 18   # a long document is encoded in pieces of about this size
-PROGRESS_SECONDS = 5         # between lines of progress when the output isn't a terminal
-
-
-class Progress:
-    """A line with amount, speed and time left on stderr: rewritten in place on a terminal, else every few seconds."""
-
-    def __init__(self, label, total_bytes=None):
-        self.label, self.total, self.done = label, total_bytes, 0
-        self.start = self.shown = time.monotonic()
-        self.terminal = sys.stderr.isatty()
-
-    def add(self, count):
-        self.done += count
-        now = time.monotonic()
-        if now - self.shown >= (0.2 if self.terminal else PROGRESS_SECONDS):
-            self.shown = now
-            self.show(now)
-
-    def show(self, now, end=""):
-        seconds = max(now - self.start, 1e-9)
-        text = f"{self.label}: {self.done / 1e6:.1f} MB"
-        if self.total and not end:
-            text = (f"{self.label}: {self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB "
-                    f"({100 * self.done / self.total:.0f}%)")
-        text += f", {self.done / 1e6 / seconds:.1f} MB/s"
-        if self.total and self.done and not end:
-            left = max(0, seconds * (self.total / self.done - 1))
-            text += f", {left // 60:.0f}m{left % 60:02.0f}s left"
-        if end:
-            text += f", {seconds:.1f} s"
-        sys.stderr.write(f"\r{text}\x1b[K{end}" if self.terminal else f"{text}\n")
-        sys.stderr.flush()
-
-    def finish(self):
-        self.show(time.monotonic(), end="\n")
-
-
-Piece = collections.namedtuple("Piece", "split starts_document content is_html")
-
-
-def encoding_jobs(corpus, splittable):
-    """Lists of pieces of about JOB_CHARACTERS: long documents are cut, short ones grouped."""
-    job, size = [], 0
-    for split, document in corpus.with_splits():
-        cut = splittable and not document.is_html
-        contents = pieces_at_newlines(document.content, PIECE_CHARACTERS) if cut else [document.content]
-        for index, content in enumerate(contents):
-            job.append(Piece(split, index == 0, content, document.is_html))
-            size += len(content)
-            if size >= JOB_CHARACTERS:
-                yield job
-                job, size = [], 0
-    if job:
-        yield job
-
-
-worker_tokenizer = None
-
-
-def start_worker(source):
-    global worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    worker_tokenizer = load_tokenizer(source)
-
-
-def encode_job(job):
-    """Returns [(split, documents, bytes of text, tokens as bytes)], and the bytes read."""
-    results, read = [], 0
-    for piece in job:
-        text = Document(piece.content, piece.is_html, "").text()
-        size = len(text.encode())
-        read += len(piece.content.encode()) if piece.is_html else size
-        tokens = worker_tokenizer.encode(text, piece.starts_document)
-        results.append((piece.split, int(piece.starts_document), size, tokens))
-    return results, read
-
-
-def in_order(function, jobs, source, workers):
-    """Results in the order of the jobs, whatever the number of workers; only a few jobs are in memory."""
-    executor = concurrent.futures.ProcessPoolExecutor(workers, initializer=start_worker, initargs=(source,))
-    try:
-        window = collections.deque()
-        for job in jobs:
-            window.append(executor.submit(function, job))
-            if len(window) >= 2 * workers + 2:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError("a worker process was killed, probably for lack of memory; use fewer --workers") from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def encode(corpus, tokenizer, outputs, arguments):
-    """Writes all shards and returns the manifest's statistics of each split."""
-    writers = {split: ShardWriter(outputs, split, tokenizer.vocabulary_size, tokenizer.hash, arguments.shard_tokens)
-               for split in ("train", "val")}
-    counts = {split: {"documents": 0, "bytes": 0} for split in writers}
-    progress = Progress("encode", corpus.total_bytes)
-    jobs = encoding_jobs(corpus, tokenizer.splittable)
-    for results, read in in_order(encode_job, jobs, tokenizer.source, arguments.workers):
-        for split, documents, size, tokens in results:
-            counts[split]["documents"] += documents
-            counts[split]["bytes"] += size
-            writers[split].write(tokens)
-        progress.add(read)
-    progress.finish()
-    for split, writer in writers.items():
-        writer.close()
-        tokens = sum(shard["tokens"] for shard in writer.shards)
-        counts[split].update(tokens=tokens, bytes_per_token=round(counts[split]["bytes"] / max(tokens, 1), 4),
-                             shards=writer.shards)
-    check_splits(counts, arguments)
-    return counts
-
-
-def check_splits(counts, arguments):
-    if counts["train"]["documents"] == 0:
-        raise UserError("no document is left to train on; give more input or a smaller --val-fraction")
-    if counts["val"]["documents"] == 0 and arguments.val_fraction > 0:
-        raise UserError("no document fell into the validation set; raise --val-fraction, pass --val-files, or "
-                        "--val-fraction 0 for none")
 
 
 def choose_tokenizer(corpus, outputs, arguments):
