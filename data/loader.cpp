@@ -161,8 +161,6 @@ void DataLoader::check_tokenizer(const Shard& shard, const Shard*& with_vocabula
                                  hexadecimal(with_hash->tokenizer_hash()) + " and " + hexadecimal(hash) +
                                  "; prepare all shards with one tokenizer");
     }
-    if (vocabulary != 0) shard_vocabulary_size_ = vocabulary;
-    if (hash != 0) tokenizer_hash_ = hash;
 }
 
 void DataLoader::number_samples(const std::string& patterns) {

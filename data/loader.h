@@ -57,11 +57,6 @@ class DataLoader {
     void seek(int64_t position);
 
     int64_t samples_per_epoch() const { return first_sample_.back(); }
-    int64_t tokens_per_epoch() const { return samples_per_epoch() * options_.sequence_length; }
-    int64_t shard_count() const { return static_cast<int64_t>(shards_.size()); }
-    // Of the shards' tokenizer; 0 = unknown.
-    uint32_t shard_vocabulary_size() const { return shard_vocabulary_size_; }
-    uint64_t tokenizer_hash() const { return tokenizer_hash_; }
 
     // Identifies what a position means: the shards' sizes, tokenizer and first and last tokens, T, seed and
     // shuffle; not the paths, the rank or the world size. A position saved with another fingerprint continues
@@ -89,8 +84,6 @@ class DataLoader {
     LoaderOptions options_;
     std::vector<Shard> shards_;
     std::vector<int64_t> first_sample_;  // (shards + 1): number of each shard's first sample; then the total
-    uint32_t shard_vocabulary_size_ = 0;
-    uint64_t tokenizer_hash_ = 0;
     int64_t position_ = 0;
     std::vector<int32_t> batch_tokens_;  // (B, T + 1): the batch being handed out
     std::unique_ptr<Prefetcher> prefetcher_;

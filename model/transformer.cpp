@@ -40,7 +40,6 @@ void Transformer::upload_tokens(const int32_t* inputs, const int32_t* targets) {
 // ---- forward
 
 void Transformer::forward() {
-    const Tensor none;
     backend_.embedding_forward({.y = active(layers_[0].residual_attention),
                                 .tokens = active(tokens_),
                                 .weight = parameters_.embedding.compute});

@@ -10,8 +10,8 @@
 //
 // All ranks save together, each writing its own rows of the two files. What is in the directory does not
 // depend on the number of ranks, and any number of ranks can read it. Directories and the manifest are rank
-// 0's business. Functions with a communicator are collective, with the same paths on one file system, and
-// throw on all ranks the same std::runtime_error (kernels/ranks/agreement.h); those without are for one rank.
+// 0's business. Everything here is collective, with the same paths on one file system, and throws the same
+// std::runtime_error on all ranks (kernels/ranks/agreement.h).
 #pragma once
 
 #include <cstdint>
@@ -47,13 +47,10 @@ struct CheckpointContents {
 //    standard error output.
 std::string save_checkpoint(const std::string& output_directory, Backend& backend, Communicator& communicator,
                             const CheckpointContents& contents, bool replace_existing = false);
-std::string save_checkpoint(const std::string& output_directory, Backend& backend,
-                            const CheckpointContents& contents, bool replace_existing = false);
 
 class CheckpointReader {
   public:
     // A checkpoint, or the output directory of a run: then its latest. Reads the manifest, compares sizes.
-    explicit CheckpointReader(const std::string& path);
     // Each rank reads the manifest; rank 0 decides which checkpoint of a run it is, and has passed_over().
     CheckpointReader(const std::string& path, Communicator& communicator);
 
@@ -68,10 +65,8 @@ class CheckpointReader {
     // been overwritten. If tensors are divided (named_tensor.h), each rank reads its own rows only, and
     // damage anywhere is noticed by all.
     void load_model(Backend& backend, Communicator& communicator, std::span<const NamedTensor> tensors) const;
-    void load_model(Backend& backend, std::span<const NamedTensor> tensors) const;
     void load_optimizer(Backend& backend, Communicator& communicator,
                         std::span<const NamedTensor> tensors) const;
-    void load_optimizer(Backend& backend, std::span<const NamedTensor> tensors) const;
 
   private:
     void open(const std::string& path);

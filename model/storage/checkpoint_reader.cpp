@@ -13,10 +13,6 @@ namespace train_qat {
 
 namespace fs = std::filesystem;
 
-CheckpointReader::CheckpointReader(const std::string& path) {
-    open(path);
-}
-
 CheckpointReader::CheckpointReader(const std::string& path, Communicator& communicator) {
     run_on_rank_0(communicator, [&] { open(path); });
     const bool of_run = path_ != path;
@@ -74,17 +70,9 @@ void CheckpointReader::load_model(Backend& backend, Communicator& communicator,
     load(checkpoint_model_file, backend, communicator, tensors);
 }
 
-void CheckpointReader::load_model(Backend& backend, std::span<const NamedTensor> tensors) const {
-    load_model(backend, *make_single_communicator(), tensors);
-}
-
 void CheckpointReader::load_optimizer(Backend& backend, Communicator& communicator,
                                       std::span<const NamedTensor> tensors) const {
     load(checkpoint_optimizer_file, backend, communicator, tensors);
-}
-
-void CheckpointReader::load_optimizer(Backend& backend, std::span<const NamedTensor> tensors) const {
-    load_optimizer(backend, *make_single_communicator(), tensors);
 }
 
 }  // namespace train_qat

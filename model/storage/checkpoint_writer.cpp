@@ -147,10 +147,4 @@ std::string save_checkpoint(const std::string& output_directory, Backend& backen
     return place;
 }
 
-std::string save_checkpoint(const std::string& output_directory, Backend& backend,
-                            const CheckpointContents& contents, bool replace_existing) {
-    return save_checkpoint(output_directory, backend, *make_single_communicator(), contents,
-                           replace_existing);
-}
-
 }  // namespace train_qat

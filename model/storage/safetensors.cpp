@@ -248,8 +248,4 @@ uint64_t SafetensorsFile::read_all(Backend& backend, Communicator& communicator,
     return divided ? sum_over_ranks(communicator, checksum) : checksum;
 }
 
-uint64_t SafetensorsFile::read_all(Backend& backend, std::span<const NamedTensor> destinations) const {
-    return read_all(backend, *make_single_communicator(), destinations);
-}
-
 }  // namespace train_qat

@@ -36,10 +36,6 @@ FileSummary write_safetensors(const std::string& path, Backend& backend, Communi
                               std::span<const NamedTensor> tensors,
                               const std::map<std::string, std::string>& metadata = {});
 
-// The same for one rank.
-FileSummary write_safetensors(const std::string& path, Backend& backend, std::span<const NamedTensor> tensors,
-                              const std::map<std::string, std::string>& metadata = {});
-
 // Size of that file, to the byte.
 int64_t safetensors_bytes(std::span<const NamedTensor> tensors,
                           const std::map<std::string, std::string>& metadata = {});
@@ -75,8 +71,6 @@ class SafetensorsFile {
     // read. An error of one rank is thrown on all (kernels/ranks/agreement.h).
     uint64_t read_all(Backend& backend, Communicator& communicator,
                       std::span<const NamedTensor> destinations) const;
-    // The same for one rank.
-    uint64_t read_all(Backend& backend, std::span<const NamedTensor> destinations) const;
 
   private:
     void parse_header(const std::string& text);

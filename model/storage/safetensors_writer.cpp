@@ -119,9 +119,4 @@ FileSummary write_safetensors(const std::string& path, Backend& backend, Communi
     return summary;
 }
 
-FileSummary write_safetensors(const std::string& path, Backend& backend, std::span<const NamedTensor> tensors,
-                              const std::map<std::string, std::string>& metadata) {
-    return write_safetensors(path, backend, *make_single_communicator(), tensors, metadata);
-}
-
 }  // namespace train_qat

@@ -3,15 +3,23 @@
 #pragma once
 
 #include <deque>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/device_memory.h"
+#include "kernels/ranks/communicator.h"
 #include "model/storage/safetensors.h"
 
 namespace train_qat::test {
+
+// The communicator of one rank.
+inline Communicator& alone() {
+    static const std::unique_ptr<Communicator> communicator = make_single_communicator();
+    return *communicator;
+}
 
 class TensorSet {
   public:

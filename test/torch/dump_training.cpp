@@ -116,7 +116,9 @@ class Dump {
         const float narrow = static_cast<float>(value);
         add_host(name, &narrow, DType::float32, {1});
     }
-    void write(const std::string& path) const { write_safetensors(path, device_, tensors_); }
+    void write(const std::string& path) const {
+        write_safetensors(path, device_, *make_single_communicator(), tensors_);
+    }
 
   private:
     Backend& device_;

@@ -30,7 +30,7 @@ struct SmallRun {
             step, model.tensors(), optimizer.tensors(), {{"phase", "QAT"}, {"loader", {{"position", 77}}}}};
     }
     std::string save(const std::string& output, int64_t step, bool replace_existing = false) {
-        return save_checkpoint(output, backend(), contents(step), replace_existing);
+        return save_checkpoint(output, backend(), alone(), contents(step), replace_existing);
     }
 };
 
@@ -43,9 +43,9 @@ inline std::vector<int64_t> steps_of(const std::string& output) {
 // Loads everything; what went wrong, or "".
 inline std::string load_error(const std::string& path, SmallRun& into) {
     return error_of([&] {
-        const CheckpointReader reader(path);
-        reader.load_model(backend(), into.model.tensors());
-        reader.load_optimizer(backend(), into.optimizer.tensors());
+        const CheckpointReader reader(path, alone());
+        reader.load_model(backend(), alone(), into.model.tensors());
+        reader.load_optimizer(backend(), alone(), into.optimizer.tensors());
     });
 }
 

@@ -31,7 +31,7 @@ TEST_CASE("a checkpoint gives back every byte", "[checkpoint]") {
     CHECK(std::distance(fs::directory_iterator(output), {}) == 1);  // nothing hidden is left
 
     for (const std::string& from : {path, output}) {
-        const CheckpointReader reader(from);
+        const CheckpointReader reader(from, alone());
         CHECK(reader.path() == path);
         CHECK(reader.step() == 1234);
         CHECK(reader.state() == run.contents(1234).state);
@@ -77,8 +77,8 @@ TEST_CASE("the state survives numbers and text that JSON cannot hold", "[checkpo
                       {"seed", std::numeric_limits<uint64_t>::max()},
                       {"path", "\xff\xfe"},
                       {"empty", nlohmann::json::object()}};
-    const std::string path = save_checkpoint(directory / "out", backend(), contents);
-    const CheckpointReader reader(path);
+    const std::string path = save_checkpoint(directory / "out", backend(), alone(), contents);
+    const CheckpointReader reader(path, alone());
     CHECK(reader.state()["nan"].is_null());
     CHECK(reader.state()["tenth"] == 0.1);
     CHECK(reader.state()["tiny"].get<double>() == 5e-324);
@@ -87,7 +87,7 @@ TEST_CASE("the state survives numbers and text that JSON cannot hold", "[checkpo
     CHECK(reader.state()["path"] == "\xef\xbf\xbd\xef\xbf\xbd");
     CHECK(reader.state()["empty"].is_object());
     contents.state = 7;
-    CHECK_THROWS_AS(save_checkpoint(directory / "out", backend(), contents), std::logic_error);
+    CHECK_THROWS_AS(save_checkpoint(directory / "out", backend(), alone(), contents), std::logic_error);
     CHECK_THROWS_AS(run.save(directory / "out", -1), std::logic_error);
 }
 
@@ -145,32 +145,32 @@ TEST_CASE("loading refuses other tensors than the saved ones", "[checkpoint]") {
     const TemporaryDirectory directory;
     SmallRun run;
     const std::string path = run.save(directory / "out", 1);
-    const CheckpointReader reader(path);
+    const CheckpointReader reader(path, alone());
     auto wanted = run.model.tensors();
     wanted.pop_back();
-    CHECK(mentions(error_of([&] { reader.load_model(backend(), wanted); }),
+    CHECK(mentions(error_of([&] { reader.load_model(backend(), alone(), wanted); }),
                    {path + "/model.safetensors", "layer.weight_scale", "does not have"}));
     wanted = run.model.tensors();
     wanted[0].name = "model.norm.bias";
-    CHECK(mentions(error_of([&] { reader.load_model(backend(), wanted); }),
+    CHECK(mentions(error_of([&] { reader.load_model(backend(), alone(), wanted); }),
                    {path + "/model.safetensors", "has no tensor \"model.norm.bias\"", "options"}));
     wanted = run.model.tensors();
     wanted[1].tensor.shape[0] = 3;
     wanted[1].tensor.shape[1] = 5;
-    CHECK(mentions(error_of([&] { reader.load_model(backend(), wanted); }),
+    CHECK(mentions(error_of([&] { reader.load_model(backend(), alone(), wanted); }),
                    {path, "layer.weight", "expected F32 [3,5]", "found F32 [5,3]", "another size"}));
     wanted = run.model.tensors();
     wanted[2].tensor.dtype = DType::int32;
-    CHECK(mentions(error_of([&] { reader.load_model(backend(), wanted); }),
+    CHECK(mentions(error_of([&] { reader.load_model(backend(), alone(), wanted); }),
                    {path, "layer.weight_scale", "expected I32 [5]", "found F32 [5]"}));
-    CHECK(mentions(error_of([&] { reader.load_optimizer(backend(), {}); }),
+    CHECK(mentions(error_of([&] { reader.load_optimizer(backend(), alone(), {}); }),
                    {"optimizer.safetensors", "first_moment"}));
 }
 
 TEST_CASE("directories that are no checkpoint are refused with the reason", "[checkpoint]") {
     const TemporaryDirectory directory;
     const auto open_error = [](const std::string& path) {
-        return error_of([&] { CheckpointReader reader(path); });
+        return error_of([&] { CheckpointReader reader(path, alone()); });
     };
     CHECK(mentions(open_error(directory / "absent"), {"absent", "no such directory"}));
     CHECK(mentions(open_error(directory.write("file", "")), {"file", "no such directory"}));
@@ -260,7 +260,7 @@ TEST_CASE("an existing step is not overwritten unless asked to", "[checkpoint]")
     std::cerr.rdbuf(standard_error);
     CHECK(warning.str().find("train_qat: warning: " + output + "/step_00000020 was no valid checkpoint") ==
           0);
-    CHECK(CheckpointReader(output).step() == 20);
+    CHECK(CheckpointReader(output, alone()).step() == 20);
     CHECK(read_bytes(output + "/step_00000020.unreadable-" + std::to_string(::getpid()) + "/thesis.tex") ==
           "precious");
     write_bytes(output + "/step_00000030", "a file");
@@ -285,7 +285,7 @@ TEST_CASE("a checkpoint that cannot fit is refused before anything is written", 
     CheckpointContents contents = run.contents(2);
     // Claims 4 PB; refused before its memory would be read.
     contents.model[0].tensor.shape[0] = int64_t{1} << 50;
-    const std::string error = error_of([&] { save_checkpoint(output, backend(), contents); });
+    const std::string error = error_of([&] { save_checkpoint(output, backend(), alone(), contents); });
     CHECK(mentions(error,
                    {output, "not enough space", "step 2", "4503.6 TB", "are available", "free some space"}));
     CHECK(snapshot(output) == before);

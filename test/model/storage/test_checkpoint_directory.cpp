@@ -49,11 +49,11 @@ TEST_CASE("the latest checkpoint is the highest valid step", "[checkpoint]") {
     REQUIRE(passed_over.size() == 2);
     CHECK(mentions(passed_over[0], {"step_200000000", "no manifest.json"}));
     CHECK(mentions(passed_over[1], {"step_300000000", "step_00000009", "renamed"}));
-    const CheckpointReader reader(output);
+    const CheckpointReader reader(output, alone());
     CHECK(reader.step() == 123'456'789);
     CHECK(reader.passed_over() == passed_over);
     // Named directly, a checkpoint may have any name.
-    CHECK(CheckpointReader(output + "/step_1").step() == 9);
+    CHECK(CheckpointReader(output + "/step_1", alone()).step() == 9);
 }
 
 TEST_CASE("the name of a checkpoint has at least eight digits", "[checkpoint]") {

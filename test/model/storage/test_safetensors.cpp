@@ -43,7 +43,7 @@ std::string tensor_entry(const std::string& name, const std::string& shape, int 
 }
 
 void write_file(const std::string& path, TensorSet& set) {
-    write_safetensors(path, backend(), set.tensors());
+    write_safetensors(path, backend(), alone(), set.tensors());
 }
 
 }  // namespace
@@ -65,7 +65,8 @@ TEST_CASE("a written safetensors file has exactly the bytes of the format", "[sa
         std::string("\x00\x00\x80\x3f\x00\x00\x00\xc0\x80\x3f\x00\x40\x00\x00\x07\x00\x00\x00", 18));
 
     const std::string path = directory / "tiny.safetensors";
-    const FileSummary summary = write_safetensors(path, backend(), set.tensors(), {{"format", "pt"}});
+    const FileSummary summary =
+        write_safetensors(path, backend(), alone(), set.tensors(), {{"format", "pt"}});
     CHECK(read_bytes(path) == expected);
     CHECK(summary.bytes == static_cast<int64_t>(expected.size()));
     CHECK(summary.checksum == checksum_by_rows(expected));
@@ -89,12 +90,12 @@ TEST_CASE("tensors of odd shapes come back bit by bit on every backend", "[safet
         set.add("a \"b\"\n\xc3\xa9", DType::int32, {13, 17}).add("row", DType::float32, {1, 1021});
         set.randomize(1);
         const std::string path = directory / "x.safetensors";
-        const FileSummary summary = write_safetensors(path, *under_test, set.tensors());
+        const FileSummary summary = write_safetensors(path, *under_test, alone(), set.tensors());
 
         TensorSet loaded = set.blank_copy();
         std::reverse(loaded.tensors().begin(), loaded.tensors().end());
         const SafetensorsFile file(path);
-        CHECK(file.read_all(*under_test, loaded.tensors()) == summary.checksum);
+        CHECK(file.read_all(*under_test, alone(), loaded.tensors()) == summary.checksum);
         std::reverse(loaded.tensors().begin(), loaded.tensors().end());
         CHECK(loaded.contents() == set.contents());
     }
@@ -109,10 +110,10 @@ TEST_CASE("tensors larger than the staging buffer come back bit by bit", "[safet
     // Rows that the buffer's end cuts in two.
     set.add("rows", DType::bfloat16, {3, (3 << 20) + 1}).randomize(2);
     const std::string path = directory / "large.safetensors";
-    const FileSummary summary = write_safetensors(path, backend(), set.tensors());
+    const FileSummary summary = write_safetensors(path, backend(), alone(), set.tensors());
     CHECK(checksum_by_rows(read_bytes(path)) == summary.checksum);
     TensorSet loaded = set.blank_copy();
-    CHECK(SafetensorsFile(path).read_all(backend(), loaded.tensors()) == summary.checksum);
+    CHECK(SafetensorsFile(path).read_all(backend(), alone(), loaded.tensors()) == summary.checksum);
     CHECK((loaded.contents() == set.contents()));  // not printed when different
 }
 
@@ -131,16 +132,16 @@ TEST_CASE("files of other writers are read: unpadded, unordered, scalars, empty 
     CHECK(mentions(error_of([&] { file.info("c"); }), {path, "no tensor \"c\""}));
     TensorSet set(backend());
     set.add("a", DType::bfloat16, {1});
-    CHECK(mentions(error_of([&] { file.read_all(backend(), set.tensors()); }),
+    CHECK(mentions(error_of([&] { file.read_all(backend(), alone(), set.tensors()); }),
                    {path, "\"a\"", "expected BF16 [1]", "found F16 [1]"}));
 }
 
 TEST_CASE("a file without tensors is a file", "[safetensors]") {
     const TemporaryDirectory directory;
     const std::string path = directory / "none.safetensors";
-    const FileSummary summary = write_safetensors(path, backend(), {});
+    const FileSummary summary = write_safetensors(path, backend(), alone(), {});
     CHECK(read_bytes(path) == file_bytes("{}      ", ""));
-    CHECK(SafetensorsFile(path).read_all(backend(), {}) == summary.checksum);
+    CHECK(SafetensorsFile(path).read_all(backend(), alone(), {}) == summary.checksum);
 }
 
 TEST_CASE("reading refuses tensors that do not match", "[safetensors]") {
@@ -151,7 +152,7 @@ TEST_CASE("reading refuses tensors that do not match", "[safetensors]") {
     write_file(path, set);
     const SafetensorsFile file(path);
     const auto error_with = [&](TensorSet& wanted) {
-        return error_of([&] { file.read_all(backend(), wanted.tensors()); });
+        return error_of([&] { file.read_all(backend(), alone(), wanted.tensors()); });
     };
     TensorSet shape(backend());
     shape.add("model.norm.weight", DType::float32, {4}).add("w", DType::float32, {3, 2});
@@ -174,7 +175,7 @@ TEST_CASE("reading refuses tensors that do not match", "[safetensors]") {
                    {path, "holds a tensor \"model.norm.weight\"", "does not have", "options"}));
     TensorSet twice(backend());
     twice.add("w", DType::float32, {2, 3}).add("w", DType::float32, {2, 3});
-    CHECK_THROWS_AS(file.read_all(backend(), twice.tensors()), std::logic_error);
+    CHECK_THROWS_AS(file.read_all(backend(), alone(), twice.tensors()), std::logic_error);
 }
 
 TEST_CASE("every truncation of a safetensors file is refused", "[safetensors]") {
@@ -199,7 +200,8 @@ TEST_CASE("every changed byte of a safetensors file is noticed", "[safetensors]"
     TensorSet set(backend());
     set.add("first", DType::float32, {3}).add("second", DType::bfloat16, {5}).randomize(5);
     const std::string path = directory / "x.safetensors";
-    const FileSummary summary = write_safetensors(path, backend(), set.tensors(), {{"format", "pt"}});
+    const FileSummary summary =
+        write_safetensors(path, backend(), alone(), set.tensors(), {{"format", "pt"}});
     const std::string bytes = read_bytes(path);
     REQUIRE(static_cast<int64_t>(bytes.size()) == summary.bytes);
     for (size_t i = 0; i < bytes.size(); ++i) {
@@ -210,7 +212,8 @@ TEST_CASE("every changed byte of a safetensors file is noticed", "[safetensors]"
             TensorSet loaded = set.blank_copy();
             bool noticed = false;
             const std::string error = error_of([&] {
-                noticed = SafetensorsFile(path).read_all(backend(), loaded.tensors()) != summary.checksum;
+                noticed =
+                    SafetensorsFile(path).read_all(backend(), alone(), loaded.tensors()) != summary.checksum;
             });
             INFO("byte " << i << ", flip " << flip << ": " << error);
             CHECK((noticed || (error.find(path) == 0 && error.find('\n') == std::string::npos)));
@@ -305,7 +308,7 @@ TEST_CASE("writing never leaves half a file and never overwrites one", "[safeten
     reserved.add("__metadata__", DType::float32, {1});
     CHECK_THROWS_AS(write_file(directory / "y", reserved), std::logic_error);
     const NamedTensor empty{"w", Tensor()};
-    CHECK_THROWS_AS(write_safetensors(directory / "y", backend(), {&empty, 1}), std::logic_error);
+    CHECK_THROWS_AS(write_safetensors(directory / "y", backend(), alone(), {&empty, 1}), std::logic_error);
     CHECK_FALSE(std::filesystem::exists(directory / "y"));
 }
 
