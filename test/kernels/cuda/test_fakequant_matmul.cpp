@@ -14,6 +14,8 @@
 
 using namespace train_qat;
 using namespace train_qat::test;
+using CU_BACKEND::fakequant_matmul_forward;
+using CU_BACKEND::fakequant_matmul_input_gradient;
 using CU_BACKEND::TileSize;
 
 namespace {
