@@ -18,6 +18,9 @@ CUDA_FLAGS_0 = -DTRAIN_QAT_CUDA=OFF
 CUDA_FLAGS_auto = -DTRAIN_QAT_CUDA=AUTO -DTRAIN_QAT_CUDA_ARCHITECTURES=
 # An outer `make -j` must not hand its job server to the make that CMake starts.
 BUILD_TARGETS = MAKEFLAGS=--no-print-directory cmake --build $(BUILD) --parallel $(JOBS) --target
+TEST_PROGRAMS = train_qat train_qat_test train_qat_kernel_test train_qat_kernel_check train_qat_parity \
+	train_qat_rank_test train_qat_bench train_qat_lint
+BEGIN := $(shell date +%s)
 comma = ,
 # The kernel tests once more, with sanitizers: $(call SANITIZED,directory,sanitizers). Under them GCC warns of the
 # standard library itself.
@@ -47,15 +50,17 @@ dependencies:
 quickstart:
 	@DEPENDENCIES="$(DEPENDENCIES)" PYTHON="$(PYTHON)" scripts/quickstart.sh "$(BITS)"
 
+# Without SUITES every target is built: what is not built rots.
 test:
 	$(INSTALL) test
 	@$(MAKE) --no-print-directory configure
-	@$(BUILD_TARGETS) train_qat train_qat_test train_qat_kernel_test train_qat_kernel_check train_qat_parity \
-		train_qat_rank_test
+	@! grep -q '^Catch2_DIR:PATH=.*-NOTFOUND' $(BUILD)/CMakeCache.txt || \
+		{ echo "make test: error: the tests need Catch2: install the package catch2" >&2; exit 2; }
+	@$(BUILD_TARGETS) $(if $(SUITES),$(TEST_PROGRAMS),all)
 	@ln -sfnr $(BUILD)/train_qat train_qat
 	@$(if $(or $(filter address,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,address,address$(comma)undefined))
 	@$(if $(or $(filter thread,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,thread,thread))
-	@$(PYTHON) test/run_all.py --build $(BUILD) $(SUITES)
+	@$(PYTHON) test/run_all.py --build $(BUILD) --jobs $(JOBS) --since $(BEGIN) $(SUITES)
 
 bench:
 	$(INSTALL) bench

@@ -7,10 +7,10 @@
 # enough. Exit code 2 with one line of explanation where packages are missing and cannot be installed.
 set -euo pipefail
 
-build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-dev nlohmann-json3-dev catch2
+build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-dev nlohmann-json3-dev
        libsentencepiece-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
 quickstart=(python3 python3-numpy python3-sentencepiece python3-matplotlib)
-test=(python3 python3-numpy python3-sentencepiece python3-torch)
+test=(catch2 python3 python3-numpy python3-sentencepiece python3-torch)
 # Without a fast BLAS PyTorch would be compared at a fraction of its speed. The newest PyTorch goes into a virtual
 # environment; its compiler needs Python's headers.
 bench=(python3 python3-numpy python3-torch 'libopenblas0-openmp|libopenblas0-pthread' python3-venv python3-dev binutils)

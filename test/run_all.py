@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Run every test suite, show its output, and sum up: the last line reads `N passed, N failed`.
+"""Run every test suite, side by side where there are cores for it, and sum up: the last line reads `N passed, N failed`.
 
     test/run_all.py                      all suites, of the programs in build/
     test/run_all.py cpp prepare          some of them
 
-A suite that dies, hangs, runs no test or is not there counts as a failed test. Exit status 1 when one failed.
+A line when a suite starts; all of its output when it ends. A suite that dies, hangs, runs no test or is not there counts
+as a failed test. Exit status 1 when one failed.
 """
 import argparse
 import os
@@ -14,40 +15,49 @@ import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # OpenMP threads that wait soon go to sleep: two busy programs on one machine would else slow each other down greatly.
-ENVIRONMENT = {"GOMP_SPINCOUNT": "20000", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT = {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+# cores: of those that the pool hands out.
+Suite = namedtuple("Suite", "title command environment cores", defaults=({}, 1))
 
 
 def suites(build):
-    """{name: (what it tests, command, environment)}"""
+    """{name: Suite}, the longest first, so that none is left over in the end."""
     python = sys.executable
     kernels, sanitized = f"{build}/train_qat_kernel_test", f"{build}/{{}}/train_qat_kernel_test"
-    on_device = "[device],[emulator],[cuda]"
-    # Launches are many and short: threads that wait for the next one must not take the core from others.
-    emulated = {"TRAIN_QAT_TEST_DEVICES": "emulated", "GOMP_SPINCOUNT": "1000"}
+    emulated = {"TRAIN_QAT_TEST_DEVICES": "emulated"}
+    small = {**emulated, "TRAIN_QAT_TEST_SMALL": "1"}
     return {
-        "cpp": ("C++ on the CPU: kernels, model, data", [f"{build}/train_qat_test", "~[emulator]~[cuda]"],
-                {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
-        "emulated": ("CUDA kernels, and models, on the emulated device", [f"{build}/train_qat_test", on_device],
-                     emulated),
-        "variants": ("CUDA kernels of dev/cuda", [python, "test/kernel_variants.py", "--build", build], emulated),
-        "schedules": ("CUDA kernels in ten random orders of their threads, looking for races",
-                      [python, "test/schedules.py", "--program", kernels], emulated),
-        "address": ("CUDA kernels with AddressSanitizer and UndefinedBehaviorSanitizer",
-                    [sanitized.format("address"), on_device], emulated),
-        "thread": ("CUDA kernels on small shapes with ThreadSanitizer", [sanitized.format("thread"), "[device]~*large heads*~*very long rows*"],
-                   {**emulated, "TRAIN_QAT_TEST_SMALL": "1"}),
-        "prepare": ("data preparation", [python, "test/data/test_prepare.py"], {}),
-        "torch": ("the PyTorch reference itself", [python, "test/torch/self_test.py"], {}),
-        "parity": ("training, against PyTorch",
-                   [python, "test/torch/run_parity.py", "--tool", f"{build}/train_qat_parity"], {}),
-        "collectives": ("ranks as processes: collectives and training, on the CPU and the emulated device",
-                        [python, "test/ranks/rank_processes.py", "--program", f"{build}/train_qat_rank_test"], {"GOMP_SPINCOUNT": "1000"}),
-        "program": ("the program, end to end", [python, "test/program/test_program.py", "--program", "./train_qat"], {}),
-        "recipes": ("recipes and launchers", [python, "test/program/test_recipes.py", "--program", "./train_qat"], {}),
-        "ranks": ("many ranks and sweeps, over MPI", [python, "test/program/test_ranks.py", "--program", "./train_qat"], {}),
+        # Blocks of a launch on two threads, for ThreadSanitizer to see them side by side.
+        "thread": Suite("CUDA kernels on small shapes with ThreadSanitizer",
+                        [sanitized.format("thread"), "[device]~*large heads*~*very long rows*"],
+                        {**small, "OMP_NUM_THREADS": "2"}, 2),
+        "address": Suite("CUDA kernels on small shapes with AddressSanitizer and UndefinedBehaviorSanitizer",
+                         [sanitized.format("address"), "[device],[emulator],[cuda]"], small),
+        "ranks": Suite("many ranks and sweeps, over MPI",
+                       [python, "test/program/test_ranks.py", "--program", "./train_qat"]),
+        "emulated": Suite("CUDA kernels, and models, on the emulated device",
+                          [f"{build}/train_qat_test", "[device],[emulator],[cuda]"], emulated),
+        "schedules": Suite("CUDA kernels in ten random orders of their threads, looking for races",
+                           [python, "test/schedules.py", "--program", kernels], emulated),
+        "collectives": Suite("ranks as processes: collectives and training, on the CPU and the emulated device",
+                             [python, "test/program/rank_processes.py", "--program", f"{build}/train_qat_rank_test"]),
+        "cpp": Suite("C++ on the CPU: kernels, model, data", [f"{build}/train_qat_test", "~[emulator]~[cuda]"],
+                     {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
+        "program": Suite("the program, end to end", [python, "test/program/test_program.py", "--program", "./train_qat"]),
+        "parity": Suite("training, against PyTorch",
+                        [python, "test/torch/run_parity.py", "--tool", f"{build}/train_qat_parity"]),
+        "variants": Suite("CUDA kernels of dev/cuda", [python, "test/kernel_variants.py", "--build", build], emulated),
+        "benchmarks": Suite("every benchmark, for about a second", [python, "test/benchmarks.py", "--build", build]),
+        "torch": Suite("the PyTorch reference itself", [python, "test/torch/self_test.py"]),
+        "recipes": Suite("recipes and launchers", [python, "test/program/test_recipes.py", "--program", "./train_qat"]),
+        "prepare": Suite("data preparation", [python, "test/data/test_prepare.py"]),
+        "scan": Suite("oneDNN's matmuls on all small shapes", [kernels, "[.scan]"], {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
+        "rooms": Suite("which folder may include which, and that each header compiles alone", [python, "dev/rooms.py"]),
     }
 
 
@@ -91,23 +101,21 @@ def kill(process):
         pass
 
 
-def run(command, environment, limit_seconds):
-    """Shows the output as it comes. Returns (exit status, output); a suite over the limit is killed."""
+def run(command, environment, limit_seconds, running):
+    """Returns (exit status, output); a suite over the limit is killed. It is in `running` meanwhile."""
     process = subprocess.Popen(command, cwd=ROOT, env={**ENVIRONMENT, **os.environ, **environment}, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                                start_new_session=True)
     timer = threading.Timer(limit_seconds, kill, [process])
     timer.start()
-    lines = []
+    running.add(process)
     try:
-        for line in process.stdout:
-            lines.append(line)
-            sys.stdout.write(line)
-            sys.stdout.flush()
-        return process.wait(), "".join(lines)
+        output = process.stdout.read()
+        return process.wait(), output
     finally:
         timer.cancel()
         kill(process)
+        running.discard(process)
 
 
 def status_text(status, seconds, limit_seconds):
@@ -118,18 +126,16 @@ def status_text(status, seconds, limit_seconds):
     return f"killed by {signal.Signals(-status).name}"
 
 
-def run_suite(name, title, command, environment, limit_seconds):
-    """Returns (passed, failed, skipped, seconds, note)."""
-    settings = "".join(f"{key}={value} " for key, value in environment.items())
-    print(f"\n==> {name}: {title}\n    {settings}{' '.join(command)}", flush=True)
+def run_suite(suite, limit_seconds, running):
+    """Returns (passed, failed, skipped, seconds, note, output)."""
     started = time.monotonic()
-    file = command[1] if command[0] == sys.executable else command[0]
+    file = suite.command[1] if suite.command[0] == sys.executable else suite.command[0]
     if not os.path.exists(os.path.join(ROOT, file)):
-        return 0, 1, 0, 0.0, f"{file} is missing"
+        return 0, 1, 0, 0.0, f"{file} is missing", ""
     try:
-        status, output = run(command, environment, limit_seconds)
+        status, output = run(suite.command, suite.environment, limit_seconds, running)
     except OSError as error:
-        return 0, 1, 0, 0.0, f"{file}: {error.strerror}"
+        return 0, 1, 0, 0.0, f"{file}: {error.strerror}", ""
     seconds = time.monotonic() - started
     passed, failed, skipped = read_counts(output) or (0, 0, 0)
     note = "" if status == 0 else status_text(status, seconds, limit_seconds)
@@ -137,15 +143,53 @@ def run_suite(name, title, command, environment, limit_seconds):
         failed = 1
     elif failed == 0 and passed == 0:
         failed, note = 1, "ran no test"
-    return passed, failed, skipped, seconds, note
+    return passed, failed, skipped, seconds, note, output
 
 
-def print_table(results):
+class Pool:
+    """Runs suites in their order, each as soon as the cores that it wants are free."""
+
+    def __init__(self, cores, limit_seconds):
+        self.cores, self.free, self.limit_seconds = cores, cores, limit_seconds
+        self.changed = threading.Condition()  # of `free` and `results`; held while something is printed
+        self.results, self.running = {}, set()
+
+    def work(self, name, suite, cores):
+        result = run_suite(suite, self.limit_seconds, self.running)
+        with self.changed:
+            settings = "".join(f"{key}={value} " for key, value in suite.environment.items())
+            print(f"\n==> {name}: {suite.title}\n    {settings}{' '.join(suite.command)}\n{result[5].rstrip()}")
+            print(f"<== {name}: {result[0]} passed, {result[1]} failed, {result[3]:.0f} s {result[4]}".rstrip(), flush=True)
+            self.results[name] = result[:5]
+            self.free += cores
+            self.changed.notify()
+
+    def run(self, chosen):
+        try:
+            return self.run_all(chosen)
+        finally:
+            for process in set(self.running):  # after an interruption
+                kill(process)
+
+    def run_all(self, chosen):
+        for name, suite in chosen.items():
+            cores = min(suite.cores, self.cores)
+            with self.changed:
+                self.changed.wait_for(lambda: self.free >= cores)
+                self.free -= cores
+                print(f"... {name} starts", flush=True)
+            threading.Thread(target=self.work, args=(name, suite, cores), daemon=True).start()
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.results) == len(chosen))
+        return {name: self.results[name] for name in chosen}
+
+
+def print_table(results, times):
     print(f"\n{'suite':<13}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
     for name, (passed, failed, skipped, seconds, note) in results.items():
         print(f"{name:<13}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9.1f}  {note}".rstrip())
     passed, failed = (sum(result[index] for result in results.values()) for index in (0, 1))
-    print(f"\n{passed} passed, {failed} failed", flush=True)
+    print(f"\n{times}\n{passed} passed, {failed} failed", flush=True)
     return failed
 
 
@@ -153,14 +197,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites('build'))}; default: all")
     parser.add_argument("--build", default="build", metavar="DIRECTORY", help="where the programs are (build)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="CORES", help="cores to use (all)")
+    parser.add_argument("--since", type=float, metavar="TIME", help="when the builds began, in seconds since 1970")
     parser.add_argument("--limit", type=float, default=1800, metavar="SECONDS", help="of a suite (1800)")
     arguments = parser.parse_args()
     known = suites(arguments.build)
     unknown = [name for name in arguments.suites if name not in known]
     if unknown:
         parser.error(f"no suite '{unknown[0]}': one of {', '.join(known)}")
-    results = {name: run_suite(name, *known[name], arguments.limit) for name in arguments.suites or known}
-    return 1 if print_table(results) else 0
+    begin = time.time()
+    results = Pool(max(1, arguments.jobs), arguments.limit).run({name: known[name] for name in arguments.suites or known})
+    builds = f"builds {begin - arguments.since:.0f} s, " if arguments.since else ""
+    return 1 if print_table(results, f"{builds}suites {time.time() - begin:.0f} s") else 0
 
 
 if __name__ == "__main__":

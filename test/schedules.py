@@ -27,9 +27,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True)
     parser.add_argument("--seeds", type=int, default=10, help="number of orders (10)")
+    parser.add_argument("--jobs", type=int, default=1, help="orders at a time (1)")
     arguments = parser.parse_args()
     passed = failed = 0
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for seed, result in enumerate(pool.map(lambda seed: run(arguments.program, seed), range(1, arguments.seeds + 1)), 1):
             right, wrong = (read_counts(result.stdout) or (0, 0, 0))[:2]
             if result.returncode != 0 or right == 0:

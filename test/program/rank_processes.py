@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs test/ranks/rank_test.cpp on 1, 2, 3 and 4 ranks under mpirun and adds up what it counts; the last line is the sum.
 
-    test/ranks/rank_processes.py --program build/train_qat_rank_test [RANKS...]
+    test/program/rank_processes.py --program build/train_qat_rank_test [RANKS...]
 """
 import argparse
 import re
