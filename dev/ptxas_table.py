@@ -64,7 +64,7 @@ def shorten(name):
     """Without namespaces and parameters: what a reader of the file calls it."""
     name = re.sub(r"\(anonymous namespace\)::|train_qat::(cuda_device::)?|^void ", "", name)
     name = name.replace("(int)", "").replace("(bool)1", "true").replace("(bool)0", "false").replace("(bool)", "")
-    name = re.sub(r"\((Grid|WeightSource)\)(\d+)", r"\1 \2", name)
+    name = re.sub(r"\(Grid\)(\d+)", r"Grid \1", name)
     depth = 0
     for position, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")
