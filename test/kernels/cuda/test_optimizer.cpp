@@ -65,8 +65,9 @@ TEST_CASE("calls without parameters do nothing", "[optimizer_tables][cuda][devic
         Bench bench(*device.backend);
         device.backend->initialize_scales({});
         device.backend->quantize({});
-        device.backend->adamw_and_quantize(
-            {.step = example_step(), .squares = bench.input("squares", {1}, DType::float32, {1})});
+        device.backend->adamw_and_quantize({.parameters = {},
+                                            .step = example_step(),
+                                            .squares = bench.input("squares", {1}, DType::float32, {1})});
         const HostParameter plain{1, 2, Grid::none, 0, {1, 2}, {}, {}};
         const ParameterRows parameter = place(bench, plain, nullptr);
         device.backend->initialize_scales({.parameters = {&parameter, 1}});
