@@ -42,6 +42,9 @@ std::string format_duration(double seconds);
 // The time now: "2025-01-31T12:00:00Z".
 std::string utc_time();
 
+// With blanks for line ends, and none at the end: errors must fit a line.
+std::string one_line(std::string text);
+
 // printf's formats into a string. At most 511 characters; a longer result is cut.
 template <typename... Values>
 std::string formatted(const char* format, Values... values) {

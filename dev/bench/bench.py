@@ -180,6 +180,7 @@ def parse_arguments():
 
 
 def main():
+    sys.stdout.reconfigure(line_buffering=True)
     arguments = parse_arguments()
     program, sizes = arguments.program, TINY if arguments.smoke else SHAPE
     rounds = 1 if arguments.smoke else 5 if arguments.quick else arguments.rounds

@@ -6,6 +6,7 @@
 #include "kernels/ranks/agreement.h"
 #include "model/storage/checkpoint.h"
 #include "model/storage/checkpoint_directory.h"
+#include "model/storage/checksum.h"
 #include "model/storage/files.h"
 #include "model/storage/safetensors.h"
 

@@ -9,6 +9,7 @@
 #include <set>
 #include <sstream>
 
+#include "model/storage/checksum.h"
 #include "test/model/storage/checkpoint_fixture.h"
 #include "test/support/catch.h"
 #include "test/support/file_damage.h"

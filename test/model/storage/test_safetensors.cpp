@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <random>
 
+#include "model/storage/checksum.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
 #include "test/support/file_damage.h"

@@ -1,0 +1,94 @@
+#include "model/run/state.h"
+
+#include <stdexcept>
+
+#include "model/plan/schedule.h"
+
+namespace train_qat {
+
+namespace {
+
+// A number that survives JSON bit by bit.
+std::string text(uint64_t value) {
+    return std::to_string(value);
+}
+
+void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& settings, const char* flag,
+                    const char* advice) {
+    for (const auto& [key, value] : settings.items()) {
+        const nlohmann::json& its = saved.value(key, nlohmann::json());
+        if (its != nlohmann::json(value))
+            throw std::runtime_error(std::string(flag) + ": the checkpoint was trained with " + key + " " +
+                                     its.dump() + ", this run has " + value.dump() + "; " +
+                                     (key == "total_batch" ? "give -total_batch " + its.dump() : advice));
+    }
+}
+
+void check_data(const nlohmann::json& json, uint64_t data_fingerprint, const char* flag) {
+    if (json.at("data_fingerprint") == text(data_fingerprint)) return;
+    throw std::runtime_error(std::string(flag) +
+                             ": the shards of -i are not those of the checkpoint; give the same, in the same "
+                             "order");
+}
+
+RunState state_of(const nlohmann::json& json) {
+    RunState state;
+    state.quantized = json.at("quantized");
+    state.optimizer_steps = json.at("optimizer_steps");
+    state.scale_steps = json.at("scale_steps");
+    state.loader_position = json.at("loader_position");
+    read_losses(json.at("results"), state.results);
+    return state;
+}
+
+// What of a plan decides its learning rates, from the settings of a run.
+Plan curve_of(const nlohmann::json& settings) {
+    Plan plan;
+    plan.total_steps = settings.at("steps");
+    plan.fp_steps = settings.at("fp_steps");
+    plan.qat_steps = settings.at("qat_steps");
+    plan.schedule = parse_schedule(settings.at("schedule"));
+    plan.cooldown = parse_cooldown(settings.at("cooldown"));
+    plan.warmup_steps = settings.at("warmup_steps");
+    plan.cooldown_steps = settings.at("cooldown_steps");
+    plan.qat_warmup_steps = settings.at("qat_warmup_steps");
+    plan.qat_cooldown_steps = settings.at("qat_cooldown_steps");
+    plan.learning_rate = settings.at("lr");
+    plan.qat_learning_rate = settings.at("qat_lr");
+    plan.final_learning_rate_fraction = settings.at("final_lr_frac");
+    return plan;
+}
+
+}  // namespace
+
+nlohmann::json to_json(const RunState& state, const RunSettings& settings, uint64_t data_fingerprint) {
+    return {{"settings", with_roles(settings, recorded_roles)}, {"quantized", state.quantized},
+            {"optimizer_steps", state.optimizer_steps},         {"scale_steps", state.scale_steps},
+            {"loader_position", state.loader_position},         {"data_fingerprint", text(data_fingerprint)},
+            {"results", losses_to_json(state.results)}};
+}
+
+RunState read_run_state(const nlohmann::json& json, const RunSettings& settings, uint64_t data_fingerprint) {
+    check_settings(json.at("settings"), with_roles(settings, recorded_roles), "-resume",
+                   "give the flags of the first run, or start anew with another -o");
+    check_data(json, data_fingerprint, "-resume");
+    return state_of(json);
+}
+
+RunState read_branch_state(const nlohmann::json& json, const RunSettings& settings, uint64_t data_fingerprint,
+                           const Plan& plan, int64_t step) {
+    check_settings(json.at("settings"), with_roles(settings, trunk_roles), "-from",
+                   "give a checkpoint of a run that begins with the same steps");
+    check_data(json, data_fingerprint, "-from");
+    RunState state = state_of(json);
+    const int64_t shared = shared_steps(curve_of(json.at("settings")), plan);
+    if (state.quantized || shared < step)
+        throw std::runtime_error("-from: the checkpoint is of step " + std::to_string(step) +
+                                 ", but only the first " + std::to_string(shared) +
+                                 " steps of its run are those of this one (full precision, with equal "
+                                 "learning rates); give an earlier one, or a -warmup in steps");
+    state.results = RunResults();
+    return state;
+}
+
+}  // namespace train_qat
