@@ -102,7 +102,7 @@ def kill(process):
 
 
 def run(command, environment, limit_seconds, running):
-    """Returns (exit status, output); a suite over the limit is killed. It is in `running` meanwhile."""
+    """Returns (exit status, output, seconds of all cores); over the limit it is killed. It is in `running` meanwhile."""
     process = subprocess.Popen(command, cwd=ROOT, env={**ENVIRONMENT, **os.environ, **environment}, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                                start_new_session=True)
@@ -111,7 +111,9 @@ def run(command, environment, limit_seconds, running):
     running.add(process)
     try:
         output = process.stdout.read()
-        return process.wait(), output
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, output, usage.ru_utime + usage.ru_stime
     finally:
         timer.cancel()
         kill(process)
@@ -127,15 +129,15 @@ def status_text(status, seconds, limit_seconds):
 
 
 def run_suite(suite, limit_seconds, running):
-    """Returns (passed, failed, skipped, seconds, note, output)."""
+    """Returns (passed, failed, skipped, seconds, seconds of all cores, note, output)."""
     started = time.monotonic()
     file = suite.command[1] if suite.command[0] == sys.executable else suite.command[0]
     if not os.path.exists(os.path.join(ROOT, file)):
-        return 0, 1, 0, 0.0, f"{file} is missing", ""
+        return 0, 1, 0, 0.0, 0.0, f"{file} is missing", ""
     try:
-        status, output = run(suite.command, suite.environment, limit_seconds, running)
+        status, output, core_seconds = run(suite.command, suite.environment, limit_seconds, running)
     except OSError as error:
-        return 0, 1, 0, 0.0, f"{file}: {error.strerror}", ""
+        return 0, 1, 0, 0.0, 0.0, f"{file}: {error.strerror}", ""
     seconds = time.monotonic() - started
     passed, failed, skipped = read_counts(output) or (0, 0, 0)
     note = "" if status == 0 else status_text(status, seconds, limit_seconds)
@@ -143,7 +145,7 @@ def run_suite(suite, limit_seconds, running):
         failed = 1
     elif failed == 0 and passed == 0:
         failed, note = 1, "ran no test"
-    return passed, failed, skipped, seconds, note, output
+    return passed, failed, skipped, seconds, core_seconds, note, output
 
 
 class Pool:
@@ -158,9 +160,9 @@ class Pool:
         result = run_suite(suite, self.limit_seconds, self.running)
         with self.changed:
             settings = "".join(f"{key}={value} " for key, value in suite.environment.items())
-            print(f"\n==> {name}: {suite.title}\n    {settings}{' '.join(suite.command)}\n{result[5].rstrip()}")
-            print(f"<== {name}: {result[0]} passed, {result[1]} failed, {result[3]:.0f} s {result[4]}".rstrip(), flush=True)
-            self.results[name] = result[:5]
+            print(f"\n==> {name}: {suite.title}\n    {settings}{' '.join(suite.command)}\n{result[6].rstrip()}")
+            print(f"<== {name}: {result[0]} passed, {result[1]} failed, {result[3]:.0f} s {result[5]}".rstrip(), flush=True)
+            self.results[name] = result[:6]
             self.free += cores
             self.changed.notify()
 
@@ -185,9 +187,9 @@ class Pool:
 
 
 def print_table(results, times):
-    print(f"\n{'suite':<13}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
-    for name, (passed, failed, skipped, seconds, note) in results.items():
-        print(f"{name:<13}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9.1f}  {note}".rstrip())
+    print(f"\n{'suite':<13}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}{'of cores':>10}")
+    for name, (passed, failed, skipped, seconds, core_seconds, note) in results.items():
+        print(f"{name:<13}{passed:>8}{failed:>8}{skipped:>9}{seconds:>9.1f}{core_seconds:>10.1f}  {note}".rstrip())
     passed, failed = (sum(result[index] for result in results.values()) for index in (0, 1))
     print(f"\n{times}\n{passed} passed, {failed} failed", flush=True)
     return failed
