@@ -14,14 +14,14 @@
 
 #include "kernels/cpu/openmp_settings.h"
 #include "kernels/ranks/agreement.h"
+#include "model/job/data_set.h"
+#include "model/job/failure.h"
+#include "model/job/job.h"
+#include "model/job/stop_signal.h"
 #include "model/plan/schedule.h"
-#include "model/run/data_set.h"
-#include "model/run/failure.h"
-#include "model/run/job.h"
 #include "model/run/outcome.h"
 #include "model/run/run.h"
 #include "model/run/setup.h"
-#include "model/run/stop_signal.h"
 #include "model/sweep/sweep.h"
 
 namespace train_qat {

@@ -26,21 +26,23 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "weights")]
 KERNELS = ["kernels", "kernels/cpu", "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
-MODEL = ["model", "model/plan", "model/storage", "model/run", "model/sweep"]
+MODEL = ["model", "model/plan", "model/storage", "model/job", "model/run", "model/sweep"]
 LOWER = {
     "data": [],
     "kernels": [],
     "kernels/cpu": ["kernels"],
-    "kernels/ranks": ["kernels", "kernels/cpu", f"{CUDA}/platform"],
+    "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
     f"{CUDA}/platform": ["kernels", "dev/emulator"],
     **{room: ["kernels", f"{CUDA}/platform", "dev/emulator"] for room in CUDA_ROOMS},
+    f"{CUDA}/matmul": ["kernels", f"{CUDA}/platform", f"{CUDA}/weights", "dev/emulator"],
     CUDA: ["kernels", f"{CUDA}/platform", *CUDA_ROOMS],
     "dev/emulator": ["kernels"],
-    "model": ["kernels", "kernels/ranks"],
+    "model": ["data", "kernels", "kernels/ranks"],
     "model/plan": ["model", "kernels", "kernels/ranks"],
     "model/storage": ["model", "kernels", "kernels/ranks"],
-    "model/run": ["model", "model/plan", "model/storage", "data", "kernels", "kernels/ranks", "kernels/cpu", f"{CUDA}/platform"],
-    "model/sweep": ["model", "model/plan", "model/storage", "model/run", "kernels", "kernels/ranks"],
+    "model/job": ["model", "model/plan", "model/storage", "data", "kernels", "kernels/ranks", f"{CUDA}/platform"],
+    "model/run": ["model", "model/plan", "model/storage", "model/job", "data", "kernels", "kernels/ranks"],
+    "model/sweep": ["model", "model/plan", "model/storage", "model/job", "model/run", "data", "kernels", "kernels/ranks"],
     ".": ["data", *MODEL, *KERNELS],
 }
 

@@ -6,10 +6,10 @@
 #include <ostream>
 #include <string>
 
+#include "model/job/options.h"
 #include "model/optimizer.h"
 #include "model/parameters.h"
 #include "model/plan/plan.h"
-#include "model/run/options.h"
 #include "model/run/state.h"
 
 namespace train_qat {
@@ -31,7 +31,7 @@ struct RunStart {
 class RunCheckpoints {
   public:
     // Of the options: output directory, resume, from, trunk, seed and keep. settings, data_fingerprint: what
-    // a resumed run must share (model/run/settings.h).
+    // a resumed run must share (model/job/settings.h).
     RunCheckpoints(const Options& options, Backend& backend, Parameters& parameters, Optimizer& optimizer,
                    const RunSettings& settings, uint64_t data_fingerprint);
 

@@ -8,10 +8,10 @@
 #include <ostream>
 #include <string>
 
+#include "model/job/settings.h"
 #include "model/plan/plan.h"
 #include "model/run/metrics.h"
 #include "model/run/results.h"
-#include "model/run/settings.h"
 
 namespace train_qat {
 

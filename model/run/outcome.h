@@ -7,7 +7,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/ranks/communicator.h"
-#include "model/run/options.h"
+#include "model/job/options.h"
 #include "model/run/results.h"
 
 namespace train_qat {

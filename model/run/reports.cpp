@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
-#include "model/run/stop_signal.h"
+#include "model/job/stop_signal.h"
 
 namespace train_qat {
 

@@ -6,8 +6,8 @@
 #include <string>
 
 #include "model/data_parallel.h"
+#include "model/job/settings.h"
 #include "model/plan/plan.h"
-#include "model/run/settings.h"
 
 namespace train_qat {
 

@@ -7,7 +7,7 @@
 
 #include "data/tokenizer.h"
 #include "model/generate.h"
-#include "model/run/options.h"
+#include "model/job/options.h"
 
 namespace train_qat {
 

@@ -1,6 +1,6 @@
 #include "model/run/setup.h"
 
-#include "model/run/data_set.h"
+#include "model/job/data_set.h"
 
 namespace train_qat {
 

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 
+#include "model/job/settings.h"
 #include "model/plan/plan.h"
 #include "model/run/results.h"
-#include "model/run/settings.h"
 
 namespace train_qat {
 

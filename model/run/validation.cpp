@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "model/run/data_set.h"
+#include "model/job/data_set.h"
 
 namespace train_qat {
 

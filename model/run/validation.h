@@ -6,7 +6,7 @@
 
 #include "data/loader.h"
 #include "kernels/ranks/communicator.h"
-#include "model/run/options.h"
+#include "model/job/options.h"
 #include "model/transformer.h"
 
 namespace train_qat {

@@ -1,9 +1,8 @@
-#include "model/storage/checkpoint_directory.h"
 #include "model/sweep/jobs.h"
 
 #include <stdexcept>
 
-#include "model/storage/manifest.h"
+#include "model/storage/checkpoint_directory.h"
 
 namespace train_qat {
 

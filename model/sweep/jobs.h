@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "model/run/options.h"
+#include "model/job/options.h"
 #include "model/sweep/plan.h"
 #include "model/sweep/results.h"
 

@@ -3,9 +3,9 @@
 #include <stdexcept>
 
 #include "data/loader.h"
-#include "model/run/data_set.h"
-#include "model/run/run_plan.h"
-#include "model/run/settings.h"
+#include "model/job/data_set.h"
+#include "model/job/run_plan.h"
+#include "model/job/settings.h"
 #include "model/sweep/grid.h"
 
 namespace train_qat {

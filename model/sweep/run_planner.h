@@ -10,7 +10,7 @@
 
 #include "kernels/backend.h"
 #include "model/config.h"
-#include "model/run/options.h"
+#include "model/job/options.h"
 #include "model/sweep/jobs.h"
 #include "model/sweep/plan.h"
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "model/run/failure.h"
+#include "model/job/failure.h"
 #include "model/storage/checksum.h"
 #include "model/storage/files.h"
 #include "model/sweep/continuation.h"

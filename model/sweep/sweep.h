@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "model/run/job.h"
-#include "model/run/options.h"
+#include "model/job/job.h"
+#include "model/job/options.h"
 #include "model/run/outcome.h"
 
 namespace train_qat {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kernels/ranks/agreement.h"
+#include "model/job/stop_signal.h"
 #include "model/run/metrics.h"
-#include "model/run/stop_signal.h"
 #include "model/storage/checkpoint.h"
 #include "model/sweep/progress.h"
 #include "model/units.h"

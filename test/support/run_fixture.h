@@ -5,9 +5,9 @@
 #include <string>
 
 #include "kernels/backend.h"
-#include "model/run/options.h"
-#include "model/run/run_plan.h"
-#include "model/run/settings.h"
+#include "model/job/options.h"
+#include "model/job/run_plan.h"
+#include "model/job/settings.h"
 #include "model/run/state.h"
 
 namespace train_qat::test {

@@ -5,7 +5,7 @@
 #include <cctype>
 #include <set>
 
-#include "model/run/options.h"
+#include "model/job/options.h"
 #include "test/support/catch.h"
 #include "test/support/file_damage.h"
 #include "test/support/files.h"

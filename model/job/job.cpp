@@ -1,4 +1,4 @@
-#include "model/run/job.h"
+#include "model/job/job.h"
 
 #include <sched.h>
 #include <unistd.h>
@@ -12,7 +12,7 @@
 #include "kernels/cuda/platform/cuda_options.h"
 #include "kernels/ranks/nccl_communicator.h"
 #include "kernels/ranks/rendezvous.h"
-#include "model/run/layout.h"
+#include "model/job/layout.h"
 
 namespace train_qat {
 

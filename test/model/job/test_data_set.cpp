@@ -1,5 +1,5 @@
 // The data set that a run takes when none is named.
-#include "model/run/data_set.h"
+#include "model/job/data_set.h"
 
 #include "test/support/catch.h"
 #include "test/support/file_damage.h"

@@ -5,9 +5,9 @@
 #include <string>
 
 #include "model/config.h"
+#include "model/job/layout.h"
+#include "model/job/options.h"
 #include "model/plan/plan.h"
-#include "model/run/layout.h"
-#include "model/run/options.h"
 
 namespace train_qat {
 

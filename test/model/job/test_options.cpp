@@ -1,5 +1,5 @@
 // The command line: spellings, defaults, and the flag that an error names.
-#include "model/run/options.h"
+#include "model/job/options.h"
 
 #include <iostream>
 #include <sstream>

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "kernels/ranks/agreement.h"
-#include "model/run/job.h"
-#include "model/run/options.h"
+#include "model/job/job.h"
+#include "model/job/options.h"
 
 namespace train_qat {
 

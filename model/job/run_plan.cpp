@@ -1,6 +1,6 @@
-#include "model/run/run_plan.h"
+#include "model/job/run_plan.h"
 
-#include "model/run/data_set.h"
+#include "model/job/data_set.h"
 
 namespace train_qat {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "model/run/options.h"
+#include "model/job/options.h"
 
 namespace train_qat {
 

@@ -1,4 +1,4 @@
-#include "model/run/data_set.h"
+#include "model/job/data_set.h"
 
 #include <filesystem>
 #include <nlohmann/json.hpp>

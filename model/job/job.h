@@ -13,7 +13,7 @@
 #include "kernels/ranks/communicator.h"
 #include "kernels/ranks/launch.h"
 #include "kernels/ranks/mpi_communicator.h"
-#include "model/run/options.h"
+#include "model/job/options.h"
 
 namespace train_qat {
 

@@ -1,4 +1,4 @@
-#include "model/run/settings.h"
+#include "model/job/settings.h"
 
 #include <algorithm>
 #include <ostream>

@@ -1,4 +1,4 @@
-#include "model/run/failure.h"
+#include "model/job/failure.h"
 
 #include <exception>
 #include <iostream>

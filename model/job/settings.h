@@ -10,8 +10,8 @@
 
 #include "kernels/backend.h"
 #include "kernels/ranks/communicator.h"
-#include "model/run/options.h"
-#include "model/run/run_plan.h"
+#include "model/job/options.h"
+#include "model/job/run_plan.h"
 
 namespace train_qat {
 

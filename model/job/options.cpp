@@ -1,4 +1,4 @@
-#include "model/run/options.h"
+#include "model/job/options.h"
 
 #include <algorithm>
 #include <cctype>

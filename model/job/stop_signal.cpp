@@ -1,4 +1,4 @@
-#include "model/run/stop_signal.h"
+#include "model/job/stop_signal.h"
 
 #include <csignal>
 #include <ctime>

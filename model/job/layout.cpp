@@ -1,4 +1,4 @@
-#include "model/run/layout.h"
+#include "model/job/layout.h"
 
 #include <algorithm>
 #include <stdexcept>

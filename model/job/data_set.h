@@ -6,7 +6,7 @@
 
 #include "data/loader.h"
 #include "model/config.h"
-#include "model/run/options.h"
+#include "model/job/options.h"
 
 namespace train_qat {
 

@@ -29,7 +29,7 @@ struct Options {
     // quantization
     double bits = 4;
     int64_t group = 0;
-    // parameters and tokens_per_step are filled in by plan_run (model/run/run_plan.h)
+    // parameters and tokens_per_step are filled in by plan_run (model/job/run_plan.h)
     PlanRequest plan;
     // data and output
     DataFiles data;

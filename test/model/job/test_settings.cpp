@@ -1,11 +1,11 @@
 // The table of settings, what its roles stand for, and how work is divided.
-#include "model/run/settings.h"
+#include "model/job/settings.h"
 
 #include <limits>
 #include <set>
 #include <sstream>
 
-#include "model/run/layout.h"
+#include "model/job/layout.h"
 #include "test/support/catch.h"
 #include "test/support/file_damage.h"
 #include "test/support/files.h"
