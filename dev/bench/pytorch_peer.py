@@ -57,7 +57,9 @@ def loaded_blas():
 def describe(torch):
     """Versions of PyTorch and of what multiplies its matrices, on one line."""
     text = torch.__config__.show()
-    found = [re.search(pattern, text) for pattern in (r"Math Kernel Library Version (\S+)", r"MKL-DNN v(\S+)|oneDNN v(\S+)")]
+    patterns = r"Math Kernel Library Version ([\d.]+)", r"MKL-DNN v(\S+)|oneDNN v(\S+)"
+    found = [re.search(pattern, text) for pattern in patterns]
     mkl, onednn = (next(filter(None, match.groups())) if match else None for match in found)
-    blas = f"MKL {mkl}" if mkl else os.path.basename(os.path.realpath(loaded_blas()))
+    path = os.path.realpath(loaded_blas())
+    blas = f"MKL {mkl}" if mkl else "OpenBLAS" if "openblas" in path else path
     return f"torch {torch.__version__}, oneDNN {onednn}, {blas}, Python {sys.version.split()[0]}"
