@@ -30,7 +30,7 @@ std::string report_of(const std::function<void()>& function) {
 
 }  // namespace
 
-void run_together(Communicator& communicator, const std::function<void()>& function) {
+void fail_together(Communicator& communicator, const std::function<void()>& function) {
     if (communicator.size() == 1) return function();
     const std::vector<std::string> reports = gather_texts(communicator, report_of(function));
     const bool alike = std::count(reports.begin(), reports.end(), reports[0]) == std::ssize(reports);

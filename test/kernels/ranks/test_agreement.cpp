@@ -1,6 +1,7 @@
 #include "kernels/ranks/agreement.h"
 
 #include <functional>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -48,6 +49,32 @@ TEST_CASE("an error of one rank is the error of all", "[checkpoint]") {
     CHECK(cut_off[0].find("xxx") == 0);
     CHECK(cut_off[0].size() > 990);
     CHECK(cut_off[1] == cut_off[0]);
+}
+
+TEST_CASE("what ranks do together returns each rank's value, or none", "[checkpoint]") {
+    // As a run's set-up: can be moved, and has no state before it is complete.
+    struct Setup {
+        explicit Setup(int number) : rank(std::make_unique<int>(number)) {}
+        std::unique_ptr<int> rank;
+    };
+    for (const int ranks : {1, 3}) {
+        std::vector<int> values(static_cast<size_t>(ranks), -1);
+        run_ranks(ranks, [&](Communicator& communicator) {
+            const Setup setup = run_together(communicator, [&] { return Setup(communicator.rank()); });
+            values[communicator.rank()] = *setup.rank;
+        });
+        for (int rank = 0; rank < ranks; ++rank) CHECK(values[rank] == rank);
+    }
+    std::vector<std::string> errors(3);
+    run_ranks(3, [&](Communicator& communicator) {
+        errors[communicator.rank()] = error_of([&] {
+            run_together(communicator, [&] {
+                if (communicator.rank() == 1) throw std::runtime_error("no setup");
+                return Setup(communicator.rank());
+            });
+        });
+    });
+    CHECK(errors == std::vector<std::string>(3, "rank 1: no setup"));
 }
 
 TEST_CASE("a single rank's exception stays what it is", "[checkpoint]") {
