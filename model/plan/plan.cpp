@@ -78,17 +78,14 @@ int64_t resolve_steps(const PlanRequest& request) {
             fail("-steps: too many tokens to count");
         return *request.steps;
     }
-    if (!request.tokens) {
-        fail("the length of training is missing: give -tokens or -steps, for example -tokens " +
-             format_count(20 * request.parameters) + " (20 tokens per parameter)");
-    }
-    if (*request.tokens < request.tokens_per_step) {
-        fail("-tokens " + format_count(*request.tokens) + ": less than one step of " +
+    const int64_t tokens = request.tokens.value_or(
+        std::max(default_tokens_per_parameter * request.parameters, request.tokens_per_step));
+    if (tokens < request.tokens_per_step) {
+        fail("-tokens " + format_count(tokens) + ": less than one step of " +
              std::to_string(request.tokens_per_step) + " tokens; give more tokens or a smaller batch");
     }
-    const int64_t remainder = *request.tokens % request.tokens_per_step;
-    return *request.tokens / request.tokens_per_step +
-           (remainder >= request.tokens_per_step - remainder ? 1 : 0);
+    const int64_t remainder = tokens % request.tokens_per_step;
+    return tokens / request.tokens_per_step + (remainder >= request.tokens_per_step - remainder ? 1 : 0);
 }
 
 void resolve_fraction(const PlanRequest& request, Plan& plan) {
@@ -208,6 +205,7 @@ Plan make_plan(const PlanRequest& request) {
     plan.tokens_per_step = request.tokens_per_step;
     plan.bits = request.bits;
     plan.total_steps = resolve_steps(request);
+    plan.tokens_were_auto = !request.tokens && !request.steps;
     resolve_fraction(request, plan);
     split_steps(plan);
     resolve_cooldown(request, plan);

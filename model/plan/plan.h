@@ -23,6 +23,9 @@ inline constexpr double qat_fraction_constant = 6.7297;
 // and 2. Nothing was reported for 3, whose grid and LSQ quantizer are those of 4: our choice.
 inline constexpr double fused_from_bits = 3.0;
 
+// Without -tokens and -steps: what full-precision training is said to use best (Chinchilla, arXiv 2203.15556),
+// and the least that the law above was fitted on.
+inline constexpr int64_t default_tokens_per_parameter = 20;
 inline constexpr double default_warmup_fraction = 0.02;      // of all steps
 inline constexpr double default_cooldown_fraction = 0.2;     // see Plan::cooldown_steps
 inline constexpr double default_qat_warmup_fraction = 0.05;  // of the QAT steps, classic cooldown only
@@ -33,7 +36,7 @@ struct PlanRequest {
     int64_t parameters = 0;              // N: all parameters, the tied embedding once (see make_plan)
     double bits = 4.0;                   // 1, 1.58, 2, 3, 4, 5, 6, 8; 16 trains without quantization
     std::optional<double> qat_fraction;  // 0 to 1; without it the law decides
-    std::optional<int64_t> tokens;       // D; either tokens or steps
+    std::optional<int64_t> tokens;       // D; tokens, or steps, or neither: 20 tokens per parameter
     std::optional<int64_t> steps;
     int64_t tokens_per_step = 0;  // global batch * sequence length
     Schedule schedule = Schedule::wsd;
@@ -56,7 +59,7 @@ struct Plan {
     double tokens_per_parameter_byte = 0.0;    // S, of the tokens that the whole steps train on
     std::optional<double> predicted_fraction;  // f*; absent for 16 bits and for S <= 1
     double qat_fraction = 0.0;                 // the fraction used, before rounding to whole steps
-    bool fraction_was_auto = false;
+    bool fraction_was_auto = false, tokens_were_auto = false;
     int64_t total_steps = 0, fp_steps = 0, qat_steps = 0;
 
     Schedule schedule = Schedule::wsd;
@@ -92,7 +95,7 @@ double optimal_qat_fraction(double tokens_per_parameter_byte);
 // block linears, and total size is how the law's authors name their models (our reading: their N is not
 // spelled out in the sources at hand).
 //
-// Steps: tokens / tokens_per_step rounded to the nearest. QAT steps: fraction * steps rounded to the nearest;
+// Steps: tokens / tokens_per_step rounded to the nearest, of default tokens at least one. QAT steps: fraction * steps rounded to the nearest;
 // a fraction above 0 gives at least one QAT step and one below 1 at least one FP step when there are two
 // steps. 16 bits has no QAT; fraction 1 is QAT from initialization.
 //
@@ -109,8 +112,8 @@ double optimal_qat_fraction(double tokens_per_parameter_byte);
 // trunk. Pure QAT (fraction 1) takes -qat_lr and -qat_warmup before -lr and -warmup where they are given.
 //
 // Throws std::runtime_error with one line that names the flag (-b, -qat_frac, -tokens, -steps, -lr, -warmup,
-// -cooldown_frac, -final_lr_frac, -qat_lr, -qat_warmup) for values out of range, for both or none of tokens
-// and steps, for S <= 1 without a fraction, and for settings that the plan could not honour.
+// -cooldown_frac, -final_lr_frac, -qat_lr, -qat_warmup) for values out of range, for both tokens and steps,
+// for S <= 1 without a fraction, and for settings that the plan could not honour.
 Plan make_plan(const PlanRequest& request);
 
 // The text of -plan: N, D, B, S, f*, phases, cooldown, learning rate milestones and floating-point

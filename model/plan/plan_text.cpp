@@ -75,7 +75,7 @@ std::string format_plan(const Plan& plan, const ModelConfig& config) {
     text += row("tokens D", format_exact(plan.tokens()) + " (" + format_count(plan.tokens()) + ", " +
                                 formatted("%.1f", static_cast<double>(plan.tokens()) /
                                                       static_cast<double>(plan.parameters)) +
-                                " per parameter)");
+                                " per parameter" + (plan.tokens_were_auto ? "; -tokens sets them)" : ")"));
     text += row("tokens per step", format_exact(plan.tokens_per_step));
     text += row("bits B", format_bits(plan.bits));
     text +=

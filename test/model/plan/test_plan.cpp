@@ -193,9 +193,6 @@ TEST_CASE("errors of a request name the flag", "[plan]") {
         CHECK(contains(with([&](PlanRequest& r) { r.warmup = value; }), "-warmup "));
     }
     CHECK(contains(with([](PlanRequest& r) { r.tokens = 5000; }), "-tokens and -steps"));
-    const std::string neither = with([](PlanRequest& r) { r.steps.reset(); });
-    CHECK(contains(neither, "give -tokens or -steps"));
-    CHECK(contains(neither, "-tokens 20.0K"));
     CHECK(contains(with([](PlanRequest& r) { r.steps = 0; }), "-steps 0"));
     CHECK(contains(with([](PlanRequest& r) { r.steps = INT64_MAX / 1000; }), "-steps"));
     CHECK(contains(with([](PlanRequest& r) { r.learning_rate = 0; }), "-lr 0"));
@@ -283,6 +280,28 @@ TEST_CASE("names are parsed and printed", "[plan]") {
         CHECK_THROWS_WITH(parse_steps_or_fraction(text, "-warmup"),
                           Catch::Matchers::Contains("-warmup: cannot read"));
     }
+}
+
+TEST_CASE("without tokens and steps a plan trains 20 tokens per parameter", "[plan]") {
+    PlanRequest request;
+    request.parameters = 1'000'000;
+    request.bits = 4;
+    request.qat_fraction = 0.25;
+    request.tokens_per_step = 1000;
+    const Plan plan = make_plan(request);
+    CHECK(plan.total_steps == 20'000);
+    CHECK(plan.tokens_were_auto);
+    request.tokens = 20'000'000;
+    CHECK(make_plan(request).total_steps == 20'000);
+    CHECK_FALSE(make_plan(request).tokens_were_auto);
+    request.tokens.reset();
+    request.tokens_per_step = 30'000'000;  // at least one step
+    CHECK(make_plan(request).total_steps == 1);
+    request.steps = 3;
+    CHECK_FALSE(make_plan(request).tokens_were_auto);
+    const ModelConfig config = resolve_config("1M", 4096, 128, {});
+    CHECK(format_plan(plan, config).find("20.0 per parameter; -tokens sets them)") != std::string::npos);
+    CHECK(format_plan(make_plan(request), config).find("-tokens") == std::string::npos);
 }
 
 TEST_CASE("the text of a plan states its inputs, fractions, phases and operations", "[plan]") {
