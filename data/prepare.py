@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Turn text into token shards: PREFIX_train_000000.bin …, PREFIX_val_000000.bin …, PREFIX.model and PREFIX.json.
+Notes them in data/cache/latest.json as the data set that train_qat takes when no other is named.
 
 Inputs are files, directories or globs of .txt .md .rst .html .jsonl .json (one object a line), all also .gz, and
 .parquet; or a dataset of the Hugging Face hub. One file is one document, except with --document-separator and in
@@ -21,7 +22,8 @@ import signal
 import sys
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare"))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the checkout
+sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
 
 from corpus import Corpus, pieces_at_newlines  # noqa: E402
 from documents import Document, UserError, one_line  # noqa: E402
@@ -187,9 +189,26 @@ def write_manifest(outputs, tokenizer, counts, corpus, arguments):
         "held_out": "val_files" if corpus.validation_files else "none" if arguments.val_fraction == 0
                     else "end of the single document" if corpus.single else "documents by content hash",
         "duplicates_of_validation_left_out": corpus.left_out,
-        "arguments": vars(arguments),
+        "arguments": {name: value for name, value in vars(arguments).items() if name != "record"},
     }
     outputs.create(".json").write((json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def record_latest(record, prefix, tokenizer, counts):
+    """Notes what was prepared last, which train_qat takes without -i. Paths inside the checkout are relative to the
+    record's folder, so a checkout can be moved; others are absolute."""
+    folder, prefix = os.path.dirname(os.path.abspath(record)), os.path.abspath(prefix)
+    inside = os.path.commonpath([prefix, ROOT]) == os.path.commonpath([folder, ROOT]) == ROOT
+    base = os.path.relpath(prefix, folder) if inside else prefix
+    latest = {"train": f"{base}_train_*.bin",
+              "validation": f"{base}_val_*.bin" if counts["val"]["shards"] else None,
+              "tokenizer": f"{base}.model" if tokenizer.model else None}
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{record}.partial", "w") as file:
+        file.write(json.dumps(latest, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{record}.partial", record)
 
 
 def prepare(arguments, outputs):
@@ -201,6 +220,8 @@ def prepare(arguments, outputs):
     counts = encode(corpus, tokenizer, outputs, arguments)
     write_manifest(outputs, tokenizer, counts, corpus, arguments)
     outputs.commit()
+    if arguments.record:
+        record_latest(arguments.record, outputs.prefix, tokenizer, counts)
     if corpus.left_out:
         print(f"left out of training: {corpus.left_out} documents equal to a validation document", file=sys.stderr)
     for split in "train", "val":
@@ -226,6 +247,9 @@ def parse_arguments():
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="file, directory or glob")
     add("-o", "--output", required=True, metavar="PREFIX", help="start of all output names, e.g. data/cache/novels")
+    add("--record", metavar="FILE", default=os.path.join(ROOT, "data", "cache", "latest.json"),
+        help="where to note these outputs as those prepared last, which train_qat takes without -i; '' for nowhere "
+             "(data/cache/latest.json)")
     add("--overwrite", action="store_true", help="replace the outputs of an earlier run with the same prefix")
     add("--tokenizer", metavar="FILE", help="SentencePiece .model to use, or 'gpt2'; default: train one")
     add("--vocab-size", type=int, default=8192, help="of a trained tokenizer (8192)")

@@ -47,7 +47,8 @@ step() {
 
 prepare_shards() {
     local file
-    for file in "$SHARDS".json "$SHARDS".model "$SHARDS"_train_000000.bin "$SHARDS"_val_000000.bin; do
+    for file in "$SHARDS".json "$SHARDS".model "$SHARDS"_train_000000.bin "$SHARDS"_val_000000.bin \
+        data/cache/latest.json; do
         if [[ ! -e $file ]]; then
             # --overwrite: an incomplete set is what an interrupted run left in our own cache.
             "$PYTHON" data/prepare.py "$CORPUS" -o "$SHARDS" --vocab-size "$VOCABULARY" \

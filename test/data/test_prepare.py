@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -75,8 +76,9 @@ class PrepareTest(unittest.TestCase):
             return file.read()
 
     def run_prepare(self, *arguments, **options):
-        return subprocess.run([sys.executable, PREPARE, *map(str, arguments)], capture_output=True, text=True,
-                              cwd=self.directory, **options)
+        # No trace in the checkout: what a user has prepared last is not what a test has.
+        return subprocess.run([sys.executable, PREPARE, "--record", "", *map(str, arguments)], capture_output=True,
+                              text=True, cwd=self.directory, **options)
 
     def prepare(self, *arguments):
         """Runs it successfully; vocabulary 400 unless the arguments say otherwise."""
@@ -315,6 +317,31 @@ class PrepareTest(unittest.TestCase):
         self.assertEqual([(header[:5], tokens) for header, tokens in self.shards("wide", "train")], [
             ((20240801, 7, 3, 65537, 5), (65536, 1, 2)), ((20240801, 7, 1, 65537, 5), (3,))])
 
+    def test_what_was_prepared_last_is_recorded(self):
+        checkout = self.path("checkout")
+        shutil.copytree(os.path.join(ROOT, "data"), os.path.join(checkout, "data"),
+                        ignore=shutil.ignore_patterns("cache", "__pycache__"))
+        text = self.write("text.txt", make_text(1, 400))
+
+        def prepare(*arguments):
+            command = [sys.executable, os.path.join(checkout, "data", "prepare.py"), text, *arguments]
+            result = subprocess.run(command, capture_output=True, text=True, cwd=self.directory)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual([name for name in os.listdir(os.path.join(checkout, "data", "cache"))
+                              if name.endswith(".partial")], [])
+            with open(os.path.join(checkout, "data", "cache", "latest.json")) as file:
+                return json.load(file)
+
+        # From any folder; relative inside the checkout, which may be moved.
+        self.assertEqual(prepare("-o", os.path.join(checkout, "data", "cache", "x"), "--vocab-size", "400"),
+                         {"train": "x_train_*.bin", "validation": "x_val_*.bin", "tokenizer": "x.model"})
+        self.assertEqual(prepare("-o", "checkout/y", "--vocab-size", "400", "--val-fraction", "0"),
+                         {"train": "../../y_train_*.bin", "validation": None, "tokenizer": "../../y.model"})
+        outside = self.path("z")
+        self.assertEqual(prepare("-o", "z", "--vocab-size", "400"),
+                         {"train": f"{outside}_train_*.bin", "validation": f"{outside}_val_*.bin",
+                          "tokenizer": f"{outside}.model"})
+
     def test_overwriting(self):
         self.write_documents()
         self.prepare("in", "-o", "out", "--shard-tokens", 500)
@@ -342,7 +369,7 @@ class PrepareTest(unittest.TestCase):
         before = sorted(os.listdir(self.directory))
         for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
             # Whoever is started in the background of a script inherits that Ctrl-C is ignored.
-            process = subprocess.Popen([sys.executable, PREPARE, "in", "-o", "out", "--tokenizer", model],
+            process = subprocess.Popen([sys.executable, PREPARE, "--record", "", "in", "-o", "out", "--tokenizer", model],
                                        cwd=self.directory, stderr=subprocess.PIPE, text=True,
                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
             while process.poll() is None and "out_train_000000.bin.partial" not in os.listdir(self.directory):
