@@ -1,16 +1,15 @@
 // What ranks do with one another's numbers. Ranks are the processes of one job, numbered from 0, each with a
 // backend of its own; a communicator connects them. Three implementations with the same semantics:
-//   * single: one rank, nothing to do                                            single_communicator.cpp
-//   * MPI, for memory that the host can address: the CPU backend                 mpi_communicator.cpp
-//   * NCCL, for memory of CUDA devices                                           ../cuda/nccl_communicator.cu
+//   * single: one rank, nothing to do                             single_communicator.cpp
+//   * MPI, for memory that the host can address: the CPU backend  mpi_communicator.cpp
+//   * NCCL, for memory of CUDA devices                            nccl_communicator.cu
 //
 // Conventions
 //  * Collectives: all ranks make the same calls in the same order, with arrays of the same sizes.
 //  * reduce_scatter, all_gather, all_reduce and broadcast take memory of the backend, in place. They start
-//  after
-//    the operations that were enqueued on the backend before, and run beside those enqueued later, in order
-//    among themselves. Their arrays must not be touched until wait(): what is enqueued on the backend after
-//    it sees the results. That is how communication overlaps with a backward pass.
+//    after the operations that were enqueued on the backend before, and run beside those enqueued later, in
+//    order among themselves. Their arrays must not be touched until wait(): what is enqueued on the backend
+//    after it sees the results. That is how communication overlaps with a backward pass.
 //  * gather_on_host and barrier take host memory or nothing, and return when they are done.
 //  * Sums are formed in an order that depends on nothing but the number of ranks: same ranks, same bits.
 //  * A rank that does not take part in time ends the job: RankError on all the others, never a hang.

@@ -4,8 +4,7 @@
 //   1. the connection is aborted, which lets the waiting thread return,
 //   2. that thread meets the failure in throw_if_failed(), as a RankError,
 //   3. and where it does not in time, or hangs on its way out, the process ends with exit status 2 after one
-//   line on
-//      stderr.
+//      line on stderr.
 #pragma once
 
 #include <cstdint>

@@ -11,8 +11,7 @@
 namespace train_qat {
 
 RunCheckpoints::RunCheckpoints(const Options& options, Backend& backend, Parameters& parameters,
-                               Optimizer& optimizer, const nlohmann::ordered_json& settings,
-                               uint64_t data_fingerprint)
+                               Optimizer& optimizer, const RunSettings& settings, uint64_t data_fingerprint)
     : options_(options),
       backend_(backend),
       parameters_(parameters),
@@ -81,11 +80,10 @@ std::optional<std::string> RunCheckpoints::find(std::ostream& log) const {
 // branch: the checkpoint may be of another run, with a plan whose first steps are those of this one.
 RunPosition RunCheckpoints::load(const std::string& path, const Plan* branch, std::ostream& log) {
     const CheckpointReader reader(path, communicator_);
-    RunState state;
-    run_together(communicator_, [&] {
-        state = branch == nullptr
-                    ? read_run_state(reader.state(), settings_, data_fingerprint_)
-                    : read_branch_state(reader.state(), settings_, data_fingerprint_, *branch, reader.step());
+    const RunState state = run_together(communicator_, [&] {
+        return branch == nullptr
+                   ? read_run_state(reader.state(), settings_, data_fingerprint_)
+                   : read_branch_state(reader.state(), settings_, data_fingerprint_, *branch, reader.step());
     });
     parameters_.use_quantization(state.quantized);
     reader.load_model(backend_, communicator_, model_tensors(parameters_));

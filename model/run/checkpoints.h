@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -11,7 +10,7 @@
 #include "model/parameters.h"
 #include "model/plan/plan.h"
 #include "model/run/options.h"
-#include "model/run/run_state.h"
+#include "model/run/state.h"
 
 namespace train_qat {
 
@@ -32,9 +31,9 @@ struct RunStart {
 class RunCheckpoints {
   public:
     // Of the options: output directory, resume, from, trunk, seed and keep. settings, data_fingerprint: what
-    // a resumed run must share (model/run/run_state.h).
+    // a resumed run must share (model/run/settings.h).
     RunCheckpoints(const Options& options, Backend& backend, Parameters& parameters, Optimizer& optimizer,
-                   const nlohmann::ordered_json& settings, uint64_t data_fingerprint);
+                   const RunSettings& settings, uint64_t data_fingerprint);
 
     // Collective, as is save(). Weights and optimizer as the run begins, said on `log`: from the latest
     // checkpoint in its directory (-resume), from a checkpoint of another run whose first steps are those of
@@ -56,7 +55,7 @@ class RunCheckpoints {
     Parameters& parameters_;
     Optimizer& optimizer_;
     Communicator& communicator_;
-    const nlohmann::ordered_json settings_;
+    const RunSettings settings_;
     const uint64_t data_fingerprint_;
 };
 

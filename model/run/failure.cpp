@@ -5,7 +5,6 @@
 #include <optional>
 #include <stdexcept>
 
-#include "kernels/ranks/agreement.h"
 #include "kernels/ranks/launch.h"
 
 namespace train_qat {
@@ -33,7 +32,7 @@ int rank_of_launch() {
 
 }  // namespace
 
-int run_program(const std::vector<std::string>& arguments, const Program& program) {
+int run_to_exit_code(const std::vector<std::string>& arguments, const Program& program) {
     // All ranks have the same command line.
     const bool first = rank_of_launch() == 0;
     std::ostream nowhere(nullptr);
@@ -45,29 +44,21 @@ int run_program(const std::vector<std::string>& arguments, const Program& progra
     }
     if (!options) return 0;
     try {
-        World world(*options);
-        int exit_code = 0;
+        Job job(*options);
         try {
-            end_job_on_failure(world, [&] { exit_code = program(arguments, *options, world); });
+            return end_job_on_failure(job, [&] { return program(arguments, *options, job); });
         } catch (const JointError& error) {
-            return world.rank() == 0 ? report(error, "") : user_error;
+            return job.rank() == 0 ? report(error, "") : user_error;
         }
-        return exit_code;
     } catch (const std::exception& error) {
         return report(error, "");
     }
 }
 
-void end_job_on_failure(World& world, const std::function<void()>& function) {
-    try {
-        function();
-    } catch (const JointError&) {
-        throw;
-    } catch (const std::exception& error) {
-        if (world.size() == 1) throw;
-        const bool names_itself = dynamic_cast<const RankError*>(&error) != nullptr;
-        world.abort(report(error, names_itself ? "" : "rank " + std::to_string(world.rank()) + ": "));
-    }
+void end_job(const Job& job, const std::exception& error) {
+    if (job.size() == 1) throw;
+    const bool names_itself = dynamic_cast<const RankError*>(&error) != nullptr;
+    job.abort(report(error, names_itself ? "" : "rank " + std::to_string(job.rank()) + ": "));
 }
 
 }  // namespace train_qat

@@ -1,25 +1,39 @@
-// From the command line to the exit code: options, the rank's place in its job, and errors that other ranks
-// must hear of.
+// From the command line to the exit code: errors that users read and that other ranks must hear of.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "kernels/ranks/agreement.h"
 #include "model/run/job.h"
 #include "model/run/options.h"
 
 namespace train_qat {
 
 // What the program does on this rank; returns its exit code.
-using Program = std::function<int(const std::vector<std::string>& arguments, const Options&, World&)>;
+using Program = std::function<int(const std::vector<std::string>& arguments, const Options&, Job&)>;
 
 // Runs it and returns the exit code: its own, 0 when only help was asked for, 2 for a mistake of the user and
 // 1 for one of ours, with one line on the standard error output. Where all ranks fail alike, rank 0 says it.
-int run_program(const std::vector<std::string>& arguments, const Program& program);
+int run_to_exit_code(const std::vector<std::string>& arguments, const Program& program);
 
-// Calls `function`, which works together with other ranks. If this rank fails alone, it says so and ends the
-// whole job at once: before the communicator that the others wait at is taken apart.
-void end_job_on_failure(World& world, const std::function<void()>& function);
+// Inside a catch block: says the error and ends the whole job; of a job of one rank throws it again.
+[[noreturn]] void end_job(const Job& job, const std::exception& error);
+
+// Calls `function`, which works together with other ranks, and returns what it returns. If this rank fails
+// alone, it says so and ends the whole job at once: before the communicator that the others wait at is taken
+// apart.
+template <typename Function>
+auto end_job_on_failure(const Job& job, Function&& function) {
+    try {
+        return function();
+    } catch (const JointError&) {
+        throw;
+    } catch (const std::exception& error) {
+        end_job(job, error);
+    }
+}
 
 }  // namespace train_qat

@@ -10,9 +10,9 @@
 #include <stdexcept>
 
 #include "kernels/cuda/platform/cuda_options.h"
-#include "kernels/ranks/agreement.h"
 #include "kernels/ranks/nccl_communicator.h"
 #include "kernels/ranks/rendezvous.h"
+#include "model/run/layout.h"
 
 namespace train_qat {
 
@@ -29,7 +29,7 @@ std::string text(int number) {
 
 }  // namespace
 
-World::World(const Options& options) : options_(options), launch_(find_launch()) {
+Job::Job(const Options& options) : options_(options), launch_(find_launch()) {
     if (launch_.by == Launch::By::mpi) {
         if (!mpi_unavailable().empty())
             throw std::runtime_error("started by " + launch_.source + ", but " + mpi_unavailable());
@@ -52,7 +52,7 @@ World::World(const Options& options) : options_(options), launch_(find_launch())
     }
 }
 
-Team World::team(int size) const {
+Team Job::team(int size) const {
     if (size < 1 || launch_.size % size != 0)
         throw std::runtime_error("-sweep_ranks " + text(size) + ": must divide the number of ranks, " +
                                  text(launch_.size));
@@ -60,7 +60,7 @@ Team World::team(int size) const {
 }
 
 // All that the launcher has bound this rank to; where it has bound none, the machine's are shared out.
-int World::cpu_threads(const Options& options) const {
+int Job::cpu_threads(const Options& options) const {
     if (options.threads > 0 || launch_.local_size == 1) return options.threads;
     cpu_set_t usable;
     if (sched_getaffinity(0, sizeof usable, &usable) != 0) return options.threads;
@@ -69,8 +69,7 @@ int World::cpu_threads(const Options& options) const {
     return cores < machine ? cores : std::max(1, cores / launch_.local_size);
 }
 
-std::unique_ptr<Backend> World::make_backend(const Options& options, int64_t matmul_rows,
-                                             const std::string& tuning_directory, std::ostream& log) const {
+std::unique_ptr<Backend> Job::make_backend(const Options& options, int ranks, std::ostream& log) const {
     // With many ranks on a machine, each has the device of its number there; some launchers show each rank
     // its own alone.
     const int device = cuda_unavailable(1).empty() ? launch_.local_rank : 0;
@@ -80,10 +79,10 @@ std::unique_ptr<Backend> World::make_backend(const Options& options, int64_t mat
         CudaOptions cuda;
         cuda.device = device;
         cuda.qat_gemm = qat_gemm(options.qat_gemm);
-        cuda.matmul_rows = matmul_rows;
+        cuda.matmul_rows = run_layout(options, ranks).batch * options.sequence_length;
         const std::string own = launch_.rank == 0 ? "" : "_rank" + text(launch_.rank);
         cuda.tuning_file =
-            (std::filesystem::path(tuning_directory) / ("cuda_tuning" + own + ".txt")).string();
+            (std::filesystem::path(options.output_directory) / ("cuda_tuning" + own + ".txt")).string();
         cuda.report = [&log](const std::string& line) { log << line << std::endl; };
         std::unique_ptr<Backend> backend = make_cuda_backend(cuda);
         log << "device: " << backend->describe() << "\n";
@@ -97,7 +96,7 @@ std::unique_ptr<Backend> World::make_backend(const Options& options, int64_t mat
     return backend;
 }
 
-std::unique_ptr<Communicator> World::connect(const Team& team, Backend& backend) {
+std::unique_ptr<Communicator> Job::connect(const Team& team, Backend& backend) {
     if (team.size == 1) return make_single_communicator();
     std::unique_ptr<Communicator> host;
     if (mpi_ != nullptr) host = mpi_->group_communicator(team.number, options_.rank_timeout);
@@ -118,7 +117,7 @@ std::unique_ptr<Communicator> World::connect(const Team& team, Backend& backend)
 }
 
 // Rank 0's NCCL id comes to the others over MPI or through a file.
-std::unique_ptr<Communicator> World::connect_devices(const Team& team, Backend& backend, Communicator* host) {
+std::unique_ptr<Communicator> Job::connect_devices(const Team& team, Backend& backend, Communicator* host) {
     NcclId id;
     if (host != nullptr) {
         train_qat::run_together(*host, [] {
@@ -140,45 +139,32 @@ std::unique_ptr<Communicator> World::connect_devices(const Team& team, Backend& 
     return make_nccl_communicator(backend, team.rank, team.size, id, options_.rank_timeout);
 }
 
-void World::run_together(const std::function<void()>& function) {
-    if (mpi_ != nullptr || launch_.size == 1) {
-        train_qat::run_together(*everyone_, function);
-        return;
-    }
-    function();
+std::string Job::share(const std::function<std::string()>& make) {
+    return share_by_file(options_.rendezvous + ".all." + text(meetings_++), launch_.rank, launch_.size, make,
+                         options_.rank_timeout);
 }
 
-void World::run_on_rank_0(const std::function<void()>& function) {
-    if (mpi_ != nullptr || launch_.size == 1) {
-        train_qat::run_on_rank_0(*everyone_, function);
-        return;
-    }
-    const auto report = [&function]() -> std::string {
+void Job::run_on_rank_0(const std::function<void()>& function) {
+    if (connected()) return train_qat::run_on_rank_0(*everyone_, function);
+    const std::string outcome = share([&function]() -> std::string {
         try {
             function();
             return "done";
         } catch (const std::runtime_error& error) {
             return std::string("!") + error.what();
         }
-    };
-    const std::string outcome = share_by_file(options_.rendezvous + ".all." + text(meetings_++), launch_.rank,
-                                              launch_.size, report, options_.rank_timeout);
+    });
     if (outcome[0] == '!') throw JointError(outcome.substr(1));
 }
 
-void World::abort(int exit_code) const {
-    if (mpi_ != nullptr) mpi_->abort(exit_code);
-    std::_Exit(exit_code);
+std::string Job::text_of_rank_0(const std::string& text) {
+    if (connected()) return train_qat::text_of_rank_0(*everyone_, text);
+    return share([&text] { return text; });
 }
 
-DType compute_type(const Options& options, const Backend& backend, std::ostream& log) {
-    const bool fast_bfloat16 = backend.supports(DType::bfloat16);
-    if (options.dtype == "fp32") return DType::float32;
-    if (options.dtype == "bf16" && !fast_bfloat16)
-        throw std::runtime_error("-dtype bf16: this processor has no bfloat16 dot products; use -dtype fp32");
-    if (fast_bfloat16) return DType::bfloat16;
-    log << "dtype: float32 (-dtype auto: this processor has no bfloat16 dot products)\n";
-    return DType::float32;
+void Job::abort(int exit_code) const {
+    if (mpi_ != nullptr) mpi_->abort(exit_code);
+    std::_Exit(exit_code);
 }
 
 }  // namespace train_qat

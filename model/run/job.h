@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/ranks/agreement.h"
 #include "kernels/ranks/communicator.h"
 #include "kernels/ranks/launch.h"
 #include "kernels/ranks/mpi_communicator.h"
@@ -22,11 +23,11 @@ struct Team {
     int rank = 0, size = 1;
 };
 
-class World {
+class Job {
   public:
     // Starts MPI where it started this process. std::runtime_error for a launch that the program cannot
     // serve: in one line, with what to do.
-    explicit World(const Options& options);
+    explicit Job(const Options& options);
 
     int rank() const { return launch_.rank; }
     int size() const { return launch_.size; }
@@ -34,18 +35,22 @@ class World {
     // The team of this rank when each has `size` ranks; it must divide the number of ranks.
     Team team(int size) const;
 
-    // The device of this rank, which is said on `log`. matmul_rows: rows of activations of its matmuls, for
-    // choices made by timing; tuning_directory: where these are kept.
-    std::unique_ptr<Backend> make_backend(const Options& options, int64_t matmul_rows,
-                                          const std::string& tuning_directory, std::ostream& log) const;
+    // The device of this rank, which is said on `log`. Choices made by timing are those for matmuls of a run
+    // on `ranks` ranks, and are kept in -o.
+    std::unique_ptr<Backend> make_backend(const Options& options, int ranks, std::ostream& log) const;
 
     // Connects the ranks of a team; each calls it once for a backend.
     std::unique_ptr<Communicator> connect(const Team& team, Backend& backend);
 
-    // run_together and run_on_rank_0 (kernels/ranks/agreement.h) over all ranks of the job. Where no MPI connects
-    // them, run_together leaves each rank to itself.
-    void run_together(const std::function<void()>& function);
+    // run_together, run_on_rank_0 and text_of_rank_0 (kernels/ranks/agreement.h) over all ranks of the job.
+    // Where no MPI connects them, run_together leaves each rank to itself.
+    template <typename Function>
+    auto run_together(Function&& function) {
+        if (!connected()) return function();
+        return train_qat::run_together(*everyone_, function);
+    }
     void run_on_rank_0(const std::function<void()>& function);
+    std::string text_of_rank_0(const std::string& text);
 
     // Kept until all ranks of the job have ended, where MPI connects them.
     void keep(std::shared_ptr<void> object) { kept_.push_back(std::move(object)); }
@@ -54,6 +59,10 @@ class World {
     [[noreturn]] void abort(int exit_code) const;
 
   private:
+    // Whether all ranks can talk before they have devices.
+    bool connected() const { return mpi_ != nullptr || launch_.size == 1; }
+    // What rank 0 makes, on all ranks, through a file.
+    std::string share(const std::function<std::string()>& make);
     std::unique_ptr<Communicator> connect_devices(const Team& team, Backend& backend, Communicator* host);
 
     int cpu_threads(const Options& options) const;
@@ -65,9 +74,5 @@ class World {
     std::unique_ptr<Communicator> everyone_;  // over MPI, or single
     int meetings_ = 0;                        // by files, so far
 };
-
-// The dtype of activations and matmul operands that -dtype asks for. std::runtime_error where the device
-// cannot.
-DType compute_type(const Options& options, const Backend& backend, std::ostream& log);
 
 }  // namespace train_qat

@@ -2,9 +2,13 @@
 
 namespace train_qat {
 
-RunLog::RunLog(const std::string& output_directory, const Description& description, const Plan& plan,
-               bool active)
-    : output_directory_(output_directory), description_(description), plan_(plan), active_(active) {}
+RunLog::RunLog(const std::string& output_directory, const RunSettings& settings, const Plan& plan,
+               const std::string& device, bool active)
+    : output_directory_(output_directory),
+      settings_(settings),
+      plan_(plan),
+      device_(device),
+      active_(active) {}
 
 void RunLog::begin(std::ostream& console, std::optional<int64_t> first_step, int64_t print_every,
                    double flops_per_token, double peak_flops) {
@@ -53,8 +57,7 @@ void RunLog::end(RunResults& results, std::ostream& console) {
 }
 
 void RunLog::write_record(const RunResults& results) const {
-    write_run_json(output_directory_ + "/run.json", run_record(description_.settings, description_.layout,
-                                                               plan_, results, description_.device));
+    write_run_json(output_directory_ + "/run.json", run_record(settings_, plan_, results, device_));
 }
 
 }  // namespace train_qat

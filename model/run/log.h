@@ -4,28 +4,22 @@
 
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <ostream>
 #include <string>
 
 #include "model/plan/plan.h"
 #include "model/run/metrics.h"
-#include "model/run/run_state.h"
+#include "model/run/results.h"
+#include "model/run/settings.h"
 
 namespace train_qat {
 
 class RunLog {
   public:
-    // What run.json says of the run from its start to its end.
-    struct Description {
-        nlohmann::ordered_json settings;
-        RunLayout layout;
-        std::string device;
-    };
-
-    RunLog(const std::string& output_directory, const Description& description, const Plan& plan,
-           bool active);
+    // device: as run.json names it. active: on rank 0.
+    RunLog(const std::string& output_directory, const RunSettings& settings, const Plan& plan,
+           const std::string& device, bool active);
 
     // Opens metrics.jsonl, from `first_step` on where it is there already, and writes run.json. The others
     // come after it. flops_per_token / peak_flops: see ConsoleProgress.
@@ -51,8 +45,9 @@ class RunLog {
     void write_record(const RunResults& results) const;
 
     const std::string output_directory_;
-    const Description description_;
+    const RunSettings settings_;
     const Plan& plan_;
+    const std::string device_;
     const bool active_;
     std::unique_ptr<MetricsWriter> metrics_;
     std::unique_ptr<ConsoleProgress> progress_;

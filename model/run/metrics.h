@@ -85,6 +85,22 @@ class ThroughputAverage {
     double seconds_ = 0;
 };
 
+// Throughput of a phase; the first step, which creates matmuls and touches memory, does not count when there
+// are more.
+class PhaseTime {
+  public:
+    void add(int64_t tokens, double seconds) {
+        if (++steps_ == 2) tokens_ = 0, seconds_ = 0;
+        tokens_ += static_cast<double>(tokens);
+        seconds_ += seconds;
+    }
+    double tokens_per_second() const { return seconds_ > 0 ? tokens_ / seconds_ : 0; }
+
+  private:
+    int64_t steps_ = 0;
+    double tokens_ = 0, seconds_ = 0;
+};
+
 // Prints the console lines of a run, each flushed, so that they also show up at once in a pipe or a file.
 class ConsoleProgress {
   public:

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "model/quantizer.h"
+#include "model/run/user_text.h"
 
 namespace train_qat {
 
@@ -69,7 +70,8 @@ void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
                    "fraction of the tokens to train quantization-aware, or auto")
         ->group(group)
         ->capture_default_str();
-    app.add_option("--tokens", t.tokens, "tokens to train on, such as 8B")->group(group);
+    app.add_option("--tokens", t.tokens, "tokens to train on, such as 8B (default: 20 per parameter)")
+        ->group(group);
     app.add_option("--steps", o.plan.steps, "optimizer steps, instead of -tokens")->group(group);
     app.add_option("--schedule", t.schedule, "wsd or cosine")->group(group)->capture_default_str();
     app.add_option("--cooldown", t.cooldown, "fused, classic or auto")->group(group)->capture_default_str();
@@ -89,10 +91,14 @@ void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
 
 void add_data_flags(CLI::App& app, Options& o) {
     const char* group = "Data and output";
-    app.add_option("-i", o.train_pattern, "training shards: a path, a glob, or several with commas")
+    app.add_option(
+           "-i", o.data.training,
+           "training shards: a path, a glob, or several with commas (default: with -j and -tokenizer what "
+           "data/prepare.py prepared last)")
         ->group(group);
-    app.add_option("-j", o.validation_pattern, "validation shards")->group(group);
-    app.add_option("--tokenizer", o.tokenizer, "SentencePiece model of the shards, for the sample of text")
+    app.add_option("-j", o.data.validation, "validation shards")->group(group);
+    app.add_option("--tokenizer", o.data.tokenizer,
+                   "SentencePiece model of the shards, for the sample of text")
         ->group(group);
     app.add_option("-o", o.output_directory, "directory for checkpoints and metrics")
         ->group(group)
@@ -241,24 +247,9 @@ void read_texts(const Texts& t, Options& o) {
     if (!t.warmup.empty()) o.plan.warmup = parse_steps_or_fraction(t.warmup, "-warmup");
     if (!t.qat_warmup.empty()) o.plan.qat_warmup = parse_steps_or_fraction(t.qat_warmup, "-qat_warmup");
     if (t.qat_fraction == "auto") return;
-    size_t used = 0;
-    double fraction = -1;
-    try {
-        fraction = std::stod(t.qat_fraction, &used);
-    } catch (const std::exception&) {
-        used = 0;
-    }
-    require(used > 0 && used == t.qat_fraction.size(),
+    o.plan.qat_fraction = parse_number<double>(t.qat_fraction);
+    require(o.plan.qat_fraction.has_value(),
             "-qat_frac: cannot read '" + t.qat_fraction + "': give a number from 0 to 1, or auto");
-    o.plan.qat_fraction = fraction;
-}
-
-// CLI11 puts several sentences on several lines.
-std::string one_line(std::string text) {
-    for (char& c : text)
-        if (c == '\n') c = ' ';
-    while (!text.empty() && text.back() == ' ') text.pop_back();
-    return text;
 }
 
 }  // namespace
@@ -284,6 +275,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
         help << app.help();
         return std::nullopt;
     } catch (const CLI::ParseError& error) {
+        // CLI11 puts several sentences on several lines.
         throw std::runtime_error(
             one_line(error.what()) +
             " (train_qat -h lists all options; patterns need quotes: -i 'data/x_*.bin')");

@@ -15,6 +15,11 @@
 
 namespace train_qat {
 
+// Patterns of shards (data/loader.h) and the path of the tokenizer they were made with; each may be empty.
+struct DataFiles {
+    std::string training, validation, tokenizer;
+};
+
 struct Options {
     // model
     std::string size;  // -n
@@ -24,10 +29,11 @@ struct Options {
     // quantization
     double bits = 4;
     int64_t group = 0;
-    // plan; parameters and tokens_per_step are filled in by the caller
+    // parameters and tokens_per_step are filled in by plan_run (model/run/run_plan.h)
     PlanRequest plan;
     // data and output
-    std::string train_pattern, validation_pattern, tokenizer, output_directory = "out";
+    DataFiles data;
+    std::string output_directory = "out";
     // run
     int64_t batch = 8;
     int64_t gradient_accumulation = 1;

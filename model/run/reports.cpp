@@ -4,10 +4,12 @@
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
+#include "model/run/stop_signal.h"
 
 namespace train_qat {
 
-void StepReports::gather(double loss, bool stop) {
+void StepReports::gather(double loss) {
+    const bool stop = asked_to_stop_ || stop_requested();
     struct Report {
         double loss, stop;
     };

@@ -15,12 +15,14 @@ class StepReports {
     StepReports(Communicator& communicator, int64_t vocabulary)
         : communicator_(communicator), guard_(vocabulary) {}
 
-    // Collective: this rank's mean loss, and whether it is to stop after this step: a signal may reach one
-    // rank alone.
-    void gather(double loss, bool stop);
+    // Collective: this rank's mean loss, and whether it is to stop: a signal may reach one rank alone.
+    void gather(double loss);
 
     double loss() const;  // mean of all ranks
+    // Whether all are to stop after this step.
     bool stop() const { return stop_; }
+    // This rank wants to, from the next step on, as after a signal.
+    void ask_to_stop() { asked_to_stop_ = true; }
 
     // See RunGuard::check. All ranks see the same numbers, so all throw the same JointError.
     void check(int64_t step, double gradient_norm, const std::string& offender);
@@ -30,7 +32,7 @@ class StepReports {
     Communicator& communicator_;
     RunGuard guard_;
     std::vector<double> losses_;  // of each rank
-    bool stop_ = false;
+    bool asked_to_stop_ = false, stop_ = false;
 };
 
 }  // namespace train_qat

@@ -24,15 +24,6 @@ std::string manifest_checksum(nlohmann::json manifest) {
     return checksum_text(checksum_of(compact_text(manifest)));
 }
 
-std::string current_time() {
-    const std::time_t now = std::time(nullptr);
-    std::tm parts{};
-    ::gmtime_r(&now, &parts);
-    char text[32];
-    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-    return text;
-}
-
 bool parse_checksum(const std::string& text, uint64_t& checksum) {
     const auto result = std::from_chars(text.data(), text.data() + text.size(), checksum, 16);
     return result.ec == std::errc() && result.ptr == text.data() + text.size() && text.size() == 16;
@@ -65,6 +56,15 @@ void check_checksum(const std::string& path, const nlohmann::json& manifest) {
 
 }  // namespace
 
+std::string utc_time() {
+    const std::time_t now = std::time(nullptr);
+    std::tm parts{};
+    ::gmtime_r(&now, &parts);
+    char text[32];
+    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
+    return text;
+}
+
 std::string manifest_path(const std::string& directory) {
     return directory + "/manifest.json";
 }
@@ -86,7 +86,7 @@ std::string manifest_text(const Manifest& manifest) {
     // Through its text, because that is what a reader gets: NaN becomes null, bad UTF-8 is replaced.
     value = nlohmann::json::parse(compact_text(value));
     value["checksum"] = manifest_checksum(value);
-    value["written"] = current_time();
+    value["written"] = utc_time();
     return value.dump(2) + "\n";
 }
 

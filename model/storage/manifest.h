@@ -55,6 +55,9 @@ Manifest read_manifest(const std::string& directory);
 // Throws std::runtime_error if one of the manifest's files is missing or has another size.
 void check_file_sizes(const std::string& directory, const Manifest& manifest);
 
+// Now: "2025-01-31T12:00:00Z".
+std::string utc_time();
+
 // "step_00001234", and back: -1 if `name` is no such name.
 std::string checkpoint_name(int64_t step);
 int64_t step_of_checkpoint_name(const std::string& name);

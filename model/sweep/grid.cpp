@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -13,6 +12,7 @@
 
 #include "model/config.h"
 #include "model/plan/plan.h"
+#include "model/run/user_text.h"
 #include "model/storage/files.h"
 
 namespace train_qat {
@@ -71,16 +71,13 @@ std::string short_count(int64_t count) {
 }
 
 template <typename Number>
-Number parse_number(const std::string& text, const std::string& expected) {
-    Number number{};
-    const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-    if (error != std::errc() || rest != text.data() + text.size())
-        throw std::runtime_error("cannot read " + in_quotes(text) + ": expected " + expected);
-    return number;
+Number number_of(const std::string& text, const std::string& expected) {
+    if (const std::optional<Number> number = parse_number<Number>(text)) return *number;
+    throw std::runtime_error("cannot read " + in_quotes(text) + ": expected " + expected);
 }
 
 std::string short_number(const std::string& text, const std::string& expected) {
-    const auto number = parse_number<double>(text, expected);
+    const auto number = number_of<double>(text, expected);
     if (!std::isfinite(number))
         throw std::runtime_error("cannot read " + in_quotes(text) + ": must be finite");
     return text_of(Json(number + 0.0));
@@ -97,7 +94,7 @@ std::string name_of_value(Kind kind, const std::string& text) {
         case Kind::cooldown:
             return to_string(parse_cooldown(text));
         case Kind::seed:
-            return std::to_string(parse_number<uint64_t>(text, "a whole number from 0"));
+            return std::to_string(number_of<uint64_t>(text, "a whole number from 0"));
     }
     throw std::logic_error("sweep grid: unknown kind of key");
 }

@@ -6,14 +6,15 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <stdexcept>
 #include <unordered_set>
+
+#include "model/run/user_text.h"
+#include "model/storage/manifest.h"
 
 namespace train_qat {
 namespace {
@@ -26,18 +27,9 @@ std::string host_name() {
     return name;
 }
 
-std::string time_text() {
-    const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-    std::tm parts{};
-    ::gmtime_r(&now, &parts);
-    char text[32];
-    std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-    return text;
-}
-
 // Who writes, and when.
 Json signature(const std::string& worker) {
-    return {{"worker", worker}, {"host", host_name()}, {"process", ::getpid()}, {"time", time_text()}};
+    return {{"worker", worker}, {"host", host_name()}, {"process", ::getpid()}, {"time", utc_time()}};
 }
 
 std::string text_of(const Json& json) {
@@ -93,12 +85,6 @@ Json read_json(const std::string& path) {
 
 std::string text_at(const Json& json, const char* key) {
     return json.contains(key) && json[key].is_string() ? json[key].get<std::string>() : "";
-}
-
-std::string one_line(std::string text) {
-    std::replace_if(
-        text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
-    return text;
 }
 
 std::string lock_path(const std::string& output_directory) {
@@ -233,7 +219,7 @@ bool SweepQueue::finished() const {
 }
 
 void SweepQueue::done(int job, std::optional<double> validation_loss) const {
-    Json record = {{"job", job_name(plan_, job)}, {"time", time_text()}};
+    Json record = {{"job", job_name(plan_, job)}, {"time", utc_time()}};
     if (validation_loss) record["validation_loss"] = *validation_loss;
     write_file_atomically(file(job, ".done"), text_of(record));
 }
@@ -251,21 +237,22 @@ std::vector<SweepQueue::FailedRun> SweepQueue::failed(int job, const std::string
             fails[i] = true;
         if (!fails[i]) continue;
         const std::string why = index == job ? one_line(reason) : of_descendants;
-        const Json record = {{"job", job_name(plan_, index)}, {"reason", why}, {"time", time_text()}};
+        const Json record = {{"job", job_name(plan_, index)}, {"reason", why}, {"time", utc_time()}};
         write_file_atomically(file(index, ".failed"), text_of(record));
         if (planned.run >= 0) runs.push_back({planned.run, why});
     }
     return runs;
 }
 
-std::vector<int> SweepQueue::trunks_to_start_from() const {
+std::vector<int> SweepQueue::trunks_to_start_from(const std::function<bool(int job)>& starts) const {
     const std::vector<JobStatus> jobs = status(false);
     std::vector<int> trunks;
     for (size_t job = 0; job < jobs.size(); ++job) {
         const int parent = plan_.jobs[job].parent;
         if (parent < 0 || jobs[parent].state != JobState::done || jobs[job].state != JobState::waiting)
             continue;
-        if (std::find(trunks.begin(), trunks.end(), parent) == trunks.end()) trunks.push_back(parent);
+        if (std::find(trunks.begin(), trunks.end(), parent) != trunks.end()) continue;
+        if (starts(static_cast<int>(job))) trunks.push_back(parent);
     }
     return trunks;
 }

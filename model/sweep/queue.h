@@ -11,6 +11,7 @@
 // once in a sweep, however late a worker hears of it over a network.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -81,9 +82,10 @@ class SweepQueue {
     };
     std::vector<FailedRun> failed(int job, const std::string& reason) const;
 
-    // Finished trunk segments whose checkpoints waiting jobs start from. By the process that holds the lock,
-    // before any worker claims: one whose checkpoint turns out to be gone is trained again after forget_done.
-    std::vector<int> trunks_to_start_from() const;
+    // Finished trunk segments whose checkpoints waiting jobs start from, those for which `starts` holds. By
+    // the process that holds the lock, before any worker claims: one whose checkpoint turns out to be gone is
+    // trained again after forget_done.
+    std::vector<int> trunks_to_start_from(const std::function<bool(int job)>& starts) const;
     void forget_done(int job) const;
 
     // All jobs. `details`: also reads what the files say, not only which there are.

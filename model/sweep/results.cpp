@@ -49,10 +49,6 @@ int64_t repair_end(int descriptor, const std::string& path) {
     return static_cast<int64_t>(last_line);
 }
 
-}  // namespace
-
-namespace {
-
 // The same job is the same run, whatever it was called.
 std::string key_of(const Json& record) {
     const bool has_job = record.contains("job") && record["job"].is_string();
@@ -132,10 +128,7 @@ nlohmann::ordered_json result_record(const SweepOutcome& o) {
             {"fp_tokens", o.plan.fp_tokens()},
             {"qat_tokens", o.plan.qat_tokens()},
             {"tokens_per_parameter_byte", o.plan.tokens_per_parameter_byte},
-            {"losses",
-             {{"full_precision_at_switch", optional_number(o.results.full_precision)},
-              {"rounded_at_switch", optional_number(o.results.rounded)},
-              {"quantized", optional_number(o.results.quantized)}}},
+            {"losses", losses_to_json(o.results)},
             {"validation_loss", optional_number(loss)},
             {"trained_steps", o.trained_steps},
             {"shared_steps", o.shared_steps},

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "model/plan/plan.h"
-#include "model/run/run_state.h"
+#include "model/run/results.h"
 
 namespace train_qat {
 

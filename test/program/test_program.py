@@ -152,6 +152,73 @@ class WholeRunTest(ProgramTest):
         self.assertEqual(len(losses), 4)
 
 
+# ---- with few flags ------------------------------------------------------------------------------------------------
+
+class DefaultsTest(ProgramTest):
+    """The command of the front page: where a checkout has prepared data, nothing must be said about them."""
+
+    COMMAND = "-b 4 -qat_frac 0.25 -seq_len 16 -threads 1"
+
+    def record(self, **entries):
+        os.makedirs(self.path("data", "cache"), exist_ok=True)
+        with open(self.path("data", "cache", "latest.json"), "w") as file:
+            json.dump({"train": None, "validation": None, "tokenizer": None, **entries}, file)
+
+    def run_command(self, arguments="", size="13K"):
+        result = self.start([self.program, *f"{self.COMMAND} -n {size} {arguments}".split()])
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        return result.stdout
+
+    def prepare(self):
+        """Shards and a tokenizer in data/cache, and the record of them."""
+        os.makedirs(self.path("data", "cache"))
+        pieces = ["\u2581"] + [chr(code) for code in range(ord("0"), ord("0") + VOCABULARY - 4)]
+        model = sentencepiece_model(pieces)
+        with open(self.path("data", "cache", "letters.model"), "wb") as file:
+            file.write(model)
+        for prefix, split, count in (("x", "train", 5000), ("y", "val", 1500)):
+            write_shards(self.path("data", "cache", prefix), split, count, seed=1, tokenizer_hash=fnv1a_64(model))
+        self.record(train="x_train_*.bin", validation="y_val_*.bin", tokenizer="letters.model")
+
+    def test_what_was_prepared_last(self):
+        self.prepare()
+        printed = self.run_command()
+        self.assertRegex(printed.splitlines()[0], r"^data: data/cache/x_train_\*\.bin \(prepared last; -i .*"
+                         r"data/cache/y_val_\*\.bin.*data/cache/letters\.model")
+        tokens = re.search(r"tokens D +([\d,]+) \(.*, 20\.0 per parameter; -tokens sets them\)", printed)
+        parameters = re.search(r"parameters N +([\d,]+)", printed)
+        D, N = (int(match[1].replace(",", "")) for match in (tokens, parameters))
+        self.assertAlmostEqual(D / N, 20, delta=0.05)
+        self.assertIn("\nsample\n", printed)
+        steps, validations = read_metrics(self.path("out"))
+        self.assertEqual(len(steps), D // (8 * 16))
+        self.assertEqual(validations[-1]["weights"], "quantized")
+        # As if all had been named, from anywhere.
+        cache = self.path("data", "cache")
+        self.run_command(f"-i {cache}/x_train_*.bin -j {cache}/y_val_*.bin -tokenizer {cache}/letters.model -tokens {D} -o named")
+        self.same_run(self.path("out"), self.path("named"))
+        # And it does not train over what is there.
+        result = self.start([self.program, *f"{self.COMMAND} -n 13K".split()])
+        self.check_error(result, "-o out: holds a run already", "-resume")
+
+    def test_named_shards_alone(self):
+        self.prepare()
+        printed = self.run_command(f"-i {self.train} -until 2")
+        self.assertNotIn("data/cache", printed)
+        self.assertEqual(read_metrics(self.path("out"))[1], [])  # no validation shards are assumed
+
+    def test_named_validation(self):
+        self.prepare()
+        self.record(train="x_train_*.bin", validation="gone_*.bin")
+        self.assertIn(f"validation {self.validation}", self.run_command(f"-j {self.validation} -until 2"))
+
+    def test_plan_with_and_without_data(self):
+        self.assertRegex(self.run_command("-plan", size="1.5M"), r"vocabulary +32,?000\n")
+        self.assertEqual(os.listdir(self.directory), [])
+        self.prepare()
+        self.assertRegex(self.run_command("-plan"), rf"vocabulary +{VOCABULARY}\n")
+
+
 # ---- resume -------------------------------------------------------------------------------------------------------
 
 class ResumeTest(ProgramTest):
@@ -385,7 +452,6 @@ class ErrorTest(ProgramTest):
                 ("-steps 4 -b 7 -qat_frac 0.5", ["-b", "7", "1.58"]),
                 ("-steps 4 -b 16 -qat_frac 0.5", ["-qat_frac", "16"]),
                 ("-steps 4 -tokens 8000 -b 4 -qat_frac 0.5", ["-tokens and -steps", "not both"]),
-                ("-b 4 -qat_frac 0.5", ["-tokens or -steps", "missing"]),
                 ("-tokens 20 -qat_frac 0.5", ["-tokens", "less than one step"]),
                 ("-tokens 8X -qat_frac 0.5", ["-tokens", "'8X'"]),
                 ("-steps 0 -qat_frac 0.5", ["-steps 0"]),
@@ -413,8 +479,16 @@ class ErrorTest(ProgramTest):
 
     def test_no_training_data(self):
         result = self.start([self.program, *SHAPE, *"-steps 4 -qat_frac 0.5 -vocab 61".split()])
-        self.check_error(result, "-i", "data/prepare.py")
+        self.check_error(result, "-i", "make quickstart", "data/prepare.py")
         self.assertEqual(os.listdir(self.directory), [])
+
+    def test_damaged_record_of_prepared_data(self):
+        os.makedirs(self.path("data", "cache"))
+        for content in ("", "{}", '{"train": 1, "validation": null, "tokenizer": null}'):
+            with open(self.path("data", "cache", "latest.json"), "w") as file:
+                file.write(content)
+            self.check_error(self.start([self.program, *SHAPE, *"-steps 4 -qat_frac 0.5".split()]),
+                             "data/cache/latest.json", "-i")
 
     def test_too_large_for_the_memory(self):
         with self.subTest("model"):
@@ -559,4 +633,4 @@ class PlanTest(ProgramTest):
 
 
 if __name__ == "__main__":
-    sys.exit(run_tests(__doc__, sys.modules[__name__], ["WholeRunTest", "ResumeTest", "ErrorTest", "PlanTest"]))
+    sys.exit(run_tests(__doc__, sys.modules[__name__], ["WholeRunTest", "DefaultsTest", "ResumeTest", "ErrorTest", "PlanTest"]))

@@ -659,6 +659,45 @@ class SweepTest(RanksTest):
         self.run_program(SWEEP, self.grid(grid), "-keep 0")
         self.check_runs(grid)
 
+    def test_lost_results_are_made_again_without_training(self):
+        grid = {"tokens": [1920], "b": [4, 8], "qat_frac": [0, 0.5]}
+        for ranks, output in ((0, "one"), (2, "two")):
+            self.run_job(ranks, SWEEP, self.grid(grid), output=output)
+            self.assertEqual(glob.glob(self.path(output, "trunks", "*", "step_*")), [])
+            trained, before = self.trained_steps(output), self.results(output)
+            os.remove(self.path(output, "results.jsonl"))
+            self.run_job(ranks, SWEEP, self.grid(grid), output=output)
+            self.assertEqual(self.trained_steps(output), trained)
+            after = self.results(output)
+            self.assertEqual(sorted(after), sorted(before))
+            for name, record in before.items():
+                for key in set(record) - {"seconds"}:
+                    self.assertEqual(after[name][key], record[key], (name, key))
+            # What was lost of it is there for a larger grid too.
+            self.run_job(ranks, SWEEP, self.grid({**grid, "b": [4, 8, 2]}), output=output)
+            self.assertEqual(len(self.results(output, may_repeat=True)), 6)
+
+    def test_another_split_of_a_step_is_another_sweep(self):
+        # The same sequences a step, but other last places: nothing of one may go on in the other.
+        grid = {"tokens": [1920], "b": [4, 1], "qat_frac": [0.5]}
+        first = f"{SWEEP} -batch 4"
+        self.run_program(first, self.grid(grid))
+        before = snapshot(self.path("out", "runs"))
+        for flags, ranks in (("-batch 2 -grad_accum 2", 0), ("-batch 2 -total_batch 4 -sweep_ranks 2", 2)):
+            trained, known = self.trained_steps(), set(glob.glob(self.path("out", "runs", "*")))
+            self.run_job(ranks, SWEEP, flags, self.grid(grid))
+            self.assertGreater(self.trained_steps(), trained)
+            self.assertEqual(len(set(glob.glob(self.path("out", "runs", "*"))) - known), 2)
+            for name, own_flags in self.runs_of(grid):
+                self.run_job(ranks, SWEEP, flags.replace("-sweep_ranks 2", ""), own_flags, output=f"alone_{ranks}_{name}")
+                directory = self.results(may_repeat=True)[name]["directory"]
+                self.same_folders(directory, self.path(f"alone_{ranks}_{name}"))
+        self.assertEqual({path: snapshot(self.path("out", "runs"))[path] for path in before}, before)
+        # And the first one is still finished.
+        trained = self.trained_steps()
+        self.run_program(first, self.grid(grid))
+        self.assertEqual(self.trained_steps(), trained)
+
     def test_used_trunks_leave_no_checkpoints(self):
         self.run_program(SWEEP, self.grid({"tokens": [1920], "b": [4, 8], "qat_frac": [0.5]}), "-save_every 4")
         self.assertEqual(glob.glob(self.path("out", "trunks", "*", "step_*")), [])

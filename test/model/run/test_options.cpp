@@ -63,9 +63,9 @@ TEST_CASE("defaults of the command line", "[command_line]") {
     CHECK(options.plan.cooldown == Cooldown::automatic);
     CHECK(options.plan.learning_rate == 1e-3);
     CHECK(options.plan.final_learning_rate_fraction == 0);
-    CHECK(options.train_pattern.empty());
-    CHECK(options.validation_pattern.empty());
-    CHECK(options.tokenizer.empty());
+    CHECK(options.data.training.empty());
+    CHECK(options.data.validation.empty());
+    CHECK(options.data.tokenizer.empty());
     CHECK(options.output_directory == "out");
     CHECK(options.batch == 8);
     CHECK(options.gradient_accumulation == 1);
@@ -135,9 +135,9 @@ TEST_CASE("every flag reaches its option", "[command_line]") {
     CHECK(options.plan.final_learning_rate_fraction == 0.1);
     CHECK(options.plan.qat_learning_rate == 3e-4);
     CHECK(options.plan_only);
-    CHECK(options.train_pattern == "train*.bin");
-    CHECK(options.validation_pattern == "val*.bin");
-    CHECK(options.tokenizer == "x.model");
+    CHECK(options.data.training == "train*.bin");
+    CHECK(options.data.validation == "val*.bin");
+    CHECK(options.data.tokenizer == "x.model");
     CHECK(options.output_directory == "runs/a");
     CHECK(options.validate_every == 5);
     CHECK(options.validation_sequences == 6);
@@ -184,7 +184,7 @@ TEST_CASE("one dash, two dashes and = are the same", "[command_line]") {
     CHECK(parse("-prompt=-hello").prompt == "-hello");
     const auto spoken = parse_command_line({"-prompt", "Once upon a time", "-i", "a b,c"});
     CHECK(spoken->prompt == "Once upon a time");
-    CHECK(spoken->train_pattern == "a b,c");
+    CHECK(spoken->data.training == "a b,c");
 }
 
 TEST_CASE("negative numbers are values, not flags", "[command_line]") {

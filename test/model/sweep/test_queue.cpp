@@ -43,6 +43,10 @@ std::vector<int> drain(const SweepQueue& queue) {
     return order;
 }
 
+bool all(int) {
+    return true;
+}
+
 }  // namespace
 
 TEST_CASE("jobs are claimed by priority, each after its trunk", "[sweep_queue]") {
@@ -119,13 +123,13 @@ TEST_CASE("a sweep goes on where it was interrupted", "[sweep_queue]") {
     queue.clear_claims();
     CHECK(count(queue, JobState::running) == 0);
     CHECK(count(queue, JobState::done) == 1);
-    CHECK(queue.trunks_to_start_from() == std::vector<int>{0});
+    CHECK(queue.trunks_to_start_from(all) == std::vector<int>{0});
     CHECK(drain(queue).size() == 5);
     CHECK(queue.finished());
     queue.clear_claims();
     CHECK_FALSE(queue.claim("rank 0"));
     CHECK(queue.finished());
-    CHECK(queue.trunks_to_start_from().empty());
+    CHECK(queue.trunks_to_start_from(all).empty());
 }
 
 TEST_CASE("a trunk is trained only for jobs that start from it", "[sweep_queue]") {
@@ -138,7 +142,8 @@ TEST_CASE("a trunk is trained only for jobs that start from it", "[sweep_queue]"
     CHECK(queue.status()[2].state == JobState::unneeded);
     queue.forget_done(4);
     CHECK_FALSE(queue.finished());
-    CHECK(queue.trunks_to_start_from() == std::vector<int>{0});
+    CHECK(queue.trunks_to_start_from(all) == std::vector<int>{0});
+    CHECK(queue.trunks_to_start_from([](int job) { return job != 2; }).empty());
     CHECK(drain(queue) == std::vector<int>{2, 4});
 }
 

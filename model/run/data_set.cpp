@@ -1,0 +1,84 @@
+#include "model/run/data_set.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "data/shard.h"
+#include "data/tokenizer.h"
+#include "model/storage/files.h"
+
+namespace train_qat {
+
+namespace {
+
+// The path or pattern under `key`, as seen from here; empty: none.
+std::string entry_of(const std::string& record, const nlohmann::json& json, const char* key) {
+    if (!json.is_object() || !json.contains(key) || !(json[key].is_string() || json[key].is_null()))
+        throw_file_error(record, "is no record of prepared data (\"" + std::string(key) +
+                                     "\"); prepare some again with data/prepare.py, or give -i");
+    if (json[key].is_null()) return "";
+    return (std::filesystem::path(record).parent_path() / json[key].get<std::string>()).string();
+}
+
+LoaderOptions loader_options(const Options& options, const ModelConfig& config) {
+    LoaderOptions loader;
+    loader.sequence_length = config.sequence_length;
+    loader.seed = options.seed;
+    loader.vocabulary_size = static_cast<uint32_t>(config.vocabulary);
+    if (!options.data.tokenizer.empty())
+        loader.expected_tokenizer_hash = tokenizer_hash(options.data.tokenizer);
+    return loader;
+}
+
+}  // namespace
+
+Options with_prepared_data(const Options& options, const std::string& record) {
+    if (!options.data.training.empty()) return options;
+    if (!std::filesystem::exists(record)) {
+        if (options.plan_only) return options;
+        throw std::runtime_error(
+            "-i: no training shards are given and none were prepared here (" + record +
+            " is not there): `make quickstart` prepares a small set, `data/prepare.py TEXT -o "
+            "data/cache/NAME` one of your own text");
+    }
+    const nlohmann::json json = nlohmann::json::parse(read_text_file(record), nullptr, false);
+    Options completed = options;
+    DataFiles& data = completed.data;
+    data.training = entry_of(record, json, "train");
+    if (data.training.empty()) throw_file_error(record, "names no training shards; give -i");
+    if (data.validation.empty()) data.validation = entry_of(record, json, "validation");
+    if (data.tokenizer.empty()) data.tokenizer = entry_of(record, json, "tokenizer");
+    return completed;
+}
+
+std::string describe_prepared_data(const DataFiles& data) {
+    return "data: " + data.training + " (prepared last; -i names others), validation " +
+           (data.validation.empty() ? "none" : data.validation) + ", tokenizer " +
+           (data.tokenizer.empty() ? "none" : data.tokenizer);
+}
+
+int64_t vocabulary_of(const Options& options) {
+    if (options.vocabulary) return *options.vocabulary;
+    constexpr int64_t default_vocabulary = 32000;
+    if (options.data.training.empty()) return default_vocabulary;
+    const uint32_t of_shards = Shard(expand_patterns(options.data.training).front()).vocabulary_size();
+    if (of_shards == 0)
+        throw std::runtime_error("-vocab: the shards of -i do not say their vocabulary; give it with -vocab");
+    return of_shards;
+}
+
+LoaderOptions training_loader(const Options& options, const ModelConfig& config, int rank, int ranks) {
+    LoaderOptions loader = loader_options(options, config);
+    loader.rank = rank;
+    loader.world_size = ranks;
+    return loader;
+}
+
+LoaderOptions validation_loader(const Options& options, const ModelConfig& config) {
+    LoaderOptions loader = loader_options(options, config);
+    loader.shuffle = false;
+    return loader;
+}
+
+}  // namespace train_qat

@@ -1,0 +1,33 @@
+// The shards that a run reads: those that its options name, or those that were prepared last.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "data/loader.h"
+#include "model/config.h"
+#include "model/run/options.h"
+
+namespace train_qat {
+
+// Where data/prepare.py notes what it has prepared last, relative to the root of the checkout:
+//   {"train": "x_train_*.bin", "validation": "x_val_*.bin", "tokenizer": "x.model"}
+// with paths relative to this file's folder, or absolute ones; null for what there is not.
+inline constexpr const char* latest_data_record = "data/cache/latest.json";
+
+// The options with the data set that was prepared last (see above) where -i is not given; -j and -tokenizer
+// stay where they are. With -i nothing is added. std::runtime_error of one line that says how to prepare data
+// when there is none; with -plan the options then stay as they are.
+Options with_prepared_data(const Options& options, const std::string& record = latest_data_record);
+
+// A line for people: what is read, and where else it could come from.
+std::string describe_prepared_data(const DataFiles& data);
+
+// The vocabulary that was asked for, or that of the training shards; 32,000 without any.
+int64_t vocabulary_of(const Options& options);
+
+// Training reads shuffled, each of `ranks` its part; validation the first sequences in order.
+LoaderOptions training_loader(const Options& options, const ModelConfig& config, int rank, int ranks);
+LoaderOptions validation_loader(const Options& options, const ModelConfig& config);
+
+}  // namespace train_qat

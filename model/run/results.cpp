@@ -1,0 +1,99 @@
+#include "model/run/results.h"
+
+#include "model/format.h"
+#include "model/storage/files.h"
+
+namespace train_qat {
+
+namespace {
+
+nlohmann::json optional_number(const std::optional<double>& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json();
+}
+
+std::optional<double> number_at(const nlohmann::json& json, const char* key) {
+    return json.contains(key) && json[key].is_number() ? std::optional<double>(json[key].get<double>())
+                                                       : std::nullopt;
+}
+
+nlohmann::ordered_json bytes_of(const DataParallel::StepTraffic& traffic) {
+    return {{"gradients", traffic.gradients},
+            {"weights", traffic.weights},
+            {"unpacked_weights", traffic.unpacked_weights}};
+}
+
+std::string traffic_row(const char* name, const DataParallel::StepTraffic& traffic) {
+    if (traffic.total() == 0) return "";
+    std::string row = formatted("  %-52s %8s", name, format_bytes(traffic.total()).c_str());
+    if (traffic.weights > 0)
+        row +=
+            formatted(" (gradients %s, weights %s, %.1fx less than unpacked)",
+                      format_bytes(traffic.gradients).c_str(), format_bytes(traffic.weights).c_str(),
+                      static_cast<double>(traffic.unpacked_weights) / static_cast<double>(traffic.weights));
+    return row + "\n";
+}
+
+}  // namespace
+
+nlohmann::ordered_json losses_to_json(const RunResults& results) {
+    return {{"full_precision_at_switch", optional_number(results.full_precision)},
+            {"rounded_at_switch", optional_number(results.rounded)},
+            {"quantized", optional_number(results.quantized)}};
+}
+
+void read_losses(const nlohmann::json& json, RunResults& results) {
+    results.full_precision = number_at(json, "full_precision_at_switch");
+    results.rounded = number_at(json, "rounded_at_switch");
+    results.quantized = number_at(json, "quantized");
+}
+
+nlohmann::ordered_json run_record(const RunSettings& settings, const Plan& plan, const RunResults& results,
+                                  const std::string& device) {
+    nlohmann::ordered_json outcome = losses_to_json(results);
+    outcome["tokens_per_second_fp"] = results.fp_tokens_per_second;
+    outcome["tokens_per_second_qat"] = results.qat_tokens_per_second;
+    outcome["bytes_sent_per_step"] = {{"FP", bytes_of(results.fp_traffic)},
+                                      {"QAT", bytes_of(results.qat_traffic)}};
+    outcome["sample"] = results.sample;
+    return {{"configuration", with_roles(settings, recorded_roles)},
+            {"layout", with_roles(settings, layout_roles)},
+            {"plan",
+             {{"parameters", plan.parameters},
+              {"bits", plan.bits},
+              {"tokens_per_step", plan.tokens_per_step},
+              {"total_steps", plan.total_steps},
+              {"fp_steps", plan.fp_steps},
+              {"tokens_per_parameter_byte", plan.tokens_per_parameter_byte},
+              {"predicted_fraction", optional_number(plan.predicted_fraction)},
+              {"qat_fraction", plan.qat_fraction}}},
+            {"device", device},
+            {"compiler", __VERSION__},
+            {"results", std::move(outcome)}};
+}
+
+std::string results_table(const RunResults& results, const Plan& plan) {
+    std::string table;
+    const auto loss_row = [&](const std::string& name, const std::optional<double>& loss) {
+        if (!loss) return;
+        table += formatted("  %-52s %8.4f\n", name.c_str(), *loss);
+    };
+    const auto speed_row = [&](const char* name, double tokens_per_second) {
+        if (tokens_per_second <= 0) return;
+        table += formatted("  %-52s %8.0f tokens/s\n", name, tokens_per_second);
+    };
+    const std::string bits = format_bits(plan.bits) + (plan.bits == 1 ? " bit" : " bits");
+    if (results.full_precision || results.quantized) table += "validation loss\n";
+    loss_row(plan.qat_steps > 0 ? "full precision, at the switch" : "full precision", results.full_precision);
+    loss_row("the same model rounded to " + bits + " (no QAT)", results.rounded);
+    loss_row("quantization-aware trained, " + bits, results.quantized);
+    table += "speed\n";
+    speed_row("full-precision steps", results.fp_tokens_per_second);
+    speed_row("quantization-aware steps", results.qat_tokens_per_second);
+    if (results.fp_traffic.total() + results.qat_traffic.total() > 0) table += "sent by a rank in a step\n";
+    table += traffic_row("full-precision steps", results.fp_traffic);
+    table += traffic_row("quantization-aware steps", results.qat_traffic);
+    if (!results.sample.empty()) table += "\nsample\n" + results.sample + "\n";
+    return table;
+}
+
+}  // namespace train_qat

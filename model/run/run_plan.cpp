@@ -1,0 +1,21 @@
+#include "model/run/run_plan.h"
+
+#include "model/run/data_set.h"
+
+namespace train_qat {
+
+RunPlan plan_run(const Options& options, int ranks) {
+    const RunLayout layout = run_layout(options, ranks);
+    const ModelConfig config =
+        resolve_config(options.size, vocabulary_of(options), options.sequence_length, options.shape);
+    PlanRequest request = options.plan;
+    request.parameters = parameter_count(config);
+    request.tokens_per_step = layout.step_sequences() * config.sequence_length;
+    return {layout, config, make_plan(request)};
+}
+
+std::string describe(const RunPlan& plan) {
+    return describe(plan.config) + "\n" + format_plan(plan.plan, plan.config) + describe(plan.layout);
+}
+
+}  // namespace train_qat

@@ -1,0 +1,26 @@
+// What a run is to do, as far as its options alone say: no device, no memory, no training data beside the
+// header of a shard.
+#pragma once
+
+#include <string>
+
+#include "model/config.h"
+#include "model/plan/plan.h"
+#include "model/run/layout.h"
+#include "model/run/options.h"
+
+namespace train_qat {
+
+struct RunPlan {
+    RunLayout layout;
+    ModelConfig config;
+    Plan plan;
+};
+
+// Of a run on this many ranks. std::runtime_error naming the flag that cannot be honoured.
+RunPlan plan_run(const Options& options, int ranks);
+
+// For people: the model, the plan, and what a step is made of.
+std::string describe(const RunPlan& plan);
+
+}  // namespace train_qat

@@ -1,0 +1,32 @@
+// The loss on the validation shards.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "data/loader.h"
+#include "kernels/ranks/communicator.h"
+#include "model/run/options.h"
+#include "model/transformer.h"
+
+namespace train_qat {
+
+class Validation {
+  public:
+    // Of the shards of -j, which must be given: std::runtime_error as DataLoader's.
+    Validation(const Options& options, const ModelConfig& config);
+
+    // Collective: the mean loss over the first -val_sequences sequences, each rank taking its part of them,
+    // with the weights as they are quantized now.
+    double loss(Transformer& model, Communicator& communicator);
+
+    int64_t tokens() const { return sequences_ * sequence_length_; }  // of a validation, over all ranks
+    uint64_t fingerprint() const { return data_.fingerprint(); }
+
+  private:
+    DataLoader data_;
+    const int64_t sequences_, sequence_length_;
+    std::vector<int32_t> inputs_, targets_;  // (batch, T)
+};
+
+}  // namespace train_qat
