@@ -1,5 +1,7 @@
 #include "model/run/results.h"
 
+#include <cmath>
+
 #include "model/format.h"
 #include "model/storage/files.h"
 
@@ -8,7 +10,7 @@ namespace train_qat {
 namespace {
 
 nlohmann::json optional_number(const std::optional<double>& value) {
-    return value ? nlohmann::json(*value) : nlohmann::json();
+    return value && std::isfinite(*value) ? nlohmann::json(*value) : nlohmann::json();
 }
 
 std::optional<double> number_at(const nlohmann::json& json, const char* key) {
