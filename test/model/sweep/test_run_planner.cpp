@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "data/shard.h"
+#include "test/support/shards.h"
 #include "test/support/catch.h"
 #include "test/support/files.h"
 
