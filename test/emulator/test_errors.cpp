@@ -280,7 +280,7 @@ std::string shortcoming(Device& device, const Work& work, std::vector<std::strin
     }
     const int line = wrong_line;
     if (names_line) {
-        parts.push_back("emulator_errors.cpp:" + std::to_string(line));
+        parts.push_back("test_errors.cpp:" + std::to_string(line));
         parts.push_back("block (");
         parts.push_back("thread (");
     }

@@ -108,7 +108,7 @@ TEST_CASE("Sectors of global loads and stores", "[emulator]") {
     };
     const LaunchReport dense = copying(1, 0);
     CHECK(dense.kernel == "copy");
-    CHECK(dense.file.find("emulator_lint.cpp") != std::string::npos);
+    CHECK(dense.file.find("test_lint.cpp") != std::string::npos);
     CHECK((dense.grid.x == 2 && dense.block.x == 64));
     CHECK(dense.bytes_loaded == 512);
     CHECK(dense.bytes_stored == 512);
@@ -202,7 +202,7 @@ TEST_CASE("Counts by line, recorders and tables", "[emulator]") {
     REQUIRE(report.lines.size() == 3);
     emulator::Counters sum, reading;
     for (const auto& [line, counters] : report.lines) {
-        CHECK(line.find("emulator_lint.cpp:") != std::string::npos);
+        CHECK(line.find("test_lint.cpp:") != std::string::npos);
         sum += counters;
         if (counters.shared_wavefronts == 32 * 32) reading = counters;
     }
