@@ -1,7 +1,8 @@
-// Parts of parameters.
-#include <stdexcept>
-
 #include "kernels/weights.h"
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
 
 namespace train_qat {
 
@@ -27,6 +28,32 @@ ParameterRows rows_of(const ParameterRows& whole, int64_t first, int64_t count) 
     part.first_row += first;
     part.first_element += elements;
     return part;
+}
+
+namespace {
+
+AdamWConstants constants(const AdamWStep& step, float learning_rate, int64_t t, float weight_decay,
+                         float lowest) {
+    const double correction1 = 1.0 - std::pow(static_cast<double>(step.beta1), static_cast<double>(t));
+    const double correction2 = 1.0 - std::pow(static_cast<double>(step.beta2), static_cast<double>(t));
+    return {step.beta1,
+            step.beta2,
+            static_cast<float>(learning_rate / correction1),
+            static_cast<float>(1.0 / std::sqrt(correction2)),
+            step.epsilon,
+            1.0f - learning_rate * weight_decay,
+            lowest};
+}
+
+}  // namespace
+
+AdamWConstants constants_of_weights(const AdamWStep& step, bool decay) {
+    return constants(step, step.learning_rate, step.step, decay ? step.weight_decay : 0.0f,
+                     -std::numeric_limits<float>::infinity());
+}
+
+AdamWConstants constants_of_scales(const AdamWStep& step) {
+    return constants(step, step.scale_learning_rate, step.scale_step, 0.0f, smallest_scale);
 }
 
 }  // namespace train_qat

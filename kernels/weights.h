@@ -101,4 +101,21 @@ struct AdamWStep {
     float clip_norm = 0;     // gradients are multiplied by min(1, clip_norm / norm); 0: no clipping
 };
 
+// What a step comes to for one number, computed once for all of them: with the clipped gradient g,
+//     m <- beta1 m + (1 - beta1) g
+//     v <- beta2 v + (1 - beta2) g²
+//     u  = step_size m / (inverse_root sqrt(v) + epsilon)
+//     w <- max(lowest, keep w - u)        a scale: keep w - u w
+struct AdamWConstants {
+    float beta1, beta2;
+    float step_size;     // learning rate / (1 - beta1^t)
+    float inverse_root;  // 1 / sqrt(1 - beta2^t)
+    float epsilon;
+    float keep;    // 1 - learning rate * weight decay
+    float lowest;  // -infinity for weights
+};
+
+AdamWConstants constants_of_weights(const AdamWStep& step, bool decay);
+AdamWConstants constants_of_scales(const AdamWStep& step);
+
 }  // namespace train_qat

@@ -16,7 +16,6 @@
 //
 // The limit is the memory's: 16 bytes in and 12 out for each weight, and its level.
 #include <cmath>
-#include <limits>
 #include <span>
 
 #include "dev/cuda/bench.h"
@@ -28,27 +27,6 @@ namespace {
 
 constexpr Grid benchmark_grid = Grid::quaternary;
 
-// The constants of one step that all elements share.
-struct Update {
-    float beta1, beta2;
-    float step_size;     // learning rate / (1 - beta1^t)
-    float inverse_root;  // 1 / sqrt(1 - beta2^t)
-    float epsilon;
-    float keep;    // 1 - learning rate * weight decay
-    float lowest;  // weights do not fall below this
-};
-
-Update make_update(const AdamWStep& step, float learning_rate, int64_t t, float decay, float lowest) {
-    const auto power = static_cast<double>(t);
-    return {step.beta1,
-            step.beta2,
-            static_cast<float>(learning_rate / (1 - std::pow(static_cast<double>(step.beta1), power))),
-            static_cast<float>(1 / std::sqrt(1 - std::pow(static_cast<double>(step.beta2), power))),
-            step.epsilon,
-            1.0f - learning_rate * decay,
-            lowest};
-}
-
 // What AdamW keeps of each number of a tensor.
 struct State {
     float* value;
@@ -59,7 +37,7 @@ struct State {
 
 // relative: the step is a fraction of the value.
 template <bool relative>
-CU_DEVICE float adamw(const State& s, int64_t i, const Update& u) {
+CU_DEVICE float adamw(const State& s, int64_t i, const AdamWConstants& u) {
     const float value = load(s.value + i), gradient = load(s.gradient + i);
     const float m = u.beta1 * load(s.first_moment + i) + (1.0f - u.beta1) * gradient;
     const float v = u.beta2 * load(s.second_moment + i) + (1.0f - u.beta2) * gradient * gradient;
@@ -78,7 +56,7 @@ CU_DEVICE bfloat16 level_of(float weight, float scale) {
 // ---- 1: update, then quantize
 
 template <bool relative>
-__global__ void update_kernel(State state, Update update, int64_t count) {
+__global__ void update_kernel(State state, AdamWConstants update, int64_t count) {
     const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
     if (i < count) adamw<relative>(state, i, update);
 }
@@ -97,7 +75,8 @@ __global__ void quantize_kernel(bfloat16* levels, float* effective, const float*
 
 // A block per row.
 __global__ void update_and_quantize_kernel(bfloat16* levels, float* effective, State weights, State scales,
-                                           Update weight_update, Update scale_update, int columns) {
+                                           AdamWConstants weight_update, AdamWConstants scale_update,
+                                           int columns) {
     CU_SHARED(row_scale, float);
     const int64_t row = blockIdx.x;
     if (threadIdx.x == 0) {
@@ -168,9 +147,9 @@ class AdamW final : public Problem {
     AdamW(CudaBackend& backend, const Sizes& sizes)
         : Problem(backend),
           squares_(positives(DType::float32, {1})),
-          weight_update_(make_update(step_, step_.learning_rate, step_.step, step_.weight_decay, -unbounded)),
-          vector_update_(make_update(step_, step_.learning_rate, step_.step, 0, -unbounded)),
-          scale_update_(make_update(step_, step_.scale_learning_rate, step_.scale_step, 0, smallest_scale)) {
+          weight_update_(constants_of_weights(step_, true)),
+          vector_update_(constants_of_weights(step_, false)),
+          scale_update_(constants_of_scales(step_)) {
         const int64_t width = sizes.at("width"), ffn = sizes.at("ffn");
         for (int64_t layer = 0; layer < sizes.at("layers"); ++layer) {
             add(1, width, false);
@@ -360,10 +339,9 @@ class AdamW final : public Problem {
         return levels;
     }
 
-    static constexpr float unbounded = std::numeric_limits<float>::infinity();
     AdamWStep step_ = benchmark_step();
     Numbers squares_;
-    Update weight_update_, vector_update_, scale_update_;
+    AdamWConstants weight_update_, vector_update_, scale_update_;
     std::vector<Parameter> parameters_;
     std::vector<ParameterRows> plain_rows_, packed_rows_;
 };

@@ -8,39 +8,14 @@ namespace train_qat {
 
 namespace {
 
-// The constants of one step that all elements share.
-struct Update {
-    float gradient_factor;  // clipping
-    float beta1, beta2;
-    float step_size;     // learning rate / (1 - beta1^t)
-    float inverse_root;  // 1 / sqrt(1 - beta2^t)
-    float epsilon;
-    float keep;    // 1 - learning rate * weight decay
-    float lowest;  // weights do not fall below this
-};
-
-Update make_update(const AdamWStep& step, float learning_rate, int64_t t, float weight_decay, float lowest,
-                   float gradient_factor) {
-    const double correction1 = 1.0 - std::pow(static_cast<double>(step.beta1), static_cast<double>(t));
-    const double correction2 = 1.0 - std::pow(static_cast<double>(step.beta2), static_cast<double>(t));
-    return {gradient_factor,
-            step.beta1,
-            step.beta2,
-            static_cast<float>(learning_rate / correction1),
-            static_cast<float>(1.0 / std::sqrt(correction2)),
-            step.epsilon,
-            1.0f - learning_rate * weight_decay,
-            lowest};
-}
-
-// relative: the step is a fraction of the value.
+// gradient_factor: clipping; relative: the step is a fraction of the value.
 template <bool relative>
 void adamw(float* __restrict weights, const float* __restrict gradient, float* __restrict first_moment,
-           float* __restrict second_moment, int64_t count, const Update& u) {
+           float* __restrict second_moment, int64_t count, float gradient_factor, const AdamWConstants& u) {
     const float new1 = 1.0f - u.beta1, new2 = 1.0f - u.beta2;
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
-        const float g = gradient[i] * u.gradient_factor;
+        const float g = gradient[i] * gradient_factor;
         const float m = u.beta1 * first_moment[i] + new1 * g;
         const float v = u.beta2 * second_moment[i] + new2 * g * g;
         first_moment[i] = m;
@@ -63,22 +38,18 @@ float clip_factor(const Tensor& squares, float clip_norm) {
 void CpuBackend::compute(const AdamwAndQuantize& args) {
     for (const ParameterRows& parameter : args.parameters) check_has_master(args.name, parameter);
     const float factor = clip_factor(args.squares, args.step.clip_norm);
-    const float unbounded = -__builtin_inff();
-    const Update decayed = make_update(args.step, args.step.learning_rate, args.step.step,
-                                       args.step.weight_decay, unbounded, factor);
-    const Update plain =
-        make_update(args.step, args.step.learning_rate, args.step.step, 0.0f, unbounded, factor);
-    const Update scales = make_update(args.step, args.step.scale_learning_rate, args.step.scale_step, 0.0f,
-                                      smallest_scale, factor);
+    const AdamWConstants decayed = constants_of_weights(args.step, true);
+    const AdamWConstants plain = constants_of_weights(args.step, false);
+    const AdamWConstants scales = constants_of_scales(args.step);
 
     update_and_quantize(args.parameters, [&](const ParameterRows& p, int64_t first, int64_t last) {
         const int64_t begin = first * p.columns;
         adamw<false>(p.master + begin, p.gradient + begin, p.first_moment + begin, p.second_moment + begin,
-                     (last - first) * p.columns, p.decay ? decayed : plain);
+                     (last - first) * p.columns, factor, p.decay ? decayed : plain);
         if (p.grid != Grid::none) {
             const int64_t groups = p.columns / p.group, scale = first * groups;
             adamw<true>(p.scale + scale, p.scale_gradient + scale, p.scale_first_moment + scale,
-                        p.scale_second_moment + scale, (last - first) * groups, scales);
+                        p.scale_second_moment + scale, (last - first) * groups, factor, scales);
         }
     });
 }

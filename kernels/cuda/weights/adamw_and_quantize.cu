@@ -11,7 +11,6 @@
 // Floor: weights and both moments read and written, gradients read, levels written, once: with float32 masters and
 // packed codes 28 bytes and a level each. All parameters in one launch (kernels/cuda/weights/weight_update.cuh), after
 // one block has found the clipping factor.
-#include <cmath>
 
 #include "kernels/cuda/weights/stochastic_rounding.cuh"
 #include "kernels/cuda/weights/weight_update.cuh"
@@ -21,30 +20,10 @@ namespace train_qat::CU_BACKEND {
 
 namespace {
 
-// The constants of one step that all elements share.
-struct Update {
-    float beta1, beta2;
-    float step_size;     // learning rate / (1 - beta1^t)
-    float inverse_root;  // 1 / sqrt(1 - beta2^t)
-    float epsilon;
-    float lowest;  // weights do not fall below this
-};
-
-Update make_update(const AdamWStep& step, float learning_rate, int64_t t, float lowest) {
-    const double correction1 = 1.0 - std::pow(static_cast<double>(step.beta1), static_cast<double>(t));
-    const double correction2 = 1.0 - std::pow(static_cast<double>(step.beta2), static_cast<double>(t));
-    return {step.beta1,
-            step.beta2,
-            static_cast<float>(learning_rate / correction1),
-            static_cast<float>(1.0 / std::sqrt(correction2)),
-            step.epsilon,
-            lowest};
-}
-
 // The new weight. keep: 1 - learning rate * weight decay; relative: the step is a fraction of the value.
 template <bool relative>
 CU_DEVICE float adamw(float weight, float gradient, float& first_moment, float& second_moment,
-                      const Update& u, float keep) {
+                      const AdamWConstants& u, float keep) {
     const float m = u.beta1 * first_moment + (1.0f - u.beta1) * gradient;
     const float v = u.beta2 * second_moment + (1.0f - u.beta2) * gradient * gradient;
     first_moment = m;
@@ -56,8 +35,8 @@ CU_DEVICE float adamw(float weight, float gradient, float& first_moment, float& 
 
 // Loads, steps and stores scales and weights of one parameter.
 struct AdamW {
-    const Update& weight_update;
-    const Update& scale_update;
+    const AdamWConstants& weight_update;
+    const AdamWConstants& scale_update;
     float keep;             // 1 - learning rate * weight decay
     float gradient_factor;  // clipping
     uint64_t step;
@@ -98,11 +77,10 @@ struct AdamW {
 
 // clip_factor: (1)
 __global__ void __launch_bounds__(update_threads)
-    adamw_and_quantize_kernel(const UpdateTables tables, const Update weight_update,
-                              const Update scale_update, float keep_decayed, const float* clip_factor,
-                              int64_t step) {
+    adamw_and_quantize_kernel(const UpdateTables tables, const AdamWConstants weight_update,
+                              const AdamWConstants scale_update, const float* clip_factor, int64_t step) {
     update_row_block(tables, [&](const UpdateParameter& p, const RowBlock&) {
-        return AdamW{weight_update, scale_update, p.decay ? keep_decayed : 1.0f, load(clip_factor),
+        return AdamW{weight_update, scale_update, p.decay ? weight_update.keep : 1.0f, load(clip_factor),
                      static_cast<uint64_t>(step)};
     });
 }
@@ -126,17 +104,15 @@ __global__ void __launch_bounds__(update_threads)
 void adamw_and_quantize(Device& device, WeightTables& tables, const AdamwAndQuantize& arguments) {
     if (arguments.parameters.empty()) return;
     const AdamWStep& step = arguments.step;
-    const float unbounded = -std::numeric_limits<float>::infinity();
-    const Update weights = make_update(step, step.learning_rate, step.step, unbounded);
-    const Update scales = make_update(step, step.scale_learning_rate, step.scale_step, smallest_scale);
-    const float keep = 1.0f - step.learning_rate * step.weight_decay;
+    const AdamWConstants weights = constants_of_weights(step, true);
+    const AdamWConstants scales = constants_of_scales(step);
 
     const UpdateTables uploaded = tables.by_steps(arguments.parameters);
     auto* const clip_factor = static_cast<float*>(device.scratch(sizeof(float)));
     CU_LAUNCH(clip_factor_kernel, 1, update_threads, 0, device.stream(), clip_factor,
               arguments.squares.as<float>(), arguments.squares.shape[0], step.clip_norm);
     CU_LAUNCH(adamw_and_quantize_kernel, static_cast<unsigned>(uploaded.block_count), update_threads, 0,
-              device.stream(), uploaded, weights, scales, keep, clip_factor, step.step);
+              device.stream(), uploaded, weights, scales, clip_factor, step.step);
 }
 
 }  // namespace train_qat::CU_BACKEND
