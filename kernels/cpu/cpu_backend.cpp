@@ -91,7 +91,8 @@ int64_t CpuBackend::available_memory() const {
 
 bool CpuBackend::supports(DType compute_type) const {
     return compute_type == DType::float32 ||
-           (compute_type == DType::bfloat16 && cpu_has_bfloat16_dot_product());
+           (compute_type == DType::bfloat16 && cpu_has_bfloat16_dot_product() &&
+            matmuls_->supports(compute_type));
 }
 
 void* CpuBackend::allocate(int64_t bytes) {

@@ -58,6 +58,17 @@ void MatmulCache::use_threads() {
     omp_set_num_threads(threads_);
 }
 
+bool MatmulCache::supports(DType dtype) const {
+    const Desc matrix = strided(dtype, 64, 64, 64, 1);
+    dnnl_primitive_desc_t description = nullptr;
+    const dnnl::matmul::desc operation(matrix, matrix, matrix);
+    if (dnnl_primitive_desc_create(&description, &operation.data, nullptr, engine_.get(), nullptr) !=
+        dnnl_success)
+        return false;
+    dnnl_primitive_desc_destroy(description);
+    return true;
+}
+
 const Desc& MatmulCache::packed_layout(DType dtype, int64_t inner, int64_t columns) {
     inner = padded_inner(amx_, dtype, inner);
     const auto key = std::make_tuple(dtype, inner, columns);

@@ -25,6 +25,9 @@ class MatmulCache {
   public:
     MatmulCache(int threads, bool amx);
 
+    // Whether oneDNN has matmuls of this dtype: ONEDNN_MAX_CPU_ISA may keep it from instructions that the CPU has.
+    bool supports(DType dtype) const;
+
     // The layout in which oneDNN wants the right operand, (inner, columns), of a matmul: blocked, padded, and
     // independent of the number of rows on the left.
     const dnnl::memory::desc& packed_layout(DType dtype, int64_t inner, int64_t columns);

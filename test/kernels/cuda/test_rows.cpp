@@ -48,7 +48,8 @@ TEST_CASE("rmsnorm of very long rows, and of very many",
     };
     constexpr float epsilon = 1e-5f;
     for (DType type : compute_types()) {
-        for (const Case& c : {Case{17, 10000}, Case{3, 24001}, Case{9, 24004}, Case{17001, 3}}) {
+        for (Case c : {Case{17, 10000}, Case{3, 24001}, Case{9, 24004}, Case{17001, 3}}) {
+            if (small_shapes_only() && c.C > 3) c.M = 2;
             Random random(c.C);
             const Array residual = random.normals(c.M * c.C), branch = random.normals(c.M * c.C, type);
             const Array weight = random.normals(c.C), column_scale = random.scales(c.C, 0.5);
