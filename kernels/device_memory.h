@@ -1,22 +1,25 @@
-// Memory of a backend, with an owner.
+// Device memory with an owner, released at the end of its life.
 #pragma once
 
 #include <cstdint>
 #include <utility>
 
-#include "kernels/backend.h"
-
 namespace train_qat {
 
-// Memory of a backend, released at the end of its life.
-class DeviceMemory {
+class Backend;
+
+// Device: has void* allocate(int64_t bytes) and void release(void*), and outlives the memory.
+template <typename Device>
+class OwnedMemory {
   public:
-    DeviceMemory() = default;
-    DeviceMemory(Backend& backend, int64_t bytes)
-        : backend_(&backend), data_(bytes > 0 ? backend.allocate(bytes) : nullptr), bytes_(bytes) {}
-    ~DeviceMemory() { reset(); }
-    DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
-    DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    OwnedMemory() = default;
+    OwnedMemory(Device& device, int64_t bytes)
+        : device_(&device), data_(bytes > 0 ? device.allocate(bytes) : nullptr), bytes_(bytes) {}
+    ~OwnedMemory() {
+        if (data_ != nullptr) device_->release(data_);
+    }
+    OwnedMemory(OwnedMemory&& other) noexcept { swap(other); }
+    OwnedMemory& operator=(OwnedMemory&& other) noexcept {
         swap(other);
         return *this;
     }
@@ -24,18 +27,16 @@ class DeviceMemory {
     int64_t bytes() const { return bytes_; }
 
   private:
-    void reset() {
-        if (data_ != nullptr) backend_->release(data_);
-        data_ = nullptr;
-    }
-    void swap(DeviceMemory& other) noexcept {
-        std::swap(backend_, other.backend_);
+    void swap(OwnedMemory& other) noexcept {
+        std::swap(device_, other.device_);
         std::swap(data_, other.data_);
         std::swap(bytes_, other.bytes_);
     }
-    Backend* backend_ = nullptr;
+    Device* device_ = nullptr;
     void* data_ = nullptr;
     int64_t bytes_ = 0;
 };
+
+using DeviceMemory = OwnedMemory<Backend>;
 
 }  // namespace train_qat

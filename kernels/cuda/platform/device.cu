@@ -16,13 +16,6 @@ std::string tuning_name(const DeviceProperties& card) {
 
 }  // namespace
 
-DeviceBuffer::DeviceBuffer(Device& device, int64_t bytes)
-    : device_(&device), data_(bytes > 0 ? device.allocate(bytes) : nullptr), bytes_(bytes) {}
-
-DeviceBuffer::~DeviceBuffer() {
-    if (data_ != nullptr) device_->release(data_);
-}
-
 Device::Device(const CudaOptions& options)
     : options_(options),
       runtime_(options.device),

@@ -7,9 +7,9 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <utility>
 
 #include "kernels/backend.h"
+#include "kernels/device_memory.h"
 #include "kernels/cuda/platform/cuda_options.h"
 #include "kernels/cuda/platform/portable.cuh"
 #include "kernels/cuda/platform/runtime.h"
@@ -19,30 +19,7 @@ namespace train_qat::CU_BACKEND {
 
 class Device;
 
-// Memory of a device, released at the end of its life. (kernels/device_memory.h is the same for callers of backends.)
-class DeviceBuffer {
-  public:
-    DeviceBuffer() = default;
-    DeviceBuffer(Device& device, int64_t bytes);
-    ~DeviceBuffer();
-    DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
-    DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
-        swap(other);
-        return *this;
-    }
-    void* data() const { return data_; }
-    int64_t bytes() const { return bytes_; }
-
-  private:
-    void swap(DeviceBuffer& other) noexcept {
-        std::swap(device_, other.device_);
-        std::swap(data_, other.data_);
-        std::swap(bytes_, other.bytes_);
-    }
-    Device* device_ = nullptr;
-    void* data_ = nullptr;
-    int64_t bytes_ = 0;
-};
+using DeviceBuffer = OwnedMemory<Device>;
 
 class Device {
   public:
