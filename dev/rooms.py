@@ -32,11 +32,11 @@ LOWER = {
     "kernels": [],
     "kernels/cpu": ["kernels"],
     "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
-    f"{CUDA}/platform": ["kernels", "dev/emulator"],
-    **{room: ["kernels", f"{CUDA}/platform", "dev/emulator"] for room in CUDA_ROOMS},
-    f"{CUDA}/matmul": ["kernels", f"{CUDA}/platform", f"{CUDA}/weights", "dev/emulator"],
+    f"{CUDA}/platform": ["kernels"],
+    **{room: ["kernels", f"{CUDA}/platform"] for room in CUDA_ROOMS},
+    f"{CUDA}/matmul": ["kernels", f"{CUDA}/platform", f"{CUDA}/weights"],
     CUDA: ["kernels", f"{CUDA}/platform", *CUDA_ROOMS],
-    "dev/emulator": ["kernels"],
+    "dev/emulator": ["kernels", f"{CUDA}/platform"],
     "model": ["data", "kernels", "kernels/ranks"],
     "model/plan": ["model", "kernels", "kernels/ranks"],
     "model/storage": ["model", "kernels", "kernels/ranks"],
@@ -140,7 +140,7 @@ def headers_to_compile(sources):
 
 def fault_of_header(name):
     """None, or what keeps a header from compiling alone. Headers of device code compile through the emulator."""
-    command = ["g++", "-std=c++20", "-fsyntax-only", "-w", "-fopenmp", "-fno-strict-aliasing", "-I", ROOT, "-x", "c++",
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-w", "-fopenmp", "-fno-strict-aliasing", "-I", ROOT, "-I", os.path.join(ROOT, "dev", "emulator"), "-x", "c++",
                os.path.join(ROOT, name)]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return f"{name} does not compile alone:\n{result.stdout}" if result.returncode else None

@@ -1,4 +1,4 @@
-// What the inline thread functions of device.h work on: the running thread, and the values that the 32
+// What the inline thread functions of cuda_emulator.h work on: the running thread, and the values that the 32
 // threads of a warp exchange when they meet. The functions are those of the scheduler and of the checks.
 #pragma once
 

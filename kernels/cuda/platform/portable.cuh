@@ -1,7 +1,8 @@
 // The CUDA that our kernels are written in. Every .cu file includes this header and nothing else of CUDA, and
 // compiles in two ways:
 //   * nvcc: everything below is a thin wrapper around the hardware's own instruction;
-//   * g++:  dev/emulator/device.h gives the same names, and the kernels run on the CPU, checked.
+//   * g++:  <cuda_emulator.h> gives the same names, and the kernels run on the CPU, checked. Like CUDA's own headers it
+//           comes with a toolkit, which the build puts into the include path: dev/emulator.
 //
 // Rules for kernels, so that both ways mean the same:
 //   * Launch with CU_LAUNCH(kernel, grid, block, dynamic shared bytes, stream, arguments...); put a template
@@ -28,7 +29,7 @@
 
 #if !defined(__CUDACC__)
 
-#include "dev/emulator/device.h"
+#include <cuda_emulator.h>
 
 #else
 
