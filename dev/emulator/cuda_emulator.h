@@ -11,7 +11,6 @@
 #include "dev/emulator/launch.h"
 #include "dev/emulator/sanitizers.h"
 #include "dev/emulator/tensor_core.h"
-#include "dev/emulator/thread_index.h"
 #include "dev/emulator/warp.h"
 #include "kernels/tensor.h"
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "dev/emulator/thread_index.h"
+#include "dev/emulator/launch.h"
 
 namespace train_qat::emulator {
 
