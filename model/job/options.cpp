@@ -183,7 +183,7 @@ void add_rank_flags(CLI::App& app, Options& o) {
     app.add_option("--rendezvous", o.rendezvous,
                    "a path on a shared file system where ranks meet that no MPI connects (srun)")
         ->group(group);
-    app.add_option("--sweep", o.sweep, "train every combination of a grid: a JSON file, see README.md")
+    app.add_option("--sweep", o.sweep, "train every combination of a grid: a JSON file, see model/sweep/README.md")
         ->group(group);
     app.add_option("--sweep_ranks", o.sweep_ranks, "ranks that train one run of a sweep together")
         ->group(group)

@@ -39,7 +39,7 @@ std::string help(const std::string& flag) {
 
 }  // namespace
 
-TEST_CASE("defaults of the command line", "[command_line]") {
+TEST_CASE("defaults of the command line", "[options]") {
     const Options options = parse("");
     CHECK(options.size.empty());
     CHECK_FALSE(options.shape.layers);
@@ -100,7 +100,7 @@ TEST_CASE("defaults of the command line", "[command_line]") {
     CHECK(options.temperature == 0.8);
 }
 
-TEST_CASE("every flag reaches its option", "[command_line]") {
+TEST_CASE("every flag reaches its option", "[options]") {
     const Options options = parse(
         "-n 1.5M -layers 3 -width 96 -heads 6 -kv_heads 2 -ffn 160 -vocab 999 -seq_len 77 -b 1.58 -group 64 "
         "-qat_frac 0.25 -tokens 8B -schedule cosine -cooldown classic -cooldown_frac 0.3 -warmup 200 -lr "
@@ -169,7 +169,7 @@ TEST_CASE("every flag reaches its option", "[command_line]") {
     CHECK_FALSE(parse("-qat_frac auto").plan.qat_fraction);
 }
 
-TEST_CASE("one dash, two dashes and = are the same", "[command_line]") {
+TEST_CASE("one dash, two dashes and = are the same", "[options]") {
     for (const char* line :
          {"-qat_frac 0.25 -b 2 -o run -resume", "--qat_frac 0.25 --b 2 --o run --resume",
           "-qat_frac=0.25 -b=2 -o=run -resume", "--qat_frac=0.25 --b=2 --o=run --resume"}) {
@@ -187,7 +187,7 @@ TEST_CASE("one dash, two dashes and = are the same", "[command_line]") {
     CHECK(spoken->data.training == "a b,c");
 }
 
-TEST_CASE("negative numbers are values, not flags", "[command_line]") {
+TEST_CASE("negative numbers are values, not flags", "[options]") {
     // Read as numbers, then refused as such, by the flag's own check.
     CHECK(parse("-lr -1").plan.learning_rate == -1);
     CHECK(parse("-lr -1e-3").plan.learning_rate == -1e-3);
@@ -198,7 +198,7 @@ TEST_CASE("negative numbers are values, not flags", "[command_line]") {
     CHECK(mentions(parse_error("-keep -1"), {"-keep", "negative"}));
 }
 
-TEST_CASE("help lists the flags, and nothing else is done", "[command_line]") {
+TEST_CASE("help lists the flags, and nothing else is done", "[options]") {
     for (const char* flag : {"-h", "--help", "-help"}) {
         const std::string text = help(flag);
         for (const char* listed :
@@ -207,7 +207,7 @@ TEST_CASE("help lists the flags, and nothing else is done", "[command_line]") {
     }
 }
 
-TEST_CASE("an error is one line that names the flag", "[command_line]") {
+TEST_CASE("an error is one line that names the flag", "[options]") {
     const auto check = [](const std::string& line, std::initializer_list<std::string> parts) {
         INFO(line);
         CHECK(mentions(parse_error(line), parts));
@@ -272,7 +272,7 @@ TEST_CASE("an error is one line that names the flag", "[command_line]") {
     check("-dtype fp8", {"-dtype", "'fp8'"});
 }
 
-TEST_CASE("the limits of the ranges are inside", "[command_line]") {
+TEST_CASE("the limits of the ranges are inside", "[options]") {
     for (const char* line : {"-batch 1",
                              "-batch 1000000",
                              "-seq_len 1",

@@ -15,7 +15,7 @@
 using namespace train_qat;
 using namespace train_qat::test;
 
-TEST_CASE("settings hold what the numbers of a run depend on", "[run_settings]") {
+TEST_CASE("settings hold what the numbers of a run depend on", "[settings]") {
     const nlohmann::ordered_json settings = recorded(some_settings());
     CHECK(settings["layers"] == 2);
     CHECK(settings["width"] == 32);
@@ -38,7 +38,7 @@ TEST_CASE("settings hold what the numbers of a run depend on", "[run_settings]")
 }
 
 TEST_CASE("run.json and checkpoints keep the settings that they always kept, in the same order",
-          "[run_settings]") {
+          "[settings]") {
     const nlohmann::ordered_json settings = recorded(some_settings());
     std::string keys;
     for (const auto& [key, value] : settings.items()) keys += key + " ";
@@ -48,7 +48,7 @@ TEST_CASE("run.json and checkpoints keep the settings that they always kept, in 
           "qat_lr final_lr_frac scale_lr beta1 beta2 eps weight_decay clip seed dtype master ");
 }
 
-TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[run_settings]") {
+TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[settings]") {
     const nlohmann::ordered_json trunk = with_roles(some_settings(), trunk_roles);
     const nlohmann::ordered_json settings = recorded(some_settings());
     for (const auto& [key, value] : settings.items()) {
@@ -61,7 +61,7 @@ TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[run
     }
 }
 
-TEST_CASE("a job of a sweep is told apart by all that changes its bits", "[run_settings]") {
+TEST_CASE("a job of a sweep is told apart by all that changes its bits", "[settings]") {
     const nlohmann::ordered_json job = with_roles(some_settings(), job_roles);
     for (const char* key : {"ranks", "batch", "grad_accum", "device", "qat_gemm", "dtype", "master", "group",
                             "scale_lr", "seed", "total_batch", "val_every", "val_sequences"})
@@ -71,7 +71,7 @@ TEST_CASE("a job of a sweep is told apart by all that changes its bits", "[run_s
     CHECK(job["device"] == "cpu");
 }
 
-TEST_CASE("ranks with any other setting or data are found", "[run_settings]") {
+TEST_CASE("ranks with any other setting or data are found", "[settings]") {
     const auto error_with = [](const RunSettings& of_rank_1, DataFingerprints data_of_rank_1) {
         std::vector<std::string> errors(2);
         run_ranks(2, [&](Communicator& communicator) {
@@ -94,7 +94,7 @@ TEST_CASE("ranks with any other setting or data are found", "[run_settings]") {
     }
 }
 
-TEST_CASE("a total batch is divided among ranks and micro-batches", "[run_settings]") {
+TEST_CASE("a total batch is divided among ranks and micro-batches", "[settings]") {
     Options options;
     options.batch = 8;
     options.gradient_accumulation = 3;

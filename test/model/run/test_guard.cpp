@@ -23,13 +23,13 @@ std::string guard_error(RunGuard& guard, int64_t step, double loss, double norm,
 
 }  // namespace
 
-TEST_CASE("the guard lets healthy numbers pass", "[run_guard]") {
+TEST_CASE("the guard lets healthy numbers pass", "[guard]") {
     RunGuard guard(61);
     for (int64_t step = 1; step <= 500; ++step) CHECK(guard_error(guard, step, 4.1, 1e30).empty());
     CHECK(guard_error(guard, 501, 0, 0).empty());
 }
 
-TEST_CASE("the guard stops at numbers that are not finite", "[run_guard]") {
+TEST_CASE("the guard stops at numbers that are not finite", "[guard]") {
     RunGuard guard(61);
     CHECK(mentions(guard_error(guard, 7, not_a_number, 1.0),
                    {"step 7: ", "the loss is ", "nan", "no checkpoint yet", "-lr"}));
@@ -48,7 +48,7 @@ TEST_CASE("the guard stops at numbers that are not finite", "[run_guard]") {
     CHECK(error.find("no checkpoint yet") == std::string::npos);
 }
 
-TEST_CASE("the guard stops a loss that stays far above that of guessing", "[run_guard]") {
+TEST_CASE("the guard stops a loss that stays far above that of guessing", "[guard]") {
     constexpr int64_t patience = 50;
     const double threshold = 2.0 * std::log(61.0) + 1.0;  // 9.22
     {

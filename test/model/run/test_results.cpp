@@ -10,7 +10,7 @@
 using namespace train_qat;
 using namespace train_qat::test;
 
-TEST_CASE("run.json holds settings, results and where they are from", "[run_state]") {
+TEST_CASE("run.json holds settings, results and where they are from", "[results]") {
     RunResults results = some_state().results;
     results.qat_tokens_per_second = 1234.5;
     results.sample = "Once \xff";
@@ -31,7 +31,7 @@ TEST_CASE("run.json holds settings, results and where they are from", "[run_stat
     CHECK(record["results"]["sample"] == "Once \xff");
 }
 
-TEST_CASE("the closing table shows what is known", "[run_state]") {
+TEST_CASE("the closing table shows what is known", "[results]") {
     RunResults results;
     results.full_precision = 3.25;
     results.rounded = 4.125;
@@ -57,7 +57,7 @@ TEST_CASE("the closing table shows what is known", "[run_state]") {
     CHECK(without_switch.find("switch") == std::string::npos);
 }
 
-TEST_CASE("the throughput of a phase leaves its first step out when there are more", "[run_state]") {
+TEST_CASE("the throughput of a phase leaves its first step out when there are more", "[results]") {
     PhaseTime time;
     CHECK(time.tokens_per_second() == 0);
     time.add(100, 50);

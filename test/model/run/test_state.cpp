@@ -25,7 +25,7 @@ std::string resume_error(const nlohmann::json& saved, const RunSettings& setting
 
 }  // namespace
 
-TEST_CASE("the state of a run survives its text bit by bit", "[run_state]") {
+TEST_CASE("the state of a run survives its text bit by bit", "[state]") {
     const RunState state = some_state();
     const nlohmann::json saved = through_text(to_json(state, some_settings(), fingerprint));
     const RunState loaded = read_run_state(saved, some_settings(), fingerprint);
@@ -42,7 +42,7 @@ TEST_CASE("the state of a run survives its text bit by bit", "[run_state]") {
     CHECK_FALSE(fresh.results.rounded);
 }
 
-TEST_CASE("a resume with another setting is refused by the setting's name", "[run_state]") {
+TEST_CASE("a resume with another setting is refused by the setting's name", "[state]") {
     const RunSettings settings = some_settings();
     const nlohmann::json saved = through_text(to_json(some_state(), settings, fingerprint));
     REQUIRE(resume_error(saved, settings).empty());
@@ -71,7 +71,7 @@ TEST_CASE("a resume with another setting is refused by the setting's name", "[ru
     CHECK(mentions(resume_error(saved, settings, 0), {"-i"}));
 }
 
-TEST_CASE("the flag that the user gave is named before what follows from it", "[run_state]") {
+TEST_CASE("the flag that the user gave is named before what follows from it", "[state]") {
     const auto with_fraction = [](double fraction) {
         return settings_of({{1, 1, 3, 5}, some_config(), some_plan(1.58, fraction)});
     };
