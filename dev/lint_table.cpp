@@ -11,8 +11,8 @@
 
 #include "dev/emulator/emulator.h"
 #include "kernels/backend.h"
-#include "kernels/device_memory.h"
 #include "kernels/cuda/platform/cuda_options.h"
+#include "kernels/device_memory.h"
 
 namespace train_qat {
 namespace {
@@ -241,7 +241,8 @@ void print_table() {
     LintTable table(*backend);
     std::printf(
         "# What the kernels move, multiply and wait for\n\n"
-        "`build/train_qat_lint > dev/results/lint.md`; counted by the emulator on one block of a small model: M = "
+        "`build/train_qat_lint > dev/results/lint.md`; counted by the emulator on one block of a small "
+        "model: M = "
         "%lld rows "
         "(B %lld, T %lld),\nC %lld, %lld query and %lld key/value heads, F %lld, V %lld, bfloat16. All "
         "columns but "

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "model/units.h"
 #include "model/transformer.h"
+#include "model/units.h"
 
 namespace train_qat {
 

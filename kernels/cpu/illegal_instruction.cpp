@@ -25,8 +25,7 @@ std::string text_for(const std::string& cpu) {
            std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
            std::to_string(version->patch) +
            ": probably a fault of oneDNN on this CPU; ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 or AVX2 in the "
-           "environment "
-           "may avoid it\n";
+           "environment may avoid it\n";
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // Quantization of weights: initial scales, and levels into the matmuls' copy of the weights. Grids:
 // kernels/grid.h.
 #include <cmath>
-#include <cstdlib>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/weight_update.h"

@@ -1,7 +1,6 @@
 // Weights as ranks exchange them: rows of packed codes and scales, or of plain numbers. A packed weight
 // (packed_weight.h) mixes rows, so messages are made from the masters and are a buffer of their own; only the
 // scales of rows stand in the ComputeWeight.
-#include <cmath>
 #include <cstring>
 #include <limits>
 

@@ -6,7 +6,6 @@
 
 #include "kernels/ranks/agreement.h"
 #include "model/storage/checksum.h"
-#include "model/storage/files.h"
 
 namespace train_qat {
 

@@ -1,5 +1,4 @@
 // The text of -plan.
-#include <cmath>
 
 #include "model/plan/plan.h"
 #include "model/plan/schedule.h"

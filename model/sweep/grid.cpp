@@ -10,7 +10,6 @@
 #include <set>
 #include <stdexcept>
 
-#include "model/config.h"
 #include "model/plan/plan.h"
 #include "model/storage/files.h"
 #include "model/units.h"

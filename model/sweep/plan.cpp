@@ -7,7 +7,6 @@
 #include <set>
 #include <stdexcept>
 
-#include "model/config.h"
 #include "model/plan/schedule.h"
 #include "model/storage/checksum.h"
 #include "model/units.h"

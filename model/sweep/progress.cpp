@@ -8,9 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "model/config.h"
-#include "model/units.h"
 #include "model/run/metrics.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "test/support/catch.h"
 #include "kernels/device_memory.h"
+#include "test/support/catch.h"
 #include "test/support/device.h"
 
 using namespace train_qat;

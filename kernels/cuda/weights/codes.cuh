@@ -13,8 +13,7 @@ namespace train_qat::CU_BACKEND {
 struct CodeRows {
     const uint8_t* codes = nullptr;  // (rows, row_bytes)
     int64_t row_bytes = 0;
-    const float* scales =
-        nullptr;  // (rows, columns / group), or null: one scale per row, which stays outside
+    const float* scales = nullptr;  // (rows, columns / group); null: one per row, which stays outside
     Grid grid = Grid::none;
     int64_t group = 0;
 };

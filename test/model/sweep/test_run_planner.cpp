@@ -3,10 +3,9 @@
 
 #include <sstream>
 
-#include "data/shard.h"
-#include "test/support/shards.h"
 #include "test/support/catch.h"
 #include "test/support/files.h"
+#include "test/support/shards.h"
 
 using namespace train_qat;
 using namespace train_qat::test;
