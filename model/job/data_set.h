@@ -10,7 +10,7 @@
 
 namespace train_qat {
 
-// Where data/prepare.py notes what it has prepared last, relative to the root of the checkout:
+// Where data/prepare.py notes what it has prepared last; the program looks from the folder that it is started in:
 //   {"train": "x_train_*.bin", "validation": "x_val_*.bin", "tokenizer": "x.model"}
 // with paths relative to this file's folder, or absolute ones; null for what there is not.
 inline constexpr const char* latest_data_record = "data/cache/latest.json";
