@@ -140,7 +140,8 @@ def headers_to_compile(sources):
 
 def fault_of_header(name):
     """None, or what keeps a header from compiling alone. Headers of device code compile through the emulator."""
-    command = ["g++", "-std=c++20", "-fsyntax-only", "-w", "-fopenmp", "-fno-strict-aliasing", "-I", ROOT, "-I", os.path.join(ROOT, "dev", "emulator"), "-x", "c++",
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-w", "-fopenmp", "-fno-strict-aliasing", "-I", ROOT,
+               "-I", os.path.join(ROOT, "dev", "emulator"), "-x", "c++",
                os.path.join(ROOT, name)]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return f"{name} does not compile alone:\n{result.stdout}" if result.returncode else None
