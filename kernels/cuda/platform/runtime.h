@@ -1,5 +1,5 @@
 // One device as the backend uses it: memory, a compute stream and a copy stream, graphs, timing. Two
-// implementations: runtime.cu for a GPU and dev/emulator/runtime.cpp for the emulated device.
+// implementations: runtime.cu for a GPU and dev/emulated_cuda/runtime.cpp for the emulated device.
 #pragma once
 
 #include <cstdint>
