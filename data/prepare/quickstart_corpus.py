@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """Fetch the quickstart corpus: Jane Austen's six novels, 4 MB of English prose, one text file each.
 
-The novels come with the Debian package r-cran-janeaustenr (public domain text). `apt-get download` needs neither
-root nor an installation, and R isn't needed either: the package keeps each novel as a vector of lines in R's
-serialization format, and the small reader below understands as much of it as that takes.
+The novels come with the Debian package r-cran-janeaustenr (public domain text). R isn't needed: the package keeps each
+novel as a vector of lines in R's serialization format, and the small reader below understands as much of it as that takes.
 """
 import argparse
 import gzip
 import os
-import shutil
 import struct
-import subprocess
 import sys
-import tempfile
 import zlib
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from debian_packages import CorpusError, unpacked
 
 PACKAGE = "r-cran-janeaustenr"
 DATA_FILES = "usr/lib/R/site-library/janeaustenr/data/Rdata"
@@ -29,10 +28,6 @@ NOVELS = {
 }
 LEAST_TOTAL_BYTES = 3_900_000
 MOST_TOTAL_BYTES = 4_200_000
-
-
-class CorpusError(Exception):
-    """Something the user has to know: printed in one line, exit code 2."""
 
 
 class RReader:
@@ -107,33 +102,10 @@ def read_lazy_data(base):
     return objects
 
 
-def run(command, directory):
-    if shutil.which(command[0]) is None:
-        raise CorpusError(f"{command[0]} is not installed: this corpus needs Debian or Ubuntu; prepare.py takes "
-                          "any other text files")
-    result = subprocess.run(command, cwd=directory, capture_output=True, text=True)
-    if result.returncode == 0:
-        return
-    reason = " ".join(line.strip() for line in result.stderr.splitlines() if line.startswith("E:"))
-    reason = reason or result.stderr.strip().replace("\n", " ") or f"exit code {result.returncode}"
-    hint = ""
-    if "Unable to locate package" in reason or "No packages found" in reason or "no candidate" in reason:
-        hint = "; run `apt-get update` first"
-    elif command[0] == "apt-get":
-        hint = "; check the network connection, and run `apt-get update` if the package list is old"
-    raise CorpusError(f"`{' '.join(command)}` failed: {reason}{hint}")
-
-
 def fetch_novels():
     """Returns {name in the package: text}."""
-    with tempfile.TemporaryDirectory(prefix="quickstart_corpus_") as directory:
-        # The sandbox user of apt can't enter a private directory; saying so avoids its warning.
-        run(["apt-get", "-o", "APT::Sandbox::User=root", "download", PACKAGE], directory)
-        packages = [name for name in os.listdir(directory) if name.endswith(".deb")]
-        if not packages:
-            raise CorpusError(f"`apt-get download {PACKAGE}` left no package file")
-        run(["dpkg-deb", "-x", packages[0], "unpacked"], directory)
-        base = os.path.join(directory, "unpacked", DATA_FILES)
+    with unpacked(PACKAGE) as root:
+        base = os.path.join(root, DATA_FILES)
         if not os.path.exists(base + ".rdb"):
             raise CorpusError(f"the package {PACKAGE} has changed: {DATA_FILES}.rdb is not in it")
         objects = read_lazy_data(base)

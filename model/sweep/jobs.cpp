@@ -45,6 +45,8 @@ SweepOutcome outcome_of(const Sweep& sweep, int leaf) {
     outcome.trained_steps = job.end_step - job.first_step;
     outcome.shared_steps = job.first_step;
     outcome.directory = directory_of_job(sweep, leaf);
+    outcome.vocabulary = sweep.plan.runs[job.run].vocabulary;
+    outcome.data = sweep.plan.runs[job.run].data;
     return outcome;
 }
 

@@ -23,6 +23,10 @@ struct SweepRunPlan {
     std::string trunk_key;
     Plan plan;
     double flops_per_token = 0;  // of training
+    int64_t vocabulary = 0;
+    // 16 hexadecimal digits, of the training and validation shards, their tokenizer and the validation's length: losses
+    // of runs with different ones can't be compared.
+    std::string data;
 };
 
 // Trains the steps [first_step, end_step), from the parent's checkpoint or from new weights.

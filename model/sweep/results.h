@@ -36,11 +36,13 @@ struct SweepOutcome {
     int64_t shared_steps = 0;   // trained by trunk segments before them
     double seconds = 0;         // of its own steps and validations, since it was last resumed
     std::string directory;
+    int64_t vocabulary = 0;
+    std::string data;  // see SweepRunPlan::data
 };
 
 // Keys: run, job, status ("done" or "failed"), reason (null when done), n (exact parameters), tokens (those
 // of the whole steps), b, qat_frac (a number, or "auto"), qat_frac_used, cooldown (as asked), cooldown_used,
-// seed, lr, tokens_per_step, fp_tokens, qat_tokens, tokens_per_parameter_byte, losses
+// seed, lr, qat_lr (the peaks of both ranges), vocabulary, data (see SweepRunPlan), tokens_per_step, fp_tokens, qat_tokens, tokens_per_parameter_byte, losses
 // {full_precision_at_switch, rounded_at_switch, quantized}, validation_loss, trained_steps, shared_steps,
 // seconds, directory. Losses that were not measured are null.
 //

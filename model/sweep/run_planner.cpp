@@ -6,6 +6,7 @@
 #include "model/job/data_set.h"
 #include "model/job/run_plan.h"
 #include "model/job/settings.h"
+#include "model/storage/checksum.h"
 #include "model/sweep/grid.h"
 
 namespace train_qat {
@@ -16,18 +17,31 @@ SweepRunPlan RunPlanner::plan(const Options& options) {
     SweepRunPlan planned;
     planned.plan = run.plan;
     planned.flops_per_token = training_flops_per_token(run.config);
-    planned.trunk_key = with_roles(settings, job_roles).dump() + "\n" + data_of(options, run.config);
+    planned.vocabulary = run.config.vocabulary;
+    const Data& data = data_of(options, run.config);
+    planned.trunk_key = with_roles(settings, job_roles).dump() + "\n" + data.in_order;
+    planned.data = data.contents;
     return planned;
 }
 
-const std::string& RunPlanner::data_of(const Options& options, const ModelConfig& config) {
-    std::string& known = known_data_[{config.vocabulary, options.seed}];
-    if (!known.empty()) return known;
-    const DataLoader training(options.data.training, training_loader(options, config, 0, 1));
-    known = "training data " + std::to_string(training.fingerprint());
-    if (options.data.validation.empty()) return known;
-    const DataLoader validation(options.data.validation, validation_loader(options, config));
-    return known += ", validation data " + std::to_string(validation.fingerprint());
+const RunPlanner::Data& RunPlanner::data_of(const Options& options, const ModelConfig& config) {
+    Data& known = known_data_[{config.vocabulary, options.seed}];
+    if (!known.in_order.empty()) return known;
+    const auto fingerprint = [](const std::string& files, const LoaderOptions& loader) {
+        return std::to_string(DataLoader(files, loader).fingerprint());
+    };
+    LoaderOptions training = training_loader(options, config, 0, 1);
+    known.in_order = "training data " + fingerprint(options.data.training, training);
+    training.shuffle = false;
+    std::string contents = fingerprint(options.data.training, training);
+    if (!options.data.validation.empty()) {
+        const std::string validation =
+            fingerprint(options.data.validation, validation_loader(options, config));
+        known.in_order += ", validation data " + validation;
+        contents += " " + validation + " " + std::to_string(options.validation_sequences);
+    }
+    known.contents = checksum_text(checksum_of(contents));
+    return known;
 }
 
 Sweep plan_runs(const std::vector<std::string>& arguments, const Options& options, const Backend& backend,

@@ -25,12 +25,16 @@ class RunPlanner {
     SweepRunPlan plan(const Options& options);
 
   private:
-    // The fingerprints of the training and validation data, as a text.
-    const std::string& data_of(const Options& options, const ModelConfig& config);
+    struct Data {
+        std::string
+            in_order;  // the fingerprints of the training data in the order of the seed, and of the validation
+        std::string contents;  // see SweepRunPlan::data
+    };
+    const Data& data_of(const Options& options, const ModelConfig& config);
 
     const Backend& backend_;
     const DType compute_type_;
-    std::map<std::pair<int64_t, uint64_t>, std::string> known_data_;  // by vocabulary and seed
+    std::map<std::pair<int64_t, uint64_t>, Data> known_data_;  // by vocabulary and seed
 };
 
 // All runs of -sweep. arguments: the command line that `options` was made of; `options` also have the data

@@ -148,6 +148,8 @@ TEST_CASE("the record of a run", "[sweep_results]") {
     outcome.shared_steps = 80;
     outcome.seconds = 1.5;
     outcome.directory = "out/runs/b4";
+    outcome.vocabulary = 1024;
+    outcome.data = "fedcba9876543210";
     const Json done = result_record(outcome);
     const Json expected = {
         {"run", "b4_f0.2"},
@@ -163,6 +165,9 @@ TEST_CASE("the record of a run", "[sweep_results]") {
         {"cooldown_used", "fused"},
         {"seed", UINT64_MAX},
         {"lr", 1e-3},
+        {"qat_lr", 1e-3},
+        {"vocabulary", 1024},
+        {"data", "fedcba9876543210"},
         {"tokens_per_step", 1000},
         {"fp_tokens", 80'000},
         {"qat_tokens", 20'000},
