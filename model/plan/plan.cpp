@@ -65,29 +65,14 @@ void check_request(const PlanRequest& request) {
     }
 }
 
-int64_t resolve_steps(const PlanRequest& request) {
-    if (request.tokens && request.steps) fail("-tokens and -steps: give one of them, not both");
-    if (request.steps) {
-        if (*request.steps < 1) fail("-steps " + std::to_string(*request.steps) + ": must be at least 1");
-        if (*request.steps > INT64_MAX / 2 / request.tokens_per_step)
-            fail("-steps: too many tokens to count");
-        return *request.steps;
-    }
-    const int64_t tokens = request.tokens.value_or(
-        std::max(default_tokens_per_parameter * request.parameters, request.tokens_per_step));
-    if (tokens < request.tokens_per_step) {
-        fail("-tokens " + format_count(tokens) + ": less than one step of " +
-             std::to_string(request.tokens_per_step) + " tokens; give more tokens or a smaller batch");
-    }
-    const int64_t remainder = tokens % request.tokens_per_step;
-    return tokens / request.tokens_per_step + (remainder >= request.tokens_per_step - remainder ? 1 : 0);
-}
-
 void resolve_fraction(const PlanRequest& request, Plan& plan) {
     plan.tokens_per_parameter_byte = tokens_per_parameter_byte(
         static_cast<double>(plan.tokens()), static_cast<double>(plan.parameters), plan.bits);
     const bool quantizes = plan.bits != unquantized_bits;
-    if (quantizes && plan.tokens_per_parameter_byte > 1.0) {
+    if (quantizes && request.law) {
+        plan.predicted_fraction = request.law->optimal_fraction(
+            static_cast<double>(plan.parameters), static_cast<double>(plan.tokens()), plan.bits);
+    } else if (quantizes && plan.tokens_per_parameter_byte > 1.0) {
         plan.predicted_fraction = optimal_qat_fraction(plan.tokens_per_parameter_byte);
     }
     plan.fraction_was_auto = quantizes && !request.qat_fraction;
@@ -100,7 +85,7 @@ void resolve_fraction(const PlanRequest& request, Plan& plan) {
     plan.qat_fraction = request.qat_fraction.value_or(plan.predicted_fraction.value_or(0.0));
 }
 
-void split_steps(Plan& plan) {
+void split_steps(const PlanRequest& request, Plan& plan) {
     plan.qat_steps = std::llround(plan.qat_fraction * static_cast<double>(plan.total_steps));
     if (plan.total_steps >= 2) {
         // Close to S = 1 the law's fraction underflows; whoever asks for bits still gets them.
@@ -109,7 +94,8 @@ void split_steps(Plan& plan) {
         if (plan.qat_fraction < 1.0) plan.qat_steps = std::min(plan.qat_steps, plan.total_steps - 1);
     }
     plan.fp_steps = plan.total_steps - plan.qat_steps;
-    if (plan.fraction_was_auto && plan.qat_fraction < least_trusted_fraction) {
+    // Of a law of one's own its fitted range says more.
+    if (!request.law && plan.fraction_was_auto && plan.qat_fraction < least_trusted_fraction) {
         plan.notes.push_back("the law's fraction " + number(plan.qat_fraction) +
                              " is far below those reported for it (0.05 and more): consider -qat_frac 0.1");
     }
@@ -185,12 +171,30 @@ double tokens_per_parameter_byte(double tokens, double parameters, double bits) 
     return tokens / (parameters * bits / 8.0);
 }
 
-double optimal_qat_fraction(double tokens_per_parameter_byte) {
+double optimal_qat_fraction(double tokens_per_parameter_byte, double constant) {
     if (!(tokens_per_parameter_byte > 1.0)) {
         fail("-qat_frac: the optimal fraction is defined for more than 1 token per parameter byte, not for " +
              number(tokens_per_parameter_byte) + ": give -qat_frac or train on more tokens");
     }
-    return std::exp(-qat_fraction_constant / std::log(tokens_per_parameter_byte));
+    return std::exp(-constant / std::log(tokens_per_parameter_byte));
+}
+
+int64_t planned_steps(const PlanRequest& request) {
+    if (request.tokens && request.steps) fail("-tokens and -steps: give one of them, not both");
+    if (request.steps) {
+        if (*request.steps < 1) fail("-steps " + std::to_string(*request.steps) + ": must be at least 1");
+        if (*request.steps > INT64_MAX / 2 / request.tokens_per_step)
+            fail("-steps: too many tokens to count");
+        return *request.steps;
+    }
+    const int64_t tokens = request.tokens.value_or(
+        std::max(default_tokens_per_parameter * request.parameters, request.tokens_per_step));
+    if (tokens < request.tokens_per_step) {
+        fail("-tokens " + format_count(tokens) + ": less than one step of " +
+             std::to_string(request.tokens_per_step) + " tokens; give more tokens or a smaller batch");
+    }
+    const int64_t remainder = tokens % request.tokens_per_step;
+    return tokens / request.tokens_per_step + (remainder >= request.tokens_per_step - remainder ? 1 : 0);
 }
 
 Plan make_plan(const PlanRequest& request) {
@@ -199,10 +203,10 @@ Plan make_plan(const PlanRequest& request) {
     plan.parameters = request.parameters;
     plan.tokens_per_step = request.tokens_per_step;
     plan.bits = request.bits;
-    plan.total_steps = resolve_steps(request);
+    plan.total_steps = planned_steps(request);
     plan.tokens_were_auto = !request.tokens && !request.steps;
     resolve_fraction(request, plan);
-    split_steps(plan);
+    split_steps(request, plan);
     resolve_cooldown(request, plan);
     resolve_curve(request, plan);
     return plan;

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "model/config.h"
+#include "model/plan/predictions.h"
 
 namespace train_qat {
 
@@ -36,7 +38,9 @@ struct PlanRequest {
     int64_t parameters = 0;              // N: all parameters, the tied embedding once (see make_plan)
     double bits = 4.0;                   // 1, 1.58, 2, 3, 4, 5, 6, 8; 16 trains without quantization
     std::optional<double> qat_fraction;  // 0 to 1; without it the law decides
-    std::optional<int64_t> tokens;       // D; tokens, or steps, or neither: 20 tokens per parameter
+    // That law; without it the one-constant law with the constant above.
+    std::shared_ptr<const ScalingLaw> law;
+    std::optional<int64_t> tokens;  // D; tokens, or steps, or neither: 20 tokens per parameter
     std::optional<int64_t> steps;
     int64_t tokens_per_step = 0;  // global batch * sequence length
     Schedule schedule = Schedule::wsd;
@@ -56,9 +60,10 @@ struct Plan {
     int64_t parameters = 0;
     int64_t tokens_per_step = 0;
     double bits = 0.0;
-    double tokens_per_parameter_byte = 0.0;    // S, of the tokens that the whole steps train on
-    std::optional<double> predicted_fraction;  // f*; absent for 16 bits and for S <= 1
-    double qat_fraction = 0.0;                 // the fraction used, before rounding to whole steps
+    double tokens_per_parameter_byte = 0.0;  // S, of the tokens that the whole steps train on
+    // f*; absent for 16 bits, and for S <= 1 where the one-constant law gives it.
+    std::optional<double> predicted_fraction;
+    double qat_fraction = 0.0;  // the fraction used, before rounding to whole steps
     bool fraction_was_auto = false, tokens_were_auto = false;
     int64_t total_steps = 0, fp_steps = 0, qat_steps = 0;
 
@@ -74,6 +79,8 @@ struct Plan {
     int64_t qat_cooldown_steps = 0;  // and all the others
 
     std::vector<std::string> notes;  // what was shortened to fit, one line each
+    // Of the request's law. make_plan leaves them to predict() (model/plan/predictions.h).
+    std::optional<LawPredictions> predictions;
 
     int64_t tokens() const { return total_steps * tokens_per_step; }
     int64_t fp_tokens() const { return fp_steps * tokens_per_step; }
@@ -85,9 +92,9 @@ struct Plan {
 // itself (our reading; log2(3) would be 1.585).
 double tokens_per_parameter_byte(double tokens, double parameters, double bits);
 
-// f* = exp(ln S - a/ln S) / S = exp(-a/ln S), the fraction of the tokens to train quantization-aware. Grows
-// with S from 0 at S = 1 towards 1. At S <= 1 the law makes no prediction: std::runtime_error.
-double optimal_qat_fraction(double tokens_per_parameter_byte);
+// The one-constant law: f* = exp(ln S - a/ln S) / S = exp(-a/ln S), the fraction of the tokens to train
+// quantization-aware. Grows with S from 0 at S = 1 towards 1. At S <= 1 it makes no prediction: std::runtime_error.
+double optimal_qat_fraction(double tokens_per_parameter_byte, double constant = qat_fraction_constant);
 
 // Resolves a request into whole steps.
 //
@@ -115,6 +122,9 @@ double optimal_qat_fraction(double tokens_per_parameter_byte);
 // -cooldown_frac, -final_lr_frac, -qat_lr, -qat_warmup) for values out of range, for both tokens and steps,
 // for S <= 1 without a fraction, and for settings that the plan could not honour.
 Plan make_plan(const PlanRequest& request);
+
+// The steps of that plan alone, which depend on parameters, tokens, steps and tokens_per_step. The same errors.
+int64_t planned_steps(const PlanRequest& request);
 
 // The text of -plan: N, D, B, S, f*, phases, cooldown, learning rate milestones and floating-point
 // operations.

@@ -1,5 +1,7 @@
 // The text of -plan.
 
+#include <cmath>
+
 #include "model/plan/plan.h"
 #include "model/plan/schedule.h"
 #include "model/units.h"
@@ -8,19 +10,67 @@ namespace train_qat {
 namespace {
 
 std::string row(const char* name, const std::string& value) {
-    return formatted("  %-17s %s\n", name, value.c_str());
+    return formatted("  %-17s ", name) + value + "\n";
+}
+
+std::string with_interval(const Prediction& prediction) {
+    return formatted("%.4f [%.4f, %.4f]", prediction.value, prediction.low, prediction.high);
+}
+
+std::string optimal_fraction_text(const Plan& plan, const LawPredictions& predictions) {
+    if (plan.bits == 16.0) return "none (16 bits: no QAT)";
+    if (!predictions.optimal_fraction) return "none (the fraction law needs S > 1), overridden";
+    return with_interval(*predictions.optimal_fraction) +
+           (predictions.law->fraction_by_loss ? " by the loss law, " : " by the fraction law, ") +
+           (plan.fraction_was_auto ? "used" : "overridden");
+}
+
+// What a law of one's own predicts.
+std::string predictions_text(const Plan& plan, const LawPredictions& predictions) {
+    const FittedRuns& fitted = predictions.law->fitted;
+    const auto count = [](double number) { return format_count(std::llround(number)); };
+    std::vector<std::string> losses;
+    const auto add = [&losses](const std::optional<Prediction>& loss, double fraction,
+                               const std::string& where) {
+        const std::string at = where + formatted(" %.4f", fraction);
+        losses.push_back(loss ? with_interval(*loss) + at
+                              : "none" + at + ": the law needs tokens of both kinds");
+    };
+    if (predictions.optimal_fraction)
+        add(predictions.at_optimal, predictions.optimal_fraction->value, " at the optimal fraction");
+    if (plan.bits < 16 && !plan.fraction_was_auto)
+        add(predictions.at_used, plan.qat_fraction, " at the fraction");
+    if (predictions.at_ten_percent) losses.push_back(with_interval(*predictions.at_ten_percent) + " at 10%");
+    losses.push_back(with_interval(predictions.full_precision) + " in full precision");
+
+    std::string text = row("loss law", predictions.law->path + ": " + std::to_string(fitted.runs) +
+                                           " runs, " + count(fitted.parameters.low) + " to " +
+                                           count(fitted.parameters.high) + " parameters");
+    text += row("optimal fraction", optimal_fraction_text(plan, predictions));
+    for (size_t i = 0; i < losses.size(); ++i) text += row(i == 0 ? "predicted loss" : "", losses[i]);
+    text += row("", "[low, high] are 90% intervals");
+    std::string extrapolated;
+    for (const std::string& what : predictions.extrapolated)
+        extrapolated += (extrapolated.empty() ? "" : ", ") + what;
+    return text + row("extrapolated", extrapolated.empty() ? "nothing" : extrapolated);
+}
+
+std::string used_fraction_text(const Plan& plan) {
+    return row("QAT fraction",
+               formatted("%.4f", plan.qat_fraction) + (plan.fraction_was_auto ? "" : " (as given)"));
 }
 
 std::string fraction_text(const Plan& plan) {
+    if (plan.predictions)
+        return predictions_text(plan, *plan.predictions) +
+               (plan.bits == 16.0 ? "" : used_fraction_text(plan));
     if (plan.bits == 16.0) return row("optimal fraction", "none (16 bits: no QAT)");
     std::string predicted = "none (the law needs S > 1)";
     if (plan.predicted_fraction) {
         predicted = formatted("%.4f = exp(-%.4f / ln S), %s", *plan.predicted_fraction, qat_fraction_constant,
                               plan.fraction_was_auto ? "used" : "overridden");
     }
-    return row("optimal fraction", predicted) +
-           row("QAT fraction",
-               formatted("%.4f", plan.qat_fraction) + (plan.fraction_was_auto ? "" : " (as given)"));
+    return row("optimal fraction", predicted) + used_fraction_text(plan);
 }
 
 std::string phase_row(Phase phase, int64_t first, int64_t steps, const Plan& plan, double flops_per_token) {
