@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/openmp_settings.h"
 #include "kernels/ranks/agreement.h"
+#include "model/job/choices.h"
 #include "model/job/data_set.h"
 #include "model/job/failure.h"
 #include "model/job/job.h"
@@ -108,9 +109,11 @@ constexpr int interrupted_exit_code = 130;
 int run(const std::vector<std::string>& arguments, const Options& given, Job& job) {
     std::ostream nowhere(nullptr);
     std::ostream& console = job.rank() == 0 ? std::cout : nowhere;
-    const Options options = job.run_together([&] { return with_prepared_data(given); });
-    if (options.data.training != given.data.training) console << describe_prepared_data(options.data) << "\n";
-    if (!options.sweep.empty()) return run_sweep(arguments, options, job, train) ? 0 : interrupted_exit_code;
+    const Options asked = job.run_together([&] { return with_law(with_prepared_data(given)); });
+    if (asked.data.training != given.data.training) console << describe_prepared_data(asked.data) << "\n";
+    if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : interrupted_exit_code;
+    const auto [options, report] = job.run_together([&] { return resolve_choices(asked, job.size()); });
+    console << report;
 
     const std::unique_ptr<Backend> backend =
         job.run_together([&] { return job.make_backend(options, job.size(), console); });

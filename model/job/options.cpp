@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cctype>
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdint>
 #include <stdexcept>
 
+#include "model/plan/model_bytes.h"
 #include "model/quantizer.h"
 #include "model/units.h"
 
@@ -38,12 +40,16 @@ std::vector<std::string> as_cli11_reads(const std::vector<std::string>& argument
 
 // Flags whose text needs reading by the planner's own functions.
 struct Texts {
-    std::string tokens, schedule = "wsd", cooldown = "auto", warmup, qat_warmup, qat_fraction = "auto";
+    std::string bits = "4", tokens, schedule = "wsd", cooldown = "auto", warmup, qat_warmup,
+                qat_fraction = "auto", memory, flops;
 };
 
 void add_model_flags(CLI::App& app, Options& o) {
     const char* group = "Model";
-    app.add_option("-n", o.size, "size in parameters: 86M, 396M, 759M, 2.2B, or any other, such as 1.5M")
+    app.add_option(
+           "-n", o.size,
+           "size in parameters: 86M, 396M, 759M, 2.2B, or any other, such as 1.5M; auto: the best by -law "
+           "for -flops and -memory")
         ->group(group);
     app.add_option("--layers", o.shape.layers, "number of layers")->group(group);
     app.add_option("--width", o.shape.width, "width of the residual stream")->group(group);
@@ -60,17 +66,28 @@ void add_model_flags(CLI::App& app, Options& o) {
 
 void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
     const char* group = "Quantization and plan";
-    app.add_option("-b", o.bits, "bits of a weight: 1, 1.58, 2, 3, 4, 5, 6, 8; 16 for no QAT")
+    app.add_option(
+           "-b", t.bits,
+           "bits of a weight: 1, 1.58, 2, 3, 4, 5, 6, 8; 16 for no QAT; auto: the best by -law of those "
+           "that fit -memory")
         ->group(group)
         ->capture_default_str();
     app.add_option("--group", o.group, "weights that share a scale: 32, 64, 128; 0 for a whole row")
         ->group(group)
         ->capture_default_str();
     app.add_option("--qat_frac", t.qat_fraction,
-                   "fraction of the tokens to train quantization-aware, or auto")
+                   "fraction of the tokens to train quantization-aware, or auto (by -law, if given)")
         ->group(group)
         ->capture_default_str();
     app.add_option("--tokens", t.tokens, "tokens to train on, such as 8B (default: 20 per parameter)")
+        ->group(group);
+    app.add_option("--law", o.law_file,
+                   "a fitted loss law (scripts/scaling_law.py): predicts losses, and decides for auto")
+        ->group(group);
+    app.add_option("--memory", t.memory,
+                   "most bytes of the packed model: 500MB, 1.5GB; a given size and bits must fit")
+        ->group(group);
+    app.add_option("--flops", t.flops, "training budget such as 1e18, instead of -tokens; with -n auto")
         ->group(group);
     app.add_option("--steps", o.plan.steps, "optimizer steps, instead of -tokens")->group(group);
     app.add_option("--schedule", t.schedule, "wsd or cosine")->group(group)->capture_default_str();
@@ -239,8 +256,38 @@ void check(const Options& o) {
             "-qat_gemm: must be auto, fused or cublaslt, is '" + o.qat_gemm + "'");
 }
 
+// What asks for the law's choice, and what it needs.
+void check_choices(const Options& o) {
+    const bool chooses = o.choose_size || o.choose_bits;
+    require(!chooses || !o.law_file.empty(),
+            std::string(o.choose_size ? "-n" : "-b") +
+                " auto: only a fitted loss law can choose; give one with -law");
+    require(!o.flops || !o.law_file.empty(),
+            "-flops: only a fitted loss law can divide a budget; give one with -law");
+    require(!o.choose_size || o.flops, "-n auto: needs a budget; give one with -flops, such as 1e18");
+    require(!o.flops || o.choose_size,
+            "-flops: sets size and tokens together; give it with -n auto, or give -tokens");
+    require(!o.flops || (!o.plan.tokens && !o.plan.steps),
+            "-flops: sets the tokens; give -flops, -tokens or -steps, not several");
+    require(!o.flops || (std::isfinite(*o.flops) && *o.flops > 0), "-flops: must be positive and finite");
+}
+
 void read_texts(const Texts& t, Options& o) {
+    o.choose_size = o.size == "auto";
+    if (o.choose_size) o.size.clear();
+    o.choose_bits = t.bits == "auto";
+    if (!o.choose_bits) {
+        const auto bits = parse_number<double>(t.bits);
+        require(bits.has_value(),
+                "-b: cannot read '" + t.bits + "': give a number of bits such as 4, or auto");
+        o.bits = *bits;
+    }
     o.plan.bits = o.bits;
+    if (!t.memory.empty()) o.memory = parse_bytes(t.memory, "-memory");
+    if (!t.flops.empty()) {
+        o.flops = parse_number<double>(t.flops);
+        require(o.flops.has_value(), "-flops: cannot read '" + t.flops + "': give a number such as 1e18");
+    }
     if (!t.tokens.empty()) o.plan.tokens = parse_count(t.tokens, "-tokens");
     o.plan.schedule = parse_schedule(t.schedule);
     o.plan.cooldown = parse_cooldown(t.cooldown);
@@ -282,6 +329,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     }
     read_texts(texts, options);
     check(options);
+    check_choices(options);
     return options;
 }
 

@@ -23,14 +23,20 @@ struct DataFiles {
 struct Options {
     // model
     std::string size;  // -n
+    // -n auto, -b auto: not yet resolved (model/job/choices.h)
+    bool choose_size = false, choose_bits = false;
     ConfigOverrides shape;
     std::optional<int64_t> vocabulary;
     int64_t sequence_length = 256;
     // quantization
     double bits = 4;
     int64_t group = 0;
-    // parameters and tokens_per_step are filled in by plan_run (model/job/run_plan.h)
+    // parameters and tokens_per_step are filled in by plan_run (model/job/run_plan.h), law by with_law
+    // (model/job/choices.h)
     PlanRequest plan;
+    std::string law_file;
+    std::optional<int64_t> memory;  // most bytes of the packed model
+    std::optional<double> flops;    // of the training, with -n auto
     // data and output
     DataFiles data;
     std::string output_directory = "out";

@@ -14,6 +14,10 @@ RunPlan plan_run(const Options& options, int ranks) {
     return {layout, config, make_plan(request)};
 }
 
+void add_predictions(const Options& options, RunPlan& run) {
+    if (options.plan.law) run.plan.predictions = predict(options.plan.law, run.plan, run.config.vocabulary);
+}
+
 std::string describe(const RunPlan& plan) {
     return describe(plan.config) + "\n" + format_plan(plan.plan, plan.config) + describe(plan.layout);
 }

@@ -20,6 +20,10 @@ struct RunPlan {
 // Of a run on this many ranks. std::runtime_error naming the flag that cannot be honoured.
 RunPlan plan_run(const Options& options, int ranks);
 
+// Adds what the law of -law predicts of it, if there is one. For the one run that is printed and recorded: it asks all
+// bootstrap samples, some milliseconds in all.
+void add_predictions(const Options& options, RunPlan& run);
+
 // For people: the model, the plan, and what a step is made of.
 std::string describe(const RunPlan& plan);
 

@@ -24,6 +24,36 @@ nlohmann::ordered_json bytes_of(const DataParallel::StepTraffic& traffic) {
             {"unpacked_weights", traffic.unpacked_weights}};
 }
 
+nlohmann::ordered_json prediction_of(const std::optional<Prediction>& prediction) {
+    if (!prediction) return nullptr;
+    return {{"value", optional_number(prediction->value)},
+            {"low", optional_number(prediction->low)},
+            {"high", optional_number(prediction->high)}};
+}
+
+// Intervals are 90%; null: the law predicts none.
+nlohmann::ordered_json predictions_record(const LawPredictions& predictions) {
+    return {{"law", predictions.law->path},
+            {"optimal_fraction", prediction_of(predictions.optimal_fraction)},
+            {"loss_at_optimal_fraction", prediction_of(predictions.at_optimal)},
+            {"loss_at_qat_fraction", prediction_of(predictions.at_used)},
+            {"loss_in_full_precision", prediction_of(predictions.full_precision)},
+            {"extrapolated", predictions.extrapolated}};
+}
+
+nlohmann::ordered_json plan_record(const Plan& plan) {
+    nlohmann::ordered_json record = {{"parameters", plan.parameters},
+                                     {"bits", plan.bits},
+                                     {"tokens_per_step", plan.tokens_per_step},
+                                     {"total_steps", plan.total_steps},
+                                     {"fp_steps", plan.fp_steps},
+                                     {"tokens_per_parameter_byte", plan.tokens_per_parameter_byte},
+                                     {"predicted_fraction", optional_number(plan.predicted_fraction)},
+                                     {"qat_fraction", plan.qat_fraction}};
+    if (plan.predictions) record["predictions"] = predictions_record(*plan.predictions);
+    return record;
+}
+
 std::string traffic_row(const char* name, const DataParallel::StepTraffic& traffic) {
     if (traffic.total() == 0) return "";
     std::string row = formatted("  %-52s %8s", name, format_bytes(traffic.total()).c_str());
@@ -59,15 +89,7 @@ nlohmann::ordered_json run_record(const RunSettings& settings, const Plan& plan,
     outcome["sample"] = results.sample;
     return {{"configuration", with_roles(settings, recorded_roles)},
             {"layout", with_roles(settings, layout_roles)},
-            {"plan",
-             {{"parameters", plan.parameters},
-              {"bits", plan.bits},
-              {"tokens_per_step", plan.tokens_per_step},
-              {"total_steps", plan.total_steps},
-              {"fp_steps", plan.fp_steps},
-              {"tokens_per_parameter_byte", plan.tokens_per_parameter_byte},
-              {"predicted_fraction", optional_number(plan.predicted_fraction)},
-              {"qat_fraction", plan.qat_fraction}}},
+            {"plan", plan_record(plan)},
             {"device", device},
             {"compiler", __VERSION__},
             {"results", std::move(outcome)}};
@@ -88,6 +110,11 @@ std::string results_table(const RunResults& results, const Plan& plan) {
     loss_row(plan.qat_steps > 0 ? "full precision, at the switch" : "full precision", results.full_precision);
     loss_row("the same model rounded to " + bits + " (no QAT)", results.rounded);
     loss_row("quantization-aware trained, " + bits, results.quantized);
+    if (results.quantized && plan.predictions && plan.predictions->at_used) {
+        const Prediction& loss = *plan.predictions->at_used;
+        table += formatted("  %-52s %8.4f [%.4f, %.4f]\n", "  predicted by the loss law [90% interval]",
+                           loss.value, loss.low, loss.high);
+    }
     table += "speed\n";
     speed_row("full-precision steps", results.fp_tokens_per_second);
     speed_row("quantization-aware steps", results.qat_tokens_per_second);

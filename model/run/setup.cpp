@@ -44,7 +44,8 @@ Setup::Setup(const Options& options, const RunPlan& run_plan, std::unique_ptr<Tr
 
 std::unique_ptr<Setup> make_setup(const Options& options, Backend& backend, Communicator& communicator,
                                   std::ostream& console) {
-    const RunPlan run_plan = plan_run(options, communicator.size());
+    RunPlan run_plan = plan_run(options, communicator.size());
+    add_predictions(options, run_plan);
     std::unique_ptr<Transformer> model = plan_model(options, run_plan, backend, communicator, console);
     console << describe(run_plan) << "\nmemory (" << name_of(model->compute_type())
             << (communicator.size() > 1 ? ", of each rank" : "") << ")\n"

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "data/loader.h"
+#include "model/job/choices.h"
 #include "model/job/data_set.h"
 #include "model/job/run_plan.h"
 #include "model/job/settings.h"
@@ -55,6 +56,8 @@ Sweep plan_runs(const std::vector<std::string>& arguments, const Options& option
             Options own = *parse_command_line(with_flags(arguments, run.flags));
             own.data = options.data;
             own.sweep.clear();
+            own.plan.law = options.plan.law;
+            own = resolve_choices(own, own.sweep_ranks).options;
             plans.push_back(planner.plan(own));
             runs.push_back(std::move(own));
         } catch (const std::runtime_error& error) {
