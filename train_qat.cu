@@ -112,8 +112,9 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     const Options asked = job.run_together([&] { return with_law(with_prepared_data(given)); });
     if (asked.data.training != given.data.training) console << describe_prepared_data(asked.data) << "\n";
     if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : interrupted_exit_code;
-    const auto [options, report] = job.run_together([&] { return resolve_choices(asked, job.size()); });
-    console << report;
+    const ResolvedOptions resolved = job.run_together([&] { return resolve_choices(asked, job.size()); });
+    const Options& options = resolved.options;
+    console << resolved.report;
 
     const std::unique_ptr<Backend> backend =
         job.run_together([&] { return job.make_backend(options, job.size(), console); });

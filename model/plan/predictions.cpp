@@ -42,6 +42,10 @@ LawPredictions predict(std::shared_ptr<const ScalingLaw> law, const Plan& plan, 
         found.at_ten_percent = finite_loss(*law, plan, 0.1);
     }
     found.extrapolated = extrapolations(law->fitted, parameters, tokens, plan.bits, used);
+    if (found.optimal_fraction && found.optimal_fraction->value != *used)
+        for (const std::string& what :
+             extrapolations(law->fitted, parameters, tokens, plan.bits, found.optimal_fraction->value))
+            if (what.starts_with("fraction")) found.extrapolated.push_back("optimal " + what);
     add_other_conditions(law->fitted, plan, vocabulary, found.extrapolated);
     found.law = std::move(law);
     return found;

@@ -51,6 +51,11 @@ TEST_CASE("defaults of the command line", "[options]") {
     CHECK(options.sequence_length == 256);
     CHECK(options.bits == 4);
     CHECK(options.plan.bits == 4);
+    CHECK_FALSE(options.choose_bits);
+    CHECK_FALSE(options.choose_size);
+    CHECK(options.law_file.empty());
+    CHECK_FALSE(options.memory);
+    CHECK_FALSE(options.flops);
     CHECK(options.group == 0);
     CHECK_FALSE(options.plan.qat_fraction);
     CHECK_FALSE(options.plan.tokens);
@@ -201,8 +206,8 @@ TEST_CASE("negative numbers are values, not flags", "[options]") {
 TEST_CASE("help lists the flags, and nothing else is done", "[options]") {
     for (const char* flag : {"-h", "--help", "-help"}) {
         const std::string text = help(flag);
-        for (const char* listed :
-             {"-n", "-b", "--qat_frac", "--tokens", "-i", "-o", "--resume", "--batch", "--dtype"})
+        for (const char* listed : {"-n", "-b", "--qat_frac", "--tokens", "--law", "--memory", "--flops", "-i",
+                                   "-o", "--resume", "--batch", "--dtype"})
             CHECK(text.find(listed) != std::string::npos);
     }
 }

@@ -252,6 +252,7 @@ TEST_CASE("a plan takes its fraction from the law and prints what it predicts", 
     std::mt19937_64 random(seed);
     ScalingLaw law = random_law(random);
     law.fraction_by_loss = true;
+    law.fitted.qat_fraction = {0, 1};
     PlanRequest request = request_with(law);
     const Plan plan = make_plan(request);
     const double best = optimal_fraction(law.coefficients, 5e5, 1e7, 2);
@@ -289,6 +290,13 @@ TEST_CASE("a plan takes its fraction from the law and prints what it predicts", 
     request.cooldown = Cooldown::fused;
     CHECK(line_of(plan_text(request), "extrapolated") ==
           "extrapolated      B 8 is above the 6 fitted, cooldown fused is not the classic fitted");
+
+    // The fraction used was fitted, the optimal one was not.
+    law.fitted.qat_fraction = {0.25, 0.25};
+    request = request_with(law);
+    request.qat_fraction = 0.25;
+    CHECK(line_of(plan_text(request), "extrapolated").find("optimal fraction ") != std::string::npos);
+    CHECK(line_of(plan_text(request), "extrapolated").ends_with(" the 0.25 fitted"));
 }
 
 TEST_CASE("a plan says where a law has nothing to say", "[scaling_law]") {
