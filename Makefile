@@ -11,6 +11,9 @@ PYTHON ?= /usr/bin/python3
 # skip: install nothing, everything needed is there
 DEPENDENCIES ?= install
 SUITES ?=
+# make reproduce: QUICK=1 for a first look within ten minutes; SCALE=gpu for larger models
+QUICK ?=
+SCALE ?= cpu
 BENCH_FLAGS ?=
 
 CUDA_FLAGS_1 = -DTRAIN_QAT_CUDA=ON "-DTRAIN_QAT_CUDA_ARCHITECTURES=80-real;90-real;100-real;120"
@@ -31,7 +34,7 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
 .NOTPARALLEL:
-.PHONY: program all configure dependencies quickstart test bench bench-ranks clean format help
+.PHONY: program all configure dependencies quickstart reproduce test bench bench-ranks clean format help
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
@@ -49,6 +52,9 @@ dependencies:
 
 quickstart:
 	@DEPENDENCIES="$(DEPENDENCIES)" PYTHON="$(PYTHON)" scripts/quickstart.sh "$(BITS)"
+
+reproduce:
+	@DEPENDENCIES="$(DEPENDENCIES)" PYTHON="$(PYTHON)" QUICK="$(QUICK)" SCALE="$(SCALE)" scripts/reproduce.sh
 
 # Without SUITES every target is built: what is not built rots.
 test:
@@ -89,6 +95,7 @@ help:
 	@echo "make                    builds ./train_qat"
 	@echo "make CUDA=1             the same with the CUDA backend for sm_80, 90, 100, 120 and later (CUDA=0: without it)"
 	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8; STEPS=)"
+	@echo "make reproduce          sweeps of small models, fits of the laws, plots: hours (QUICK=1: ten minutes; SCALE=gpu)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"

@@ -100,7 +100,7 @@ def rooms_on_a_cycle(edges):
 
 
 def needs_readme(room):
-    return (room in (".", "model", "kernels", "data", "scripts", "test", "dev") or room == "data/prepare"
+    return (room in (".", "model", "kernels", "data", "scripts", "test", "dev") or room in ("data/prepare", "scripts/law")
             or re.match(r"(kernels|model|dev)/", room))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian or Ubuntu packages that are missing, and does nothing, without network, when none is.
 #
-#   scripts/install_dependencies.sh [--check] [build|quickstart|test|bench|all]
+#   scripts/install_dependencies.sh [--check] [build|quickstart|reproduce|test|bench|all]
 #
 # --check only names what is missing. `a|b` below are two names of the same thing, or two ways to provide it: one is
 # enough. Exit code 2 with one line of explanation where packages are missing and cannot be installed.
@@ -10,13 +10,14 @@ set -euo pipefail
 build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-dev nlohmann-json3-dev
        libsentencepiece-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
 quickstart=(python3 python3-numpy python3-sentencepiece python3-matplotlib)
-test=(catch2 python3 python3-numpy python3-sentencepiece python3-torch)
+reproduce=(python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece)
+test=(catch2 python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece python3-torch)
 # Without a fast BLAS PyTorch would be compared at a fraction of its speed. The newest PyTorch goes into a virtual
 # environment; its compiler needs Python's headers.
 bench=(python3 python3-numpy python3-torch 'libopenblas0-openmp|libopenblas0-pthread' python3-venv python3-dev binutils)
-# Fetched and unpacked, not installed, by data/prepare/quickstart_corpus.py: apt only has to know it.
-corpus_package=r-cran-janeaustenr
-corpus_file=data/cache/austen/persuasion.txt
+# Fetched and unpacked, not installed, by data/prepare/*_corpus.py: apt only has to know one of each goal.
+declare -A corpus_package=([quickstart]=r-cran-janeaustenr [reproduce]=dict-gcide)
+declare -A corpus_file=([quickstart]=data/cache/austen/persuasion.txt [reproduce]=data/cache/prose.jsonl)
 
 fail() {
     echo "install_dependencies.sh: error: $*" >&2
@@ -86,10 +87,11 @@ select_packages() {
     case $1 in
         build) ;;
         quickstart) wanted+=("${quickstart[@]}") ;;
+        reproduce) wanted+=("${reproduce[@]}") ;;
         test) wanted+=("${test[@]}") ;;
         bench) wanted+=("${bench[@]}") ;;
-        all) wanted+=("${quickstart[@]}" "${test[@]}" "${bench[@]}") ;;
-        *) fail "unknown goal '$1': one of build, quickstart, test, bench, all" ;;
+        all) wanted+=("${quickstart[@]}" "${reproduce[@]}" "${test[@]}" "${bench[@]}") ;;
+        *) fail "unknown goal '$1': one of build, quickstart, reproduce, test, bench, all" ;;
     esac
     mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | awk '!seen[$0]++')
 }
@@ -109,7 +111,8 @@ select_packages "$goal"
 
 mapfile -t missing < <(missing_of "${wanted[@]}")
 corpus_unknown=no
-if [[ $goal == quickstart && ! -e $corpus_file ]] && ! is_available "$corpus_package"; then
+corpus=${corpus_package[$goal]:-}
+if [[ -n $corpus && ! -e ${corpus_file[$goal]} ]] && ! is_available "$corpus"; then
     corpus_unknown=yes
 fi
 
@@ -124,8 +127,8 @@ fi
          "$(first_names "${missing[@]}")"
 
 update_lists
-if [[ $corpus_unknown == yes ]] && ! is_available "$corpus_package"; then
-    fail "apt knows no package $corpus_package, which holds the quickstart's text: check the network connection and" \
+if [[ $corpus_unknown == yes ]] && ! is_available "$corpus"; then
+    fail "apt knows no package $corpus, which holds text for 'make $goal': check the network connection and" \
          "apt's sources (on Ubuntu the component universe is needed)"
 fi
 [[ ${#missing[@]} -gt 0 ]] || exit 0

@@ -3,6 +3,7 @@
 
     python3 test/data/test_prepare.py
 """
+import contextlib
 import gzip
 import json
 import os
@@ -24,6 +25,8 @@ sys.dont_write_bytecode = True
 
 import sentencepiece  # noqa: E402
 
+import prose_corpus  # noqa: E402
+from debian_packages import CorpusError  # noqa: E402
 from documents import html_to_text  # noqa: E402
 from shard_files import Outputs, ShardWriter, fnv1a_64  # noqa: E402
 
@@ -435,6 +438,41 @@ class PrepareTest(unittest.TestCase):
             blocked = os.path.dirname(self.write(f"no_{package}/{package}.py", "raise ImportError"))
             environment = {**os.environ, "PYTHONPATH": blocked, "PYTHONDONTWRITEBYTECODE": "1"}
             self.fails(*arguments, "-o", "out", text=[package, "install"], env=environment)
+
+
+class ProseCorpusTest(unittest.TestCase):
+    """data/prepare/prose_corpus.py without a network: a package is a directory here."""
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="train_qat_test_")
+        self.addCleanup(temporary.cleanup)
+        self.root = temporary.name
+        original = prose_corpus.unpacked
+        prose_corpus.unpacked = lambda package: contextlib.nullcontext(self.root)
+        self.addCleanup(setattr, prose_corpus, "unpacked", original)
+
+    def package(self, text):
+        folder = os.path.join(self.root, "usr/share/dictd")
+        os.makedirs(folder)
+        with gzip.open(os.path.join(folder, "devil.dict.dz"), "wb") as file:
+            file.write(text)
+
+    def test_a_dictionary_becomes_pages_of_joined_lines(self):
+        entry = b"Word \\Word\\, n.\n   A sound   that means\n   {happiness}.\n   [1913 Webster]\n\n"
+        self.package(entry * 400 + b"\xff Last entry.\n")
+        pages = list(prose_corpus.dictionary("dict-devil"))
+        self.assertGreater(len(pages), 2)
+        lines = "\n".join(pages).split("\n")
+        self.assertEqual(lines[:400], ["Word \\Word\\, n. A sound that means happiness."] * 400)
+        self.assertEqual(lines[400].strip(), "Last entry.")
+        self.assertTrue(all(len(page) < prose_corpus.PAGE_CHARACTERS + 300 for page in pages))
+
+    def test_a_package_that_has_changed_is_said_to_have(self):
+        with self.assertRaisesRegex(CorpusError, "dict-devil has changed: devil.dict.dz is not in it"):
+            list(prose_corpus.dictionary("dict-devil"))
+        self.package(b"Something else.\n")
+        with self.assertRaisesRegex(CorpusError, "its text is not the one known"):
+            list(prose_corpus.dictionary("dict-devil"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,134 @@
+"""The law of the fraction alone, f* = exp(-a / ln S), fitted to measured optima, and what can be asked of them.
+
+An optimum counts by 1 / (its own variance + the scatter of optima about the law). Where it lies outside of the measured
+fractions it is only known to be below or above them: a prediction there is no error.
+"""
+import collections
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata
+
+from law.formula import fraction_law
+
+LEAST_OPTIMA = 3
+NORMAL_90 = 1.645
+DRAWS = 2000
+
+Constant = collections.namedtuple("Constant", "value low high draws")
+
+
+def columns(found):
+    """(S, f*, standard error, first, last measured fraction) as arrays."""
+    s = np.array([o.s for o in found])
+    fraction = np.array([o.fraction for o in found])
+    error = np.array([(o.high - o.low) / (2 * NORMAL_90) for o in found])
+    return s, fraction, error, np.array([o.first for o in found]), np.array([o.last for o in found])
+
+
+def errors(prediction, found):
+    """prediction - measured; 0 where the optimum is censored and the prediction lies beyond the same end."""
+    _, fraction, _, first, last = columns(found)
+    prediction = np.broadcast_to(prediction, fraction.shape)
+    below = (fraction <= first) & (prediction <= first)
+    above = (fraction >= last) & (prediction >= last)
+    return np.where(below | above, 0.0, prediction - np.clip(fraction, first, last))
+
+
+def scatter(residual, error):
+    """Variance of the optima about a law beyond their own errors (the method of moments)."""
+    return max(float(np.mean(residual**2 - error**2)), 1e-6)
+
+
+def solve(s, fraction, error, first, last):
+    """The constant a; twice, the second time with the scatter of the first."""
+    clipped = np.clip(fraction, first, last)
+
+    def residual(a):  # of one constant, or a row for each of several
+        prediction = fraction_law(np.asarray(a)[..., None], s)
+        beyond = ((fraction <= first) & (prediction <= first)) | ((fraction >= last) & (prediction >= last))
+        return np.where(beyond, 0.0, prediction - clipped)
+
+    grid = np.exp(np.linspace(np.log(0.05), np.log(60), 121))  # in ln a the law is smooth: this finds the valley
+    of_grid = residual(grid)
+    extra = 0.03**2
+    for _ in range(2):
+        weight = 1 / (error**2 + extra)
+        best = int(np.argmin(of_grid**2 @ weight))
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+        constant = float(minimize_scalar(lambda a: residual(a) ** 2 @ weight, bounds=(low, high), method="bounded",
+                                         options={"xatol": 1e-6}).x)
+        extra = scatter(residual(constant), error)
+    return constant
+
+
+def usable(found):
+    """Optima that the law speaks of."""
+    return [o for o in found if o.s > 1]
+
+
+def fit_constant(found, seed=0, draws=DRAWS // 4):
+    """a with its 90% interval: cells drawn with replacement, each optimum from its own distribution."""
+    found = usable(found)
+    s, fraction, error, first, last = columns(found)
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        chosen = random.integers(0, len(s), len(s))
+        drawn = np.clip(fraction + error * random.standard_normal(len(s)), 0.0, 1.0)
+        values.append(solve(s[chosen], drawn[chosen], error[chosen], first[chosen], last[chosen]))
+    low, high = np.percentile(values, [5, 95])
+    return Constant(solve(s, fraction, error, first, last), float(low), float(high), np.array(values))
+
+
+def mean_fraction(found):
+    """The best constant fraction, weighted as `solve` does."""
+    _, fraction, error, first, last = columns(found)
+    clipped = np.clip(fraction, first, last)
+    value, extra = float(np.mean(clipped)), 0.03**2
+    for _ in range(3):
+        weight = 1 / (error**2 + extra)
+        value = float(np.sum(weight * clipped) / np.sum(weight))
+        extra = scatter(value - clipped, error)
+    return value
+
+
+def rank_correlation(found, seed=0):
+    """(Spearman's correlation of f* and S, 5th, 95th percentile), over cells and the optima's own errors."""
+    s, fraction, error, _, _ = columns(found)
+
+    def spearman(x, y):
+        x, y = rankdata(x), rankdata(y)
+        return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else 0.0
+
+    random = np.random.default_rng(seed)
+    draws = []
+    for _ in range(DRAWS):
+        chosen = random.integers(0, len(s), len(s))
+        draws.append(spearman(s[chosen], (fraction + error * random.standard_normal(len(s)))[chosen]))
+    return (spearman(s, fraction), *map(float, np.percentile(draws, [5, 95])))
+
+
+def by_bits(found):
+    """{bits: Constant} where there are enough optima."""
+    result = {}
+    for bits in sorted({o.bits for o in found}):
+        of = [o for o in usable(found) if o.bits == bits]
+        if len(of) >= LEAST_OPTIMA:
+            result[bits] = fit_constant(of, draws=200)
+    return result
+
+
+def one_curve_test(found):
+    """(AIC of one constant, AIC of one constant a width): do all widths fall on one curve in S?"""
+    found = usable(found)
+    groups = [of for of in ([o for o in found if o.bits == bits] for bits in sorted({o.bits for o in found}))
+              if len(of) >= LEAST_OPTIMA]
+    of_all = [o for group in groups for o in group]
+    if len(groups) < 2:
+        return None
+    squares = lambda group: float(np.sum(errors(fraction_law(solve(*columns(group)), columns(group)[0]), group) ** 2))
+    count = len(of_all)
+    # The variance is a parameter too.
+    return tuple(count * np.log(max(total, 1e-12) / count) + 2 * (1 + parameters)
+                 for total, parameters in ((squares(of_all), 1), (sum(map(squares, groups)), len(groups))))

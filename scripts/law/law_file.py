@@ -1,0 +1,90 @@
+"""law.json: what a fit found, for predictions here and in the trainer (model/plan/law_file.cpp reads the same)."""
+import json
+import math
+import os
+
+import numpy as np
+
+from law import records
+from law.errors import UserError
+from law.formula import NAMES, tokens_per_parameter_byte
+
+FORMAT = "train_qat scaling law 1"
+LEAST_SAMPLES = 20
+
+
+def ranges(runs):
+    """What was fitted: predictions outside of it are extrapolations."""
+    both = records.take(runs, records.quantization_aware(runs))
+    s = tokens_per_parameter_byte(both.tokens, both.parameters, both.bits)
+    limits = lambda values: [float(np.min(values)), float(np.max(values))]
+    return {"parameters": limits(both.parameters), "tokens": limits(both.tokens),
+            "tokens_per_parameter_byte": limits(s), "qat_fraction": limits(records.fractions(both)),
+            "bits": sorted(set(both.bits))}
+
+
+def content(runs, cooldown, form, coefficients, samples, unidentified, constant, optimal_fraction, found, comparison):
+    """The object to write. found: the measured optima; comparison: rows of the table."""
+    return {
+        "format": FORMAT,
+        "source": {"runs": len(runs.loss), "cells": len(found), "vocabulary": int(runs.vocabulary[0]),
+                   "data": sorted(map(str, set(runs.data))), "cooldown": cooldown},
+        "fitted_range": ranges(runs),
+        "loss_law": {"form": form, "coefficients": coefficients, "unidentified": unidentified,
+                     "bootstrap": {name: [sample[name] for sample in samples] for name in NAMES}},
+        "fraction_law": {"a": constant.value, "bootstrap": [float(value) for value in constant.draws[:200]]},
+        "optimal_fraction": optimal_fraction,
+        "optima": [{key: float(value) for key, value in o._asdict().items() if key != "curve"} for o in found],
+        "comparison": [{**row._asdict(), "held_out": {name: held._asdict() for name, held in row.held_out.items()}}
+                       for row in comparison],
+    }
+
+
+def write(path, law):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + ".partial", "w", encoding="utf-8") as file:
+        json.dump(law, file, indent=1)
+        file.write("\n")
+    os.replace(path + ".partial", path)
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def read(path):
+    """The law, checked. UserError names the file and the key."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            law = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a law ({getattr(error, 'strerror', None) or error}); "
+                        "`scaling_law.py fit` writes one") from None
+    if not isinstance(law, dict) or law.get("format") != FORMAT:
+        raise UserError(f"{path}: not a law of this version (format must be \"{FORMAT}\")")
+    try:
+        coefficients, samples = law["loss_law"]["coefficients"], law["loss_law"]["bootstrap"]
+        lengths = {len(samples[name]) for name in NAMES}
+        for name in NAMES:
+            if not all(map(is_number, [coefficients[name], *samples[name]])):
+                raise UserError(f"{path}: loss_law: {name} must be a number from 0, in the bootstrap too")
+        if len(lengths) != 1 or min(lengths) < LEAST_SAMPLES:
+            raise UserError(f"{path}: loss_law: the bootstrap needs {LEAST_SAMPLES} values or more of every coefficient")
+        if not all(map(is_number, [law["fraction_law"]["a"], *law["fraction_law"]["bootstrap"]])):
+            raise UserError(f"{path}: fraction_law: a must be a number from 0, in the bootstrap too")
+        if law["optimal_fraction"] not in ("loss_law", "fraction_law"):
+            raise UserError(f"{path}: optimal_fraction must be loss_law or fraction_law")
+        for name in ("parameters", "tokens", "tokens_per_parameter_byte", "qat_fraction", "bits"):
+            if not law["fitted_range"][name] or not all(map(is_number, law["fitted_range"][name])):
+                raise UserError(f"{path}: fitted_range: {name} must hold numbers")
+        law["source"]["runs"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a whole law: {error} is missing or of the wrong kind") from None
+    return law
+
+
+def coefficient_sets(law):
+    """[the fitted coefficients, then every refit's]: {name: value} each."""
+    samples = law["loss_law"]["bootstrap"]
+    count = len(samples["alpha"])
+    return [law["loss_law"]["coefficients"], *({name: samples[name][i] for name in NAMES} for i in range(count))]

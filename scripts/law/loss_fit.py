@@ -1,0 +1,163 @@
+"""The loss law fitted to runs: a Huber loss on log L, L-BFGS with exact gradients from many starts.
+
+Every coefficient and exponent is the exponential of a free number and so positive. Features are centred (a term is
+c exp(-sum of e (x - mean x))), so that coefficient and exponents of a term hardly depend on each other during the fit;
+`to_coefficients` undoes it. A form of the law is a set of names that are zero: forms are nested in the full law.
+"""
+import collections
+
+import numpy as np
+from scipy.optimize import minimize
+
+from law import formula, records
+from law.formula import COEFFICIENTS, FULL_PRECISION_BITS, NAMES, TERMS, features
+
+HUBER = 1e-3  # residuals of log L beyond it count linearly; that of the Chinchilla fit, arXiv 2203.15556
+STARTS = 48
+LOWEST_EXPONENT, HIGHEST_EXPONENT = 1e-3, 5.0
+
+# Names that are zero. Without the size in the QAT terms a law needs fewer sizes to be fitted.
+FORMS = {
+    "full law": (),
+    "no N in the QAT terms": ("psi", "nu"),
+    "no N, no product S_fp S_qat": ("psi", "nu", "rho"),
+    "no interaction term": ("lambda", "mu", "nu", "xi", "rho"),
+}
+FULL_PRECISION_ONLY = tuple(name for term in TERMS[3:] for name in term)
+
+Problem = collections.namedtuple("Problem", "target weight centred means quantized")
+Fit = collections.namedtuple("Fit", "coefficients objective free")
+
+
+def problem(runs, weight=None):
+    """What the objective needs of the runs. Quantized terms are absent at 16 bits."""
+    quantized = runs.bits != FULL_PRECISION_BITS
+    # Without quantization any division of the tokens does: S_fp and S_qat are not used.
+    fp_tokens = np.where(quantized, runs.fp_tokens, runs.tokens / 2)
+    raw = features(runs.parameters, fp_tokens, runs.tokens - fp_tokens, runs.bits)
+    means = {name: float(np.mean(x if name in ("gamma", "eta") or not quantized.any() else x[quantized]))
+             for name, x in raw.items()}
+    weight = np.ones(len(runs.loss)) if weight is None else weight
+    return Problem(np.log(runs.loss), weight / weight.sum(), {name: x - means[name] for name, x in raw.items()}, means,
+                   quantized.astype(float))
+
+
+def free_names(zero, runs):
+    """Names to fit: without those that a form sets to zero, or that one size or one budget leaves undetermined."""
+    zero = set(zero)
+    if len(np.unique(runs.parameters)) < 2:
+        zero |= {"zeta", "eta", "psi", "nu"}
+    if len(np.unique(runs.tokens)) < 2:
+        zero |= {"beta", "gamma"}
+    return tuple(name for name in NAMES if name not in zero)
+
+
+def evaluate(point, free, of):
+    """(log L, its derivatives by the point, a row each)."""
+    value = dict(zip(free, np.exp(point)))
+    total = np.zeros_like(of.target)
+    rows = {}
+    for number, names in enumerate(TERMS):
+        if names[0] not in value:
+            continue
+        exponents = [name for name in names[1:] if name in value]
+        logarithm = np.zeros_like(total)
+        for name in exponents:
+            logarithm -= value[name] * of.centred[name]
+        this = value[names[0]] * np.exp(np.minimum(logarithm, 300.0))
+        if number > 2:
+            this = this * of.quantized
+        total += this
+        rows[names[0]] = this
+        for name in exponents:
+            rows[name] = -value[name] * of.centred[name] * this
+    total = np.maximum(total, 1e-300)
+    return np.log(total), np.array([rows[name] for name in free]) / total
+
+
+def objective(point, free, of):
+    """Mean Huber loss of log L and its gradient, over HUBER squared: of order one."""
+    prediction, derivatives = evaluate(point, free, of)
+    residual = (prediction - of.target) / HUBER
+    size = np.abs(residual)
+    value = np.where(size <= 1, 0.5 * residual**2, size - 0.5)
+    slope = np.clip(residual, -1, 1)
+    return float(of.weight @ value), derivatives @ (of.weight * slope) / HUBER
+
+
+def bounds(free):
+    exponent = (np.log(LOWEST_EXPONENT), np.log(HIGHEST_EXPONENT))
+    return [(-25.0, 10.0) if name in COEFFICIENTS else exponent for name in free]
+
+
+def random_start(free, of, random):
+    """A guess of the right order: most of the loss irreducible, terms of a few hundredths to a half of it."""
+    least = np.exp(of.target.min())
+    point = []
+    for name in free:
+        if name == "alpha":
+            point.append(np.log(least * random.uniform(0.2, 0.9)))
+        elif name in COEFFICIENTS:
+            point.append(np.log(least) + random.uniform(np.log(0.005), np.log(0.5)))
+        else:
+            point.append(random.uniform(np.log(0.05), np.log(2.0)))
+    return np.array(point)
+
+
+def descend(start, free, of, iterations=3000):
+    return minimize(objective, start, (free, of), jac=True, method="L-BFGS-B", bounds=bounds(free),
+                    options={"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-11, "gtol": 1e-7})
+
+
+def to_coefficients(point, free, of):
+    """{name: value} of all NAMES, 0 for those that are not free; features no longer centred."""
+    value = {name: 0.0 for name in NAMES}
+    value.update(zip(free, np.exp(point)))
+    for names in TERMS:
+        if value[names[0]]:
+            shift = sum(value[name] * of.means[name] for name in names[1:])
+            value[names[0]] = float(np.exp(np.log(value[names[0]]) + shift))
+    return {name: float(number) for name, number in value.items()}
+
+
+def to_point(coefficients, free, of):
+    """The inverse of to_coefficients."""
+    point = []
+    for names in TERMS:
+        shift = sum(coefficients[name] * of.means[name] for name in names[1:])
+        for name in names:
+            if name in free:
+                point.append(np.log(coefficients[name]) - (shift if name in COEFFICIENTS else 0.0))
+    lower, upper = np.array(bounds(free)).T
+    return np.clip(point, lower, upper)
+
+
+def fit(runs, zero=(), starts=STARTS, seed=0):
+    """The best of many starts: short descents from all, long ones from the best few. zero: names that are zero."""
+    free = free_names(zero, runs)
+    of = problem(runs)
+    random = np.random.default_rng(seed)
+    short = [descend(random_start(free, of, random), free, of, 200) for _ in range(starts)]
+    short.sort(key=lambda result: result.fun)
+    best = min((descend(result.x, free, of) for result in short[:max(4, starts // 8)]), key=lambda result: result.fun)
+    return Fit(to_coefficients(best.x, free, of), float(best.fun), free)
+
+
+def refit(runs, weight, near, seed=0):
+    """A fit to weighted runs that starts at another fit and near it."""
+    of = problem(runs, weight)
+    random = np.random.default_rng(seed)
+    start = to_point(near.coefficients, near.free, of)
+    results = [descend(start + noise, near.free, of, 600)
+               for noise in (0.0, random.normal(0, 0.3, len(start)))]
+    best = min(results, key=lambda result: result.fun)
+    return Fit(to_coefficients(best.x, near.free, of), float(best.fun), near.free)
+
+
+def predict(coefficients, runs):
+    """The law's loss of every run."""
+    result = formula.full_precision_loss(coefficients, runs.parameters, runs.tokens)
+    both = records.quantization_aware(runs)
+    of = records.take(runs, both)
+    result[both] = formula.loss(coefficients, of.parameters, of.fp_tokens, of.qat_tokens, of.bits)
+    return result

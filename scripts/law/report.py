@@ -1,0 +1,94 @@
+"""The tables that fit and predict print."""
+import math
+
+from law import comparison, fraction_fit
+from law.formula import COEFFICIENTS, NAMES, PAPER_CONSTANT, fraction_law
+from law.prediction import short
+
+
+def percent(value):
+    return "-" if value is None else f"{100 * value:.2f}%"
+
+
+def number(value, digits=3):
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def optima_table(found, a):
+    """f* of every cell beside the laws'."""
+    lines = [f"{'N':>8} {'D':>7} {'bits':>5} {'S':>6}  {'f* measured [90%]':<24} {'a = %.3f' % a:>9} "
+             f"{'a = %.4f' % PAPER_CONSTANT:>10} {'loss':>7} {'runs':>4}"]
+    for o in sorted(found, key=lambda o: (o.bits, o.parameters, o.tokens)):
+        mark = "" if o.first < o.fraction < o.last else " outside" 
+        lines.append(f"{short(o.parameters):>8} {short(o.tokens):>7} {o.bits:>5g} {o.s:>6.1f}  "
+                     f"{f'{o.fraction:.3f} [{o.low:.3f}, {o.high:.3f}]{mark}':<24} {fraction_law(a, o.s):>9.3f} "
+                     f"{fraction_law(PAPER_CONSTANT, o.s):>10.3f} {o.loss:>7.4f} {o.runs:>4}")
+    return "\n".join(lines)
+
+
+def comparison_table(rows):
+    splits = list(rows[0].held_out)
+    head = f"{'form':<34} {'k':>3} {'loss':>7} {'AIC':>8} {'BIC':>8} {'f*':>6}"
+    head += "".join(f"  {'loss ' + name:>14} {'f*':>6}" for name in splits)
+    lines = [head]
+    for row in rows:
+        if row.name == comparison.FRACTION_FORMS[0]:
+            lines.append("of the optima, with AIC and BIC of f*:")
+        line = f"{row.name:<34} {row.parameters:>3} {percent(row.loss_error):>7} {row.aic:>8.1f} {row.bic:>8.1f} "
+        line += f"{number(row.fraction_error):>6}"
+        for name in splits:
+            held = row.held_out[name]
+            line += f"  {percent(held.loss_error):>14} {number(held.fraction_error):>6}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def coefficient_table(coefficients, samples, unidentified, interval):
+    lines = [f"{'name':<8} {'value':>12}  90% interval"]
+    for name in NAMES:
+        if not coefficients[name]:
+            continue
+        low, high = interval([sample[name] for sample in samples])
+        note = "  not identified by these runs" if name in unidentified else ""
+        if name in COEFFICIENTS and name != "alpha":
+            note += "  (moves with its exponents)"
+        lines.append(f"{name:<8} {coefficients[name]:>12.5g}  [{low:.4g}, {high:.4g}]{note}")
+    return "\n".join(lines)
+
+
+def finding(found):
+    """Lines: does f* grow with S, is it one curve, how far is the paper's constant."""
+    rho, low, high = fraction_fit.rank_correlation(found)
+    lines = [f"rank correlation of f* and S      {rho:.2f} [{low:.2f}, {high:.2f}]"]
+    for bits, constant in fraction_fit.by_bits(found).items():
+        lines.append(f"a at {bits:g} bits".ljust(34) + f"{constant.value:.2f} [{constant.low:.2f}, {constant.high:.2f}]")
+    test = fraction_fit.one_curve_test(found)
+    if test:
+        lines.append(f"one curve in S for all widths     AIC {test[0]:.1f}, a curve for each {test[1]:.1f}: "
+                     + ("one is enough" if test[0] <= test[1] + 2 else "each has its own"))
+    return "\n".join(lines)
+
+
+def interval_text(value, digits=4):
+    """0.1234 [0.1200, 0.1300]"""
+    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def tokens_text(value):
+    return "never" if math.isinf(value.value) else \
+        f"{short(value.value)} [{short(value.low)}, {'never' if math.isinf(value.high) else short(value.high)}]"
+
+
+def prediction_table(law, widths, full_precision):
+    name = "loss law" if law.by_loss else "fraction law"
+    lines = [f"{'bits':>5} {'N':>8} {'S':>7}  {'f* by the ' + name:<24} {'loss at f*':<25} {'10% wastes':<23} "
+             "matches full precision at"]
+    for w in widths:
+        wasted = f"{100 * w.wasted.value:.1f}% [{100 * w.wasted.low:.1f}, {100 * w.wasted.high:.1f}]"
+        lines.append(f"{w.bits:>5g} {short(w.parameters):>8} {w.s:>7.1f}  {interval_text(w.fraction, 3):<24} "
+                     f"{interval_text(w.loss):<25} {wasted:<23} {tokens_text(w.matching)}")
+    lines.append(f"   16 {'':>8} {'':>7}  {'':<24} {interval_text(full_precision)}")
+    lines.append("")
+    lines.append(f"{'bits':>5}  loss at " + "".join(f"{f'f = {f:g}':<27}" for f in widths[0].at))
+    lines += [f"{w.bits:>5g}          " + "".join(f"{interval_text(value):<27}" for value in w.at.values()) for w in widths]
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Fit the laws of quantization-aware training to the runs of sweeps, and predict with them (arXiv 2509.22935).
+
+    scripts/scaling_law.py fit out/sweep/results.jsonl -o law.json --plots plots/
+    scripts/scaling_law.py predict law.json -n 396M -tokens 8B --memory 500MB
+
+`fit` measures the best fraction of every (N, D, B), fits the loss law and the law of the fraction, holds out parts of the
+runs, compares simpler forms, and writes what `predict` and `train_qat -law` read. Intervals are 90%.
+"""
+import argparse
+import math
+import os
+import re
+import sys
+import time
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # matrices here are small: threads would only wait
+    os.environ.setdefault(_name, "1")
+
+from law import bootstrap, comparison, cooldown, fraction_fit, law_file, loss_fit, optima, records, report  # noqa: E402
+from law.errors import UserError  # noqa: E402
+from law.prediction import Law, short  # noqa: E402
+
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+
+def count(text):
+    """396M, 8B, 1.5e9; also with B for bytes: 500MB."""
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([KMGBT]?)B?", text.strip(), re.IGNORECASE)
+    try:
+        value = float(match[1]) * UNITS[match[2].upper()]
+    except (TypeError, ValueError):
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"cannot read '{text}': expected a positive number such as 396M, 8B or 500MB")
+    return value
+
+
+def progress_line(begin):
+    """Prints what is being done, with the seconds since the start."""
+    return lambda text: print(f"[{time.monotonic() - begin:5.0f}s] {text}", flush=True)
+
+
+def bootstrap_progress(say, count_of_refits):
+    def progress(done, left):
+        if done in (1, count_of_refits) or done % max(1, count_of_refits // 5) == 0:
+            say(f"refits to resampled runs: {done} of {count_of_refits}, {left:.0f}s left")
+    return progress
+
+
+def fit(arguments):
+    say = progress_line(time.monotonic())
+    every_run = records.read_runs(arguments.results)
+    runs, chosen_cooldown = records.select(every_run, arguments.cooldown)
+    both = records.take(runs, records.quantization_aware(runs))
+    found = optima.measure(both)
+    if len(fraction_fit.usable(found)) < fraction_fit.LEAST_OPTIMA:
+        raise UserError(f"only {len(fraction_fit.usable(found))} (N, D, B) with S > 1 have {records.LEAST_FRACTIONS} "
+                        f"fractions or more: at least {fraction_fit.LEAST_OPTIMA} are needed")
+    constant = fraction_fit.fit_constant(found)
+    compared = comparison.Comparison(runs, found, arguments.starts, say)
+    rows = compared.rows()
+    form, optimal_fraction = comparison.recommend(rows)
+    if arguments.form != "auto":
+        form = arguments.form
+    fitted = compared.fits[form]
+    samples = bootstrap.refits(runs, fitted, arguments.bootstrap, bootstrap_progress(say, arguments.bootstrap))
+    unidentified = bootstrap.unidentified(fitted, samples)
+    law = law_file.content(runs, chosen_cooldown, form, fitted.coefficients, samples, unidentified, constant,
+                           optimal_fraction, found, rows)
+    law_file.write(arguments.output, law)
+    print(f"\n{len(runs.loss)} runs, cooldown {chosen_cooldown}; {len(found)} optima\n")
+    print(report.optima_table(found, constant.value))
+    print(f"\nf* = exp(-a / ln S): a = {constant.value:.3f} [{constant.low:.3f}, {constant.high:.3f}]")
+    print(report.finding(found))
+    print(f"\n{report.comparison_table(rows)}")
+    print(f"recommended: {form}; f* by the {optimal_fraction.replace('_', ' ')}")
+    print(f"\n{report.coefficient_table(fitted.coefficients, samples, unidentified, bootstrap.interval)}")
+    differences = cooldown.compare(every_run)
+    if differences:
+        print(f"\n{cooldown.table(differences)}")
+    print(f"\nlaw         {arguments.output}")
+    if arguments.plots:
+        draw(arguments.plots, runs, found, constant, law)
+
+
+def draw(directory, runs, found, constant, content):
+    from law import plots
+    os.makedirs(directory, exist_ok=True)
+    law = Law(content)
+    coefficients = law.sets[0]
+    for path in (plots.fraction_over_s(found, constant, directory),
+                 plots.predicted_over_measured(runs, coefficients, directory),
+                 plots.loss_over_fraction(runs, found, coefficients, directory),
+                 plots.iso_loss(law, directory), plots.best_bits_over_memory(law, directory),
+                 plots.wasted_over_s(law, directory)):
+        print(f"plot        {path}")
+
+
+def predict(arguments):
+    content = law_file.read(arguments.law)
+    law = Law(content)
+    bits = arguments.b or content["fitted_range"]["bits"]
+    sized = [(b, 8 * arguments.memory / b if arguments.memory else arguments.n) for b in bits]
+    if any(size is None for _, size in sized):
+        raise UserError("give the size, -n 396M, or the memory for the weights, --memory 500MB")
+    source = content["source"]
+    print(f"law of {source['runs']} runs: {content['loss_law'].get('form', 'loss law')}; intervals are 90%")
+    if arguments.memory:
+        print(f"sizes that fill {short(arguments.memory)} bytes: N = 8 memory / bits")
+    widths = [law.width(size, arguments.tokens, b) for b, size in sized]
+    reference = arguments.n or widths[-1].parameters
+    print(report.prediction_table(law, widths, law.full_precision(reference, arguments.tokens)))
+    best = min(widths, key=lambda width: width.loss.value)
+    if arguments.memory:
+        print(f"\nbest in {short(arguments.memory)} bytes: {best.bits:g} bits, N = {short(best.parameters)}, f* = "
+              f"{best.fraction.value:.3f}, loss {report.interval_text(best.loss)}")
+    outside = sorted({text for w in widths for text in law.extrapolations(w.parameters, w.tokens, w.bits)})
+    for text in outside:
+        print(f"extrapolated: {text}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="\n".join(__doc__.splitlines()[2:]))
+    commands = parser.add_subparsers(dest="command", required=True)
+    fitting = commands.add_parser("fit", help="fit the laws to results.jsonl of sweeps")
+    fitting.add_argument("results", nargs="+", metavar="RESULTS", help="results.jsonl, one or more")
+    fitting.add_argument("-o", "--output", required=True, help="the law to write, e.g. law.json")
+    fitting.add_argument("--plots", metavar="DIRECTORY", help="where to put the figures")
+    fitting.add_argument("--cooldown", choices=("classic", "fused"), help="of the runs to fit (the more frequent one)")
+    fitting.add_argument("--form", choices=("auto", *loss_fit.FORMS), default="auto",
+                         help="of the loss law (auto: the simplest that predicts held-out runs as well as the best)")
+    fitting.add_argument("--starts", type=int, default=loss_fit.STARTS, help=f"of every fit ({loss_fit.STARTS})")
+    fitting.add_argument("--bootstrap", type=int, default=200, help="refits to resampled runs (200)")
+    predicting = commands.add_parser("predict", help="what a law says about a run")
+    predicting.add_argument("law", metavar="LAW", help="law.json")
+    predicting.add_argument("-n", type=count, help="parameters, e.g. 396M")
+    predicting.add_argument("-tokens", "--tokens", type=count, required=True, help="e.g. 8B")
+    predicting.add_argument("-b", type=float, nargs="+", help="widths (those fitted)")
+    predicting.add_argument("-memory", "--memory", type=count, help="of the weights: sizes follow from it, e.g. 500MB")
+    arguments = parser.parse_args()
+    if arguments.command == "fit":
+        if arguments.starts < 8 or arguments.bootstrap < law_file.LEAST_SAMPLES:
+            raise UserError(f"--starts must be at least 8 and --bootstrap at least {law_file.LEAST_SAMPLES}")
+        fit(arguments)
+    else:
+        if arguments.b and not all(1 <= b <= 8 for b in arguments.b):
+            raise UserError("-b: widths must be from 1 to 8 bits")
+        predict(arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:
+        print(f"scaling_law.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,342 @@
+#!/usr/bin/env python3
+"""scripts/scaling_law.py and its parts, on runs simulated from known laws.
+
+    test/scripts/test_scaling_law.py
+"""
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import numpy as np
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SCRIPT = os.path.join(ROOT, "scripts", "scaling_law.py")
+sys.path[:0] = [os.path.join(ROOT, "scripts"), os.path.dirname(os.path.abspath(__file__))]
+
+import simulated_runs as simulated  # noqa: E402
+from law import bootstrap, comparison, cooldown, formula, fraction_fit, loss_fit, optima, prediction, records  # noqa: E402
+from law.errors import UserError  # noqa: E402
+
+SEED = int.from_bytes(os.urandom(4), "little")  # fresh data in every run
+
+
+class LawTest(unittest.TestCase):
+    def setUp(self):
+        self.random = np.random.default_rng(SEED)
+        directory = tempfile.TemporaryDirectory(prefix="law_")
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        self.results = os.path.join(self.directory, "results.jsonl")
+
+    def runs(self, **changes):
+        simulated.write(self.results, simulated.records(self.random, **changes))
+        return records.select(records.read_runs([self.results]))[0]
+
+    def random_coefficients(self):
+        return {name: float(value * np.exp(self.random.normal(0, 0.3))) for name, value in simulated.TRUTH.items()}
+
+    def call(self, *arguments, code=0):
+        result = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=600)
+        self.assertEqual(result.returncode, code, result.stdout + result.stderr)
+        return result.stdout if code == 0 else result.stderr
+
+
+class Formula(LawTest):
+    def test_loss_is_the_formula(self):
+        for _ in range(20):
+            c = self.random_coefficients()
+            n, fp, qat, b = np.exp(self.random.uniform(np.log([1e5, 1e6, 1e5, 1]), np.log([1e10, 1e12, 1e12, 8])))
+            s_fp, s_qat = fp / (n * b / 8), qat / (n * b / 8)
+            expected = (c["alpha"] + c["beta"] / (fp + qat) ** c["gamma"] + c["zeta"] / n ** c["eta"]
+                        + c["theta"] * 2 ** (-c["kappa"] * b)
+                        + c["phi"] * 2 ** (-c["chi"] * b) / (n ** c["psi"] * s_qat ** c["omega"])
+                        + c["lambda"] * 2 ** (-c["mu"] * b) / (n ** c["nu"] * s_fp ** c["xi"] * s_qat ** c["rho"]))
+            self.assertAlmostEqual(float(formula.loss(c, n, fp, qat, b)) / expected, 1, 12)
+            expected = c["alpha"] + c["beta"] / fp ** c["gamma"] + c["zeta"] / n ** c["eta"]
+            self.assertAlmostEqual(float(formula.full_precision_loss(c, n, fp)) / expected, 1, 12)
+
+    def test_optimal_fraction_is_the_least_loss(self):
+        for _ in range(20):
+            c = self.random_coefficients()
+            n, d, b = np.exp(self.random.uniform(np.log([1e5, 1e6, 1]), np.log([1e9, 1e11, 8])))
+            best = formula.optimal_fraction(c, n, d, b)
+            brute = simulated.true_fraction(n, d, b, c)
+            self.assertAlmostEqual(best, brute, delta=2e-4)
+            self.assertAlmostEqual(float(formula.optimal_fractions(c, n, d, b)), brute, delta=2e-3)
+            self.assertLessEqual(formula.loss_at(c, n, d, b, best), formula.loss_at(c, n, d, b, brute) + 1e-12)
+
+    def test_fraction_law_is_the_papers(self):
+        self.assertAlmostEqual(float(formula.fraction_law(6.7297, 40.25)), 0.1618, 4)
+        s = 10 ** self.random.uniform(0.1, 4)
+        self.assertAlmostEqual(float(formula.fraction_law(5.0, s)), math.exp(math.log(s) - 5 / math.log(s)) / s, 12)
+        self.assertEqual(float(formula.fraction_law(5.0, 0.7)), 0.0)
+
+
+class LossFit(LawTest):
+    def test_gradient_is_the_finite_difference(self):
+        of = loss_fit.problem(self.runs())
+        for zero in loss_fit.FORMS.values():
+            free = tuple(name for name in formula.NAMES if name not in zero)
+            point = loss_fit.random_start(free, of, self.random)
+            gradient = loss_fit.objective(point, free, of)[1]
+            for i in range(len(free)):
+                step = np.zeros(len(free))
+                step[i] = 1e-5
+                up, down = (loss_fit.objective(point + sign * step, free, of)[0] for sign in (1, -1))
+                self.assertAlmostEqual((up - down) / 2e-5, gradient[i], delta=1e-4 * (1 + abs(gradient).max()), msg=free[i])
+
+    def test_points_and_coefficients_are_inverse(self):
+        of = loss_fit.problem(self.runs())
+        c = self.random_coefficients()
+        point = loss_fit.to_point(c, formula.NAMES, of)
+        for name, value in loss_fit.to_coefficients(point, formula.NAMES, of).items():
+            self.assertAlmostEqual(value / c[name], 1, 9, name)
+
+    def test_recovers_fractions_and_losses_from_noisy_runs(self):
+        truth = self.random_coefficients() | {name: simulated.TRUTH[name] for name in ("kappa", "chi", "mu", "xi", "omega")}
+        runs = self.runs(truth=truth, noise=0.002, trunk_noise=0.002)
+        fitted = loss_fit.fit(runs, (), starts=16)
+        for n in simulated.PARAMETERS:
+            for d in simulated.TOKENS:
+                for b in simulated.BITS:
+                    self.assertAlmostEqual(formula.optimal_fraction(fitted.coefficients, n, d, b),
+                                           simulated.true_fraction(n, d, b, truth), delta=0.025, msg=(SEED, n, d, b))
+        error = np.log(loss_fit.predict(fitted.coefficients, runs) / runs.loss)
+        self.assertLess(np.sqrt(np.mean(error**2)), 0.0025)
+
+    def test_intervals_cover_the_true_loss_and_fraction(self):
+        """Of two data sets, in 54 places each: nominal 90%."""
+        hits = []
+        for _ in range(2):
+            runs = self.runs(noise=0.004, trunk_noise=0.008)
+            fitted = loss_fit.fit(runs, (), starts=16)
+            sets = bootstrap.refits(runs, fitted, 24)
+            for n in simulated.PARAMETERS:
+                for d in simulated.TOKENS:
+                    for b in (1, 2, 3):
+                        low, high = bootstrap.interval([formula.loss_at(c, n, d, b, 0.2) for c in sets])
+                        hits.append(low <= formula.loss_at(simulated.TRUTH, n, d, b, 0.2) <= high)
+                        low, high = bootstrap.interval([formula.optimal_fraction(c, n, d, b) for c in sets])
+                        hits.append(low <= simulated.true_fraction(n, d, b) <= high)
+        self.assertGreater(np.mean(hits), 0.65, SEED)  # the places share what is wrong
+
+    def test_trunk_luck_is_measured(self):
+        runs = self.runs(noise=1e-4, trunk_noise=0.02, seeds=(1, 2, 3, 4), tokens=(10**6, 3 * 10**6, 10**7, 3 * 10**7))
+        self.assertAlmostEqual(bootstrap.trunk_deviation(runs) / np.mean(0.02 / runs.loss), 1, delta=0.4)
+        self.assertEqual(bootstrap.trunk_deviation(self.runs(seeds=(1,))), 0)
+
+
+class Optima(LawTest):
+    def test_minimum_of_a_curve(self):
+        f = np.linspace(0.0026, 0.9974, 99_001)
+        for _ in range(20):
+            shape = optima.Shape(*self.random.uniform(0.1, 3, 2))
+            a, c = np.exp(self.random.normal(0, 1.0, 2))
+            brute = f[np.argmin(a * f**-shape.p + c * (1 - f) ** -shape.q)]
+            self.assertAlmostEqual(optima.minimum(a, c, shape)[0], brute, delta=1e-3)
+        self.assertEqual(optima.minimum(0.0, 1.0, shape)[0], 0)
+        self.assertEqual(optima.minimum(1.0, 0.0, shape)[0], 1)
+
+    def test_optima_are_close_and_their_intervals_cover(self):
+        hits, errors = [], []
+        for _ in range(8):
+            for o in optima.measure(self.both(self.runs(noise=0.004))):
+                truth = simulated.true_fraction(o.parameters, o.tokens, o.bits)
+                hits.append(o.low <= truth <= o.high)
+                errors.append(abs(o.fraction - truth))
+        self.assertLess(np.mean(errors), 0.02, SEED)
+        self.assertGreater(np.mean(hits), 0.78, SEED)  # nominal 90%
+        self.assertLess(np.mean(hits), 0.98, SEED)     # and not because they are wide
+
+    def both(self, runs):
+        return records.take(runs, records.quantization_aware(runs))
+
+    def test_shifts_of_a_seed_do_not_move_the_optimum(self):
+        lines = simulated.records(self.random, noise=1e-4, trunk_noise=0)
+        moved = [line | {"validation_loss": line["validation_loss"] + 0.5 * (line["seed"] == 2)} for line in lines]
+        found = []
+        for version in (lines, moved):
+            simulated.write(self.results, version)
+            found.append(optima.measure(self.both(records.select(records.read_runs([self.results]))[0])))
+        for first, second in zip(*found):
+            self.assertAlmostEqual(first.fraction, second.fraction, delta=1e-3)
+
+    def test_an_optimum_outside_of_the_measured_fractions_is_said_to_be(self):
+        found = optima.measure(self.both(self.runs(fractions=(0.6, 0.7, 0.8, 0.9), noise=1e-4)))
+        self.assertFalse(any(optima.inside(o) for o in found))
+
+
+def optimum(s, fraction, error, bits=2.0, first=0.02, last=0.8):
+    return optima.Optimum(1e6, s * bits / 8 * 1e6, bits, s, fraction, fraction - 1.645 * error, fraction + 1.645 * error, first,
+                          last, 3.0, None, 0.004, 14)
+
+
+class FractionFit(LawTest):
+    def simulated_optima(self, a, error=0.02, count=24, bits=(1.0, 2.0, 3.0)):
+        s = np.exp(self.random.uniform(np.log(15), np.log(900), count))
+        return [optimum(x, float(formula.fraction_law(a, x) + self.random.normal(0, error)), error, bits[i % len(bits)])
+                for i, x in enumerate(s)]
+
+    def test_constant_is_recovered_and_its_interval_covers(self):
+        hits, errors = 0, []
+        for _ in range(40):
+            a = self.random.uniform(4, 8)
+            constant = fraction_fit.fit_constant(self.simulated_optima(a), draws=100)
+            hits += constant.low <= a <= constant.high
+            errors.append(abs(constant.value - a))
+        self.assertGreaterEqual(hits, 28, SEED)  # of 40 at 90%; fewer has a chance of 1e-4
+        self.assertLess(np.mean(errors), 0.2, SEED)
+
+    def test_a_censored_optimum_pulls_only_to_its_side(self):
+        of = self.simulated_optima(6.0, error=0.005)
+        below = optimum(20.0, 0.0, 0.005, first=0.2)  # the law says 0.135, below 0.2: no contradiction
+        self.assertAlmostEqual(fraction_fit.solve(*fraction_fit.columns(of)),
+                               fraction_fit.solve(*fraction_fit.columns([*of, below])), delta=0.05)
+        self.assertEqual(list(fraction_fit.errors(np.array([0.135]), [below])), [0.0])
+        self.assertAlmostEqual(fraction_fit.errors(np.array([0.3]), [below])[0], 0.1)
+
+    def test_rank_correlation_and_one_curve(self):
+        rho, low, high = fraction_fit.rank_correlation(self.simulated_optima(6.0, error=0.005))
+        self.assertGreater(low, 0.85)
+        self.assertTrue(low <= rho <= high)
+        flat = [o._replace(fraction=float(self.random.uniform(0.1, 0.4))) for o in self.simulated_optima(6.0)]
+        self.assertLess(fraction_fit.rank_correlation(flat)[1], 0.5)
+        together = fraction_fit.one_curve_test(self.simulated_optima(6.0))
+        self.assertLess(together[0], together[1] + 2)
+        apart = fraction_fit.one_curve_test(self.simulated_optima(4.0, bits=(1.0,)) + self.simulated_optima(8.0, bits=(3.0,)))
+        self.assertGreater(apart[0], apart[1] + 10)
+
+
+class Comparing(LawTest):
+    def test_rows_and_recommendation(self):
+        truth = simulated.TRUTH | {"psi": 0.0, "nu": 0.0}
+        runs = self.runs(truth=truth, noise=0.003, trunk_noise=0.003)
+        found = optima.measure(records.take(runs, records.quantization_aware(runs)))
+        compared = comparison.Comparison(runs, found, 8)
+        self.assertEqual(list(compared.splits), ["largest N", "largest D", "2 bits"])
+        rows = {row.name: row for row in compared.rows()}
+        full, blind = rows["full law"], rows["no interaction term"]
+        self.assertEqual((full.parameters, rows["no N in the QAT terms"].parameters, blind.parameters), (16, 14, 11))
+        self.assertLess(full.aic, blind.aic)
+        self.assertLess(full.fraction_error, 0.03)
+        self.assertGreater(blind.fraction_error, 0.2)  # without the interaction nothing speaks for full precision
+        self.assertGreater(rows[comparison.PER_BIT].loss_error, full.loss_error)
+        self.assertIsNone(rows[comparison.PER_BIT].held_out["2 bits"].loss_error)
+        self.assertLess(full.held_out["largest D"].loss_error, 0.05)
+        form, _ = comparison.recommend(list(rows.values()))
+        self.assertNotIn(form, ("no interaction term",))
+
+    def test_cooldowns_are_compared_in_pairs(self):
+        lines = simulated.records(self.random, noise=0.001, trunk_noise=0.1)
+        fused = [line | {"cooldown_used": "fused", "job": line["job"] + " fused",
+                         "validation_loss": line["validation_loss"] + (0.02 if line["b"] < 2 else -0.03)} for line in lines]
+        simulated.write(self.results, lines + fused)
+        found = {d.bits: d for d in cooldown.compare(records.read_runs([self.results]))}
+        self.assertEqual(found[1].pairs, len(simulated.PARAMETERS) * len(simulated.TOKENS) * 14)
+        self.assertAlmostEqual(found[1].difference, 0.02, delta=1e-9)
+        self.assertAlmostEqual(found[3].high, -0.03, delta=1e-9)
+
+
+class Predicting(LawTest):
+    def test_wasted_and_matching_tokens(self):
+        for _ in range(5):
+            c, d, b = simulated.TRUTH, float(self.random.uniform(2e6, 2e7)), float(self.random.choice([1, 2, 4]))
+            share = prediction.wasted(c, 5e5, d, b, 0.1)
+            reached = prediction.best_loss(c, 5e5, d * (1 - share), b)
+            self.assertAlmostEqual(reached, float(formula.loss_at(c, 5e5, d, b, 0.1)), 8)
+            self.assertGreater(share, 0)
+            tokens = prediction.matching_tokens(c, 5e5, d, b)
+            if math.isinf(tokens):
+                self.assertGreater(prediction.best_loss(c, 5e5, 1e4 * d, b), formula.full_precision_loss(c, 5e5, d))
+            else:
+                self.assertAlmostEqual(prediction.best_loss(c, 5e5, tokens, b), formula.full_precision_loss(c, 5e5, d), 8)
+        best = formula.optimal_fraction(c, 5e5, d, b)
+        self.assertAlmostEqual(prediction.wasted(c, 5e5, d, b, best), 0, 6)
+
+    def test_command(self):
+        path = os.path.join(self.directory, "law.json")
+        for by, expected in (("loss_law", formula.optimal_fraction(simulated.TRUTH, 4e5, 3e6, 2)),
+                             ("fraction_law", float(formula.fraction_law(5.5, 3e6 / 1e5)))):
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(simulated.law(self.random, by, vary=0, zeros=()), file)
+            text = self.call("predict", path, "-n", "400K", "-tokens", "3M")
+            line = next(line for line in text.splitlines() if line.split()[:1] == ["2"])
+            self.assertAlmostEqual(float(line.split()[3]), expected, delta=6e-4)
+            self.assertNotIn("extrapolated", text)
+        text = self.call("predict", path, "-n", "396M", "-tokens", "8B", "-b", "4")
+        self.assertIn("extrapolated: N = 396M is 396 times the largest fitted, 1M", text)
+        self.assertIn("extrapolated: D = 8B", text)
+        text = self.call("predict", path, "--memory", "100KB", "-tokens", "3M")
+        self.assertIn("best in 100K bytes:", text)
+
+    def test_mistakes_get_one_line(self):
+        path = os.path.join(self.directory, "law.json")
+        for change, words in (({"format": "other"}, "not a law of this version"),
+                              ({"fraction_law": {}}, "missing"),
+                              ({"optimal_fraction": "dice"}, "optimal_fraction"),
+                              ({"loss_law": {"coefficients": simulated.TRUTH, "bootstrap": {}}}, "alpha")):
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(simulated.law(self.random, "loss_law") | change, file)
+            error = self.call("predict", path, "-n", "1M", "-tokens", "8M", code=2)
+            self.assertEqual(error.count("\n"), 1, error)
+            self.assertIn(words, error)
+        self.assertIn("No such file", self.call("predict", path + "x", "-n", "1M", "-tokens", "8M", code=2))
+
+
+class Fitting(LawTest):
+    def test_command_from_runs_to_plots(self):
+        simulated.write(self.results, simulated.records(self.random, noise=0.003, tokens=simulated.TOKENS[:2]))
+        law, plots = os.path.join(self.directory, "deep", "law.json"), os.path.join(self.directory, "plots")
+        text = self.call("fit", self.results, "-o", law, "--plots", plots, "--starts", 8, "--bootstrap", 20)
+        for words in ("rank correlation of f* and S", "recommended:", "a at 2 bits", "refits to resampled runs: 20 of 20"):
+            self.assertIn(words, text)
+        self.assertEqual(sorted(os.listdir(plots)),
+                         sorted(name + ".png" for name in ("fraction_over_s", "predicted_over_measured", "loss_over_fraction",
+                                                           "iso_loss", "best_bits_over_memory", "wasted_over_s")))
+        for name in os.listdir(plots):
+            self.assertGreater(os.path.getsize(os.path.join(plots, name)), 10_000)
+        self.assertIn("0.", self.call("predict", law, "-n", "0.5M", "-tokens", "4M"))
+
+    def test_bad_runs_get_one_line(self):
+        good = simulated.records(self.random, parameters=(250_000, 500_000), tokens=(1_500_000, 4_000_000), seeds=(1,))
+        changed = lambda **changes: [good[0] | changes, *good[1:]]
+        quantized = [line for line in good if line["b"] != 16]
+        cases = (
+            (changed(validation_loss=None), "validation_loss of the run"),
+            (changed(validation_loss=float("nan")), "validation_loss of the run"),
+            (changed(vocabulary=2048), "different tokenizers"),
+            (changed(data="fedcba9876543210"), "different data"),
+            ([line for line in good if line["b"] == 2], "all runs have bits = 2"),
+            ([line for line in good if line["tokens"] == 1_500_000], "all runs have D = 1.5e+06"),
+            ([line for line in quantized if line["qat_frac"] in (0.08, 0.22)], "different fractions"),
+            (quantized[:12], "at least 20 are needed"),
+            ([line for line in good if line["b"] == 16], "no run has a full-precision and a quantization-aware phase"),
+            ([line | {"status": "failed"} for line in good], "no finished run"),
+        )
+        for lines, words in cases:
+            simulated.write(self.results, lines)
+            error = self.call("fit", self.results, "-o", os.path.join(self.directory, "law.json"), code=2)
+            self.assertIn(words, error)
+            self.assertEqual(error.count("\n") - error.count("warning:"), 1, error)
+            self.assertFalse(os.path.exists(os.path.join(self.directory, "law.json")))
+        with open(self.results, "w", encoding="utf-8") as file:
+            file.write("{}\n" + json.dumps(good[0]) + "\n")
+        self.assertIn("line 1: not a result of a sweep", self.call("fit", self.results, "-o", "law.json", code=2))
+
+    def test_runs_of_several_files_and_a_line_being_written(self):
+        lines = simulated.records(self.random, seeds=(1,))
+        first, second = os.path.join(self.directory, "first.jsonl"), os.path.join(self.directory, "second.jsonl")
+        simulated.write(first, lines[:60])
+        simulated.write(second, lines[50:])
+        with open(second, "a", encoding="utf-8") as file:
+            file.write(json.dumps(lines[0])[:40])
+        self.assertEqual(len(records.read_runs([first, second]).loss), len(lines))
+
+
+if __name__ == "__main__":
+    print(f"random seed {SEED}", file=sys.stderr)
+    unittest.main()
