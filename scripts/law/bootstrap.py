@@ -25,25 +25,6 @@ def resampled_weights(runs, random):
     return weight
 
 
-def trunk_deviation(runs):
-    """Standard deviation of log L from one seed's trunk to another's: from runs that differ in the seed alone. 0 where
-    none do."""
-    twins, rows = records.groups(runs.parameters, runs.tokens, runs.bits, np.round(records.fractions(runs), 9))
-    log_loss, budget = np.log(runs.loss), records.groups(runs.parameters, runs.tokens)[0]
-    offsets = {}  # (N, D), seed: deviations from the mean of the twins
-    for twin in range(len(rows)):
-        members = np.flatnonzero(twins == twin)
-        if len(members) > 1:
-            for member in members:
-                key = (budget[member], runs.seed[member])
-                offsets.setdefault(key, []).append(log_loss[member] - log_loss[members].mean())
-    if not offsets:
-        return 0.0
-    seeds_of = np.array([np.sum([key[0] == other[0] for other in offsets]) for key in offsets], float)
-    squares = np.array([np.mean(values) ** 2 for values in offsets.values()])
-    return float(np.sqrt(np.mean(squares * seeds_of / (seeds_of - 1))))
-
-
 def shifted(runs, deviation, random):
     """The runs, with luck of the trunks of every (N, D, seed) added."""
     trunk, rows = records.groups(runs.parameters, runs.tokens, runs.seed)
@@ -54,14 +35,14 @@ def refit_resampled(arguments):
     runs, fitted, deviation, seed = arguments
     random = np.random.default_rng([seed, 1])
     weight = resampled_weights(runs, random)
-    return loss_fit.refit(shifted(runs, deviation, random), weight, fitted, seed).coefficients
+    return loss_fit.refit(shifted(runs, deviation, random), weight, fitted, deviation, seed).coefficients
 
 
 def refits(runs, fitted, count, progress=lambda done, left: None):
     """`count` sets of coefficients, the same for any number of processes."""
     begin = time.monotonic()
     results = []
-    deviation = trunk_deviation(runs)
+    deviation = loss_fit.trunk_deviation(runs)
     jobs = ((runs, fitted, deviation, seed) for seed in range(count))
     with multiprocessing.get_context("fork").Pool(min(os.cpu_count() or 1, count)) as pool:
         for number, coefficients in enumerate(pool.imap(refit_resampled, jobs), 1):

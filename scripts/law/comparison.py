@@ -30,12 +30,12 @@ def splits(runs):
 
 
 def fit_per_bit(runs, seed=0):
-    """A Chinchilla law for every width, of all its runs whatever their fraction: {bits: coefficients}."""
+    """A Chinchilla law for every width, of all its runs whatever their fraction: {bits: Fit}."""
     result = {}
     for bits in np.unique(runs.bits):
         of = records.take(runs, runs.bits == bits)
         of = of._replace(bits=np.full_like(of.bits, formula.FULL_PRECISION_BITS))
-        result[bits] = loss_fit.fit(of, loss_fit.FULL_PRECISION_ONLY, starts=12, seed=seed).coefficients
+        result[bits] = loss_fit.fit(of, loss_fit.FULL_PRECISION_ONLY, starts=12, seed=seed)
     return result
 
 
@@ -53,9 +53,13 @@ def loss_error(prediction, runs):
     return float(np.sqrt(np.mean(residual**2))) if np.isfinite(residual).all() and len(residual) else None
 
 
+def fitted_errors(prediction, runs, offset):
+    """(error of the prediction, error once the trunks' offsets are taken out)."""
+    return loss_error(prediction, runs), loss_error(prediction * np.exp(offset), runs)
+
+
 def information(error, count, parameters):
-    """AIC and BIC of normal residuals of log L. Runs that share a trunk count as independent: differences matter, and
-    only large ones."""
+    """AIC and BIC of normal residuals, those of log L without the trunks' offsets. Differences matter, not values."""
     base = count * np.log(error**2)
     return float(base + 2 * (parameters + 1)), float(base + np.log(count) * (parameters + 1))
 
@@ -88,7 +92,7 @@ class Comparison:
         for form, zero in loss_fit.FORMS.items():
             self.report(f"fitting: {form}")
             whole = self.fits[form] = loss_fit.fit(self.runs, zero, self.starts)
-            error = loss_error(loss_fit.predict(whole.coefficients, self.runs), self.runs)
+            error, within = fitted_errors(loss_fit.predict(whole.coefficients, self.runs), self.runs, whole.offset)
             held_out = {}
             for name, held in self.splits.items():
                 rest, out = records.take(self.runs, ~held), records.take(self.runs, held)
@@ -96,21 +100,26 @@ class Comparison:
                 of_held = held_out_optima(self.found, self.runs, held)[1]
                 held_out[name] = HeldOut(loss_error(loss_fit.predict(coefficients, out), out),
                                          mean_absolute(law_fractions(coefficients, of_held), of_held))
-            yield Row(form, len(whole.free), error, *information(error, len(self.runs.loss), len(whole.free)),
+            yield Row(form, len(whole.free), error, *information(within, len(self.runs.loss), len(whole.free)),
                       mean_absolute(law_fractions(whole.coefficients, self.found), self.found), held_out)
         yield self.per_bit_row()
 
     def per_bit_row(self):
         self.report(f"fitting: {PER_BIT}")
         laws = fit_per_bit(self.runs)
-        parameters = sum(sum(value > 0 for value in law.values()) for law in laws.values())
-        error = loss_error(predict_per_bit(laws, self.runs), self.runs)
+        parameters = sum(len(law.free) for law in laws.values())
+        offset = np.zeros(len(self.runs.loss))
+        for bits, law in laws.items():
+            offset[self.runs.bits == bits] = law.offset
+        coefficients = {bits: law.coefficients for bits, law in laws.items()}
+        error, within = fitted_errors(predict_per_bit(coefficients, self.runs), self.runs, offset)
         held_out = {}
         for name, held in self.splits.items():
             out = records.take(self.runs, held)
-            prediction = predict_per_bit(fit_per_bit(records.take(self.runs, ~held)), out)
+            of_rest = fit_per_bit(records.take(self.runs, ~held))
+            prediction = predict_per_bit({bits: law.coefficients for bits, law in of_rest.items()}, out)
             held_out[name] = HeldOut(loss_error(prediction, out), None)
-        return Row(PER_BIT, parameters, error, *information(error, len(self.runs.loss), parameters), None, held_out)
+        return Row(PER_BIT, parameters, error, *information(within, len(self.runs.loss), parameters), None, held_out)
 
     def fraction_rows(self):
         """AIC and BIC of these are those of the optima, and can't be compared with those of losses."""

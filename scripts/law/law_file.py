@@ -43,8 +43,9 @@ def content(runs, cooldown, form, coefficients, samples, unidentified, constant,
 def write(path, law):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     with open(path + ".partial", "w", encoding="utf-8") as file:
-        json.dump(law, file, indent=1)
-        file.write("\n")
+        # A line for each part: bootstraps are long.
+        parts = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in law.items())
+        file.write("{\n" + ",\n".join(parts) + "\n}\n")
     os.replace(path + ".partial", path)
 
 

@@ -1,5 +1,9 @@
 """The loss law fitted to runs: a Huber loss on log L, L-BFGS with exact gradients from many starts.
 
+Runs of one (N, D, seed) share their trunk's luck, by which seeds differ more than neighbouring fractions do. Each such
+group has an offset of log L of its own, normally distributed with the deviation that runs which differ in the seed alone
+show: the law is fitted to what differs within a trunk, and only as far as the seeds agree to what differs between them.
+
 Every coefficient and exponent is the exponential of a free number and so positive. Features are centred (a term is
 c exp(-sum of e (x - mean x))), so that coefficient and exponents of a term hardly depend on each other during the fit;
 `to_coefficients` undoes it. A form of the law is a set of names that are zero: forms are nested in the full law.
@@ -25,12 +29,14 @@ FORMS = {
 }
 FULL_PRECISION_ONLY = tuple(name for term in TERMS[3:] for name in term)
 
-Problem = collections.namedtuple("Problem", "target weight centred means quantized")
-Fit = collections.namedtuple("Fit", "coefficients objective free")
+# trunk: index of each run's (N, D, seed). deviation: of offsets from trunk to trunk; 0: there are none.
+Problem = collections.namedtuple("Problem", "target weight centred means quantized trunk deviation")
+# offset: of log L, of every run's trunk.
+Fit = collections.namedtuple("Fit", "coefficients objective free offset")
 
 
-def problem(runs, weight=None):
-    """What the objective needs of the runs. Quantized terms are absent at 16 bits."""
+def problem(runs, weight=None, deviation=None):
+    """What the objective needs of the runs. Quantized terms are absent at 16 bits. deviation: of trunks, if it is known."""
     quantized = runs.bits != FULL_PRECISION_BITS
     # Without quantization any division of the tokens does: S_fp and S_qat are not used.
     fp_tokens = np.where(quantized, runs.fp_tokens, runs.tokens / 2)
@@ -38,8 +44,28 @@ def problem(runs, weight=None):
     means = {name: float(np.mean(x if name in ("gamma", "eta") or not quantized.any() else x[quantized]))
              for name, x in raw.items()}
     weight = np.ones(len(runs.loss)) if weight is None else weight
+    deviation = trunk_deviation(runs) if deviation is None else deviation
+    trunk = records.groups(runs.parameters, runs.tokens, runs.seed)[0]
     return Problem(np.log(runs.loss), weight / weight.sum(), {name: x - means[name] for name, x in raw.items()}, means,
-                   quantized.astype(float))
+                   quantized.astype(float), trunk, deviation)
+
+
+def trunk_deviation(runs):
+    """Standard deviation of log L from one seed's trunk to another's: from runs that differ in the seed alone. 0 where
+    none do."""
+    twins, rows = records.groups(runs.parameters, runs.tokens, runs.bits, np.round(records.fractions(runs), 9))
+    log_loss, budget = np.log(runs.loss), records.groups(runs.parameters, runs.tokens)[0]
+    offsets = collections.defaultdict(list)  # (N, D), seed: deviations from the mean of the twins
+    for twin in range(len(rows)):
+        members = np.flatnonzero(twins == twin)
+        if len(members) > 1:
+            for member in members:
+                offsets[budget[member], runs.seed[member]].append(log_loss[member] - log_loss[members].mean())
+    if not offsets:
+        return 0.0
+    seeds = collections.Counter(key[0] for key in offsets)
+    squares = [np.mean(values) ** 2 * seeds[key[0]] / (seeds[key[0]] - 1) for key, values in offsets.items()]
+    return float(np.sqrt(np.mean(squares)))
 
 
 def free_names(zero, runs):
@@ -76,18 +102,39 @@ def evaluate(point, free, of):
 
 
 def objective(point, free, of):
-    """Mean Huber loss of log L and its gradient, over HUBER squared: of order one."""
-    prediction, derivatives = evaluate(point, free, of)
+    """Mean Huber loss of log L, in units of HUBER, with the offsets' own cost, and its gradient. The point: logarithms of
+    the free names, then the offsets in units of their deviation."""
+    count = len(free)
+    offsets = point[count:]
+    prediction, derivatives = evaluate(point[:count], free, of)
+    if len(offsets):
+        prediction = prediction + of.deviation * offsets[of.trunk]
     residual = (prediction - of.target) / HUBER
     size = np.abs(residual)
     value = np.where(size <= 1, 0.5 * residual**2, size - 0.5)
-    slope = np.clip(residual, -1, 1)
-    return float(of.weight @ value), derivatives @ (of.weight * slope) / HUBER
+    slope = of.weight * np.clip(residual, -1, 1) / HUBER
+    gradient = derivatives @ slope
+    total = float(of.weight @ value)
+    if len(offsets):
+        runs = len(of.target)
+        total += 0.5 * float(offsets @ offsets) / runs
+        of_offsets = of.deviation * np.bincount(of.trunk, slope, len(offsets)) + offsets / runs
+        gradient = np.concatenate([gradient, of_offsets])
+    return total, gradient
+
+
+def offset_count(of):
+    return int(of.trunk.max()) + 1 if of.deviation else 0
 
 
 def bounds(free):
     exponent = (np.log(LOWEST_EXPONENT), np.log(HIGHEST_EXPONENT))
     return [(-25.0, 10.0) if name in COEFFICIENTS else exponent for name in free]
+
+
+def with_offsets(point, of):
+    """A start: no trunk is lucky."""
+    return np.concatenate([point, np.zeros(offset_count(of))])
 
 
 def random_start(free, of, random):
@@ -105,8 +152,15 @@ def random_start(free, of, random):
 
 
 def descend(start, free, of, iterations=3000):
-    return minimize(objective, start, (free, of), jac=True, method="L-BFGS-B", bounds=bounds(free),
+    limits = bounds(free) + [(-5.0, 5.0)] * (len(start) - len(free))
+    return minimize(objective, start, (free, of), jac=True, method="L-BFGS-B", bounds=limits,
                     options={"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-11, "gtol": 1e-7})
+
+
+def to_fit(result, free, of):
+    offsets = result.x[len(free):]
+    offset = of.deviation * offsets[of.trunk] if len(offsets) else np.zeros_like(of.target)
+    return Fit(to_coefficients(result.x[:len(free)], free, of), float(result.fun), free, offset)
 
 
 def to_coefficients(point, free, of):
@@ -137,21 +191,20 @@ def fit(runs, zero=(), starts=STARTS, seed=0):
     free = free_names(zero, runs)
     of = problem(runs)
     random = np.random.default_rng(seed)
-    short = [descend(random_start(free, of, random), free, of, 200) for _ in range(starts)]
+    short = [descend(with_offsets(random_start(free, of, random), of), free, of, 200) for _ in range(starts)]
     short.sort(key=lambda result: result.fun)
     best = min((descend(result.x, free, of) for result in short[:max(4, starts // 8)]), key=lambda result: result.fun)
-    return Fit(to_coefficients(best.x, free, of), float(best.fun), free)
+    return to_fit(best, free, of)
 
 
-def refit(runs, weight, near, seed=0):
+def refit(runs, weight, near, deviation, seed=0):
     """A fit to weighted runs that starts at another fit and near it."""
-    of = problem(runs, weight)
+    of = problem(runs, weight, deviation)
     random = np.random.default_rng(seed)
     start = to_point(near.coefficients, near.free, of)
-    results = [descend(start + noise, near.free, of, 600)
+    results = [descend(with_offsets(start + noise, of), near.free, of, 600)
                for noise in (0.0, random.normal(0, 0.3, len(start)))]
-    best = min(results, key=lambda result: result.fun)
-    return Fit(to_coefficients(best.x, near.free, of), float(best.fun), near.free)
+    return to_fit(min(results, key=lambda result: result.fun), near.free, of)
 
 
 def predict(coefficients, runs):
