@@ -2,7 +2,7 @@
 # The paper's main finding measured by this program: how the best fraction of quantization-aware training grows with the
 # tokens per parameter byte. Fetches text, trains several hundred small models in sweeps, fits the laws and draws the plots.
 #
-#   scripts/reproduce.sh                 on CPU cores: about 80 minutes on two of an AMD EPYC (Zen 5)
+#   scripts/reproduce.sh                 on CPU cores: about 100 minutes on two of an AMD EPYC (Zen 5)
 #   QUICK=1 scripts/reproduce.sh         within ten minutes: one size, two widths, a first look
 #   SCALE=gpu scripts/reproduce.sh       1M to 16M parameters on this machine's GPU
 #
@@ -37,17 +37,25 @@ step() {
 declare -A FP_RATE=([0.25M]=6e-3 [0.5M]=4e-3 [1M]=3e-3 [2M]=3e-3 [4M]=2e-3 [8M]=2e-3 [16M]=1.5e-3)
 declare -A QAT_RATE=([0.25M]=4e-3 [0.5M]=3e-3 [1M]=2e-3 [2M]=2e-3 [4M]=1.5e-3 [8M]=1.5e-3 [16M]=1e-3)
 
+# On a GPU: layers, width and heads of 64, for which attention is many times as fast as for the size rule's 32.
+declare -A GPU_SHAPE=([1M]="2 192 3" [2M]="2 256 4" [4M]="4 256 4" [8M]="6 320 5" [16M]="8 384 6")
+
 # sweep NAME SIZE COOLDOWN JSON: one part; JSON holds the grid's axes but for the size.
 sweep() {
-    local name=$1 size=$2 cooldown=$3 grid=$OUTPUT/grids/$1.json qat_rate=()
+    local name=$1 size=$2 cooldown=$3 axes="\"n\": \"$2\", $4" grid=$OUTPUT/grids/$1.json qat_rate=() shape=()
+    if [[ $SCALE == gpu ]]; then
+        read -ra shape <<<"${GPU_SHAPE[$size]}"
+        shape=(-layers "${shape[0]}" -width "${shape[1]}" -heads "${shape[2]}")
+        axes=$4
+    fi
     # A fused run has one peak; with full precision only there is no second.
     [[ $cooldown == fused || $4 == *"$FULL_PRECISION"* ]] || qat_rate=(-qat_lr "${QAT_RATE[$size]}")
     mkdir -p "$OUTPUT/grids"
-    echo "{\"n\": \"$size\", $4}" >"$grid"
+    echo "{$axes}" >"$grid"
     step "part $name"
-    mpirun -np "$WORKERS" --bind-to none ./train_qat -sweep "$grid" -o "$OUTPUT" "${DEVICE[@]}" \
-        -lr "${FP_RATE[$size]}" "${qat_rate[@]}" -cooldown "$cooldown" -warmup 100 -seq_len $SEQUENCE_LENGTH -batch $BATCH -val_sequences 400 -sample 0 -print_every 1000 \
-        -i "${SHARDS}_train_*.bin" -j "${SHARDS}_val_*.bin"
+    mpirun -np "$WORKERS" --bind-to none ./train_qat -sweep "$grid" -o "$OUTPUT" "${DEVICE[@]}" "${shape[@]}" \
+        -lr "${FP_RATE[$size]}" "${qat_rate[@]}" -cooldown "$cooldown" -warmup 100 -seq_len $SEQUENCE_LENGTH \
+        -batch $BATCH -val_sequences 400 -sample 0 -print_every 1000 -i "${SHARDS}_train_*.bin" -j "${SHARDS}_val_*.bin"
 }
 
 # Fractions lie closer where the optimum is expected, and enclose it.
@@ -72,18 +80,25 @@ cpu_parts() {
     done
     sweep 1M_middle 1M classic "\"tokens\": \"4M\", $LOW, $LONG, \"seed\": [1, 2]"
     sweep 0.25M_long 0.25M classic "\"tokens\": \"10M\", $LOW, $LONG"
-    sweep 0.5M_long 0.5M classic "\"tokens\": \"10M\", \"b\": [1, 2], $LONG"
     for size in 0.25M 0.5M; do
         sweep "${size}_controls" $size classic "\"tokens\": \"4M\", \"b\": [4, 6], $LONG, \"seed\": [1, 2]"
         sweep "${size}_fused" $size fused "\"tokens\": \"4M\", \"b\": [2, 3, 4, 6], $FEW, \"seed\": [1, 2]"
         sweep "${size}_full" $size classic "\"tokens\": [\"1.5M\", \"4M\", \"10M\"], $FULL_PRECISION"
     done
-    sweep 1M_full 1M classic "\"tokens\": [\"4M\", \"10M\"], $FULL_PRECISION"
+    sweep 1M_full 1M classic "\"tokens\": \"4M\", $FULL_PRECISION"
+    low_rate_part
+    sweep 0.5M_long 0.5M classic "\"tokens\": \"10M\", \"b\": [1, 2], $LONG"
     sweep 0.25M_longest 0.25M classic "\"tokens\": \"25M\", \"b\": [1, 2], $LONG"
     sweep 1M_long 1M classic "\"tokens\": \"10M\", \"b\": [1, 2], $LONG"
 }
 
-# Shapes of 64-dimensional heads would be faster there; the size rule's heads of 32 keep sizes alike on both.
+# The same cells at a third of the quantization-aware rate, in a results.jsonl of their own: how much f* depends on it.
+low_rate_part() {
+    local OUTPUT=$OUTPUT/low_rate
+    local -A QAT_RATE=([0.5M]=1e-3)
+    sweep 0.5M_low_rate 0.5M classic "\"tokens\": \"4M\", \"b\": [1, 2, 3, 4, 6], $LONG, \"seed\": 1"
+}
+
 gpu_parts() {
     local size
     for size in 1M 2M 4M 8M 16M; do

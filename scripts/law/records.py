@@ -81,6 +81,18 @@ def read_records(paths):
     return list(finished.values())
 
 
+def check_rates(records):
+    """Runs of one cell must differ in fraction and seed alone."""
+    rates = collections.defaultdict(set)
+    for record in records:
+        cell = (record["n"], record["tokens"], record["b"], record.get("cooldown_used"))
+        rates[cell].add((record.get("lr"), record.get("qat_lr")))
+    for (parameters, tokens, bits, _), found in rates.items():
+        if len(found) > 1:
+            raise UserError(f"the runs of n = {parameters}, tokens = {tokens}, b = {bits:g} have different learning rates "
+                            f"({', '.join(f'{lr} and {qat_lr}' for lr, qat_lr in sorted(found, key=str))}): fit each alone")
+
+
 def read_runs(paths):
     """All finished runs. UserError for what can't be compared: other data, another tokenizer."""
     records = read_records(paths)
@@ -94,6 +106,7 @@ def read_runs(paths):
     if len(data) > 1:
         raise UserError(f"the runs were trained or validated on different data ({', '.join(data)} in \"data\"), so that "
                         "their losses can't be compared; fit each alone")
+    check_rates(records)
     column = lambda key, kind=float: np.array([record[key] for record in records], kind)
     return Runs(column("n"), column("tokens"), column("b"), column("fp_tokens"), column("qat_tokens"),
                 column("validation_loss"), np.array([record.get("seed", 0) for record in records], float),

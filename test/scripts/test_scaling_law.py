@@ -19,7 +19,6 @@ sys.path[:0] = [os.path.join(ROOT, "scripts"), os.path.dirname(os.path.abspath(_
 
 import simulated_runs as simulated  # noqa: E402
 from law import bootstrap, comparison, cooldown, formula, fraction_fit, loss_fit, optima, prediction, records  # noqa: E402
-from law.errors import UserError  # noqa: E402
 
 SEED = int.from_bytes(os.urandom(4), "little")  # fresh data in every run
 
@@ -312,6 +311,7 @@ class Fitting(LawTest):
             (changed(validation_loss=float("nan")), "validation_loss of the run"),
             (changed(vocabulary=2048), "different tokenizers"),
             (changed(data="fedcba9876543210"), "different data"),
+            (changed(lr=1e-3), "different learning rates"),
             ([line for line in good if line["b"] == 2], "all runs have bits = 2"),
             ([line for line in good if line["tokens"] == 1_500_000], "all runs have D = 1.5e+06"),
             ([line for line in quantized if line["qat_frac"] in (0.08, 0.22)], "different fractions"),
