@@ -109,21 +109,16 @@ def rank_correlation(found, seed=0):
     return (spearman(s, fraction), *map(float, np.percentile(draws, [5, 95])))
 
 
-def by_bits(found):
-    """{bits: Constant} where there are enough optima."""
-    result = {}
-    for bits in sorted({o.bits for o in found}):
-        of = [o for o in usable(found) if o.bits == bits]
-        if len(of) >= LEAST_OPTIMA:
-            result[bits] = fit_constant(of, draws=200)
-    return result
-
-
-def one_curve_test(found):
-    """(AIC of one constant, AIC of one constant a width): do all widths fall on one curve in S?"""
+def split(found, key):
+    """{value of the optima's field `key`: its optima}, where there are enough of them."""
     found = usable(found)
-    groups = [of for of in ([o for o in found if o.bits == bits] for bits in sorted({o.bits for o in found}))
-              if len(of) >= LEAST_OPTIMA]
+    groups = {value: [o for o in found if getattr(o, key) == value] for value in sorted({getattr(o, key) for o in found})}
+    return {value: group for value, group in groups.items() if len(group) >= LEAST_OPTIMA}
+
+
+def one_curve_test(found, key):
+    """(AIC of one constant, AIC of one constant a value of `key`): do all widths, or sizes, fall on one curve in S?"""
+    groups = list(split(found, key).values())
     of_all = [o for group in groups for o in group]
     if len(groups) < 2:
         return None

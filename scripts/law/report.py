@@ -57,15 +57,20 @@ def coefficient_table(coefficients, samples, unidentified, interval):
 
 
 def finding(found):
-    """Lines: does f* grow with S, is it one curve, how far is the paper's constant."""
-    rho, low, high = fraction_fit.rank_correlation(found)
-    lines = [f"rank correlation of f* and S      {rho:.2f} [{low:.2f}, {high:.2f}]"]
-    for bits, constant in fraction_fit.by_bits(found).items():
-        lines.append(f"a at {bits:g} bits".ljust(34) + f"{constant.value:.2f} [{constant.low:.2f}, {constant.high:.2f}]")
-    test = fraction_fit.one_curve_test(found)
-    if test:
-        lines.append(f"one curve in S for all widths     AIC {test[0]:.1f}, a curve for each {test[1]:.1f}: "
-                     + ("one is enough" if test[0] <= test[1] + 2 else "each has its own"))
+    """Lines: does f* grow with S, do all widths and sizes fall on one curve?"""
+    line = lambda name, value: f"{name:<34}{value}"
+    between = lambda value, low, high: f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    lines = [line("rank correlation of f* and S", between(*fraction_fit.rank_correlation(found)))]
+    for key, of, what in (("bits", "at {:g} bits", "widths"), ("parameters", "of N = {}", "sizes")):
+        for value, group in fraction_fit.split(found, key).items():
+            constant = fraction_fit.fit_constant(group, draws=200)
+            name = of.format(value if key == "bits" else short(value))
+            lines.append(line("a " + name, between(constant.value, constant.low, constant.high))
+                         + f"; rank correlation {fraction_fit.rank_correlation(group)[0]:.2f} of {len(group)}")
+        test = fraction_fit.one_curve_test(found, key)
+        if test:
+            lines.append(line(f"one curve in S for all {what}", f"AIC {test[0]:.1f}, a curve for each {test[1]:.1f}: "
+                              + ("one is enough" if test[0] <= test[1] + 2 else "each has its own")))
     return "\n".join(lines)
 
 
