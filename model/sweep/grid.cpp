@@ -205,7 +205,7 @@ std::vector<std::string> with_flags(const std::vector<std::string>& base,
     std::set<std::string> overridden;
     for (const std::string& flag : flags)
         if (const auto name = flag_name(flag)) overridden.insert(*name);
-    std::vector<std::string> result;
+    std::vector<std::string> result, without_value;
     for (size_t i = 0; i < base.size(); ++i) {
         const auto name = flag_name(base[i]);
         if (!name || !overridden.contains(*name)) {
@@ -217,9 +217,11 @@ std::vector<std::string> with_flags(const std::vector<std::string>& base,
         if (has_value)
             ++i;
         else
-            result.push_back(base[i]);  // for the command line to refuse
+            without_value.push_back(base[i]);
     }
     result.insert(result.end(), flags.begin(), flags.end());
+    // Last, where no other flag can be taken for its value: the command line refuses it by name.
+    result.insert(result.end(), without_value.begin(), without_value.end());
     return result;
 }
 

@@ -207,7 +207,7 @@ class FractionFit(LawTest):
         flat = [o._replace(fraction=float(self.random.uniform(0.1, 0.4))) for o in self.simulated_optima(6.0)]
         self.assertLess(fraction_fit.rank_correlation(flat)[1], 0.5)
         together = fraction_fit.one_curve_test(self.simulated_optima(6.0), "bits")
-        self.assertLess(together[0], together[1] + 2)
+        self.assertLess(together[0], together[1] + 10)  # chance of more: 1e-3
         apart = fraction_fit.one_curve_test(self.simulated_optima(4.0, bits=(1.0,)) + self.simulated_optima(8.0, bits=(3.0,)),
                                             "bits")
         self.assertGreater(apart[0], apart[1] + 10)
