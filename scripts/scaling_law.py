@@ -49,6 +49,8 @@ def bootstrap_progress(say, count_of_refits):
 
 
 def fit(arguments):
+    if os.path.realpath(arguments.output) in map(os.path.realpath, arguments.results) or os.path.isdir(arguments.output):
+        raise UserError(f"-o {arguments.output}: is a directory or one of the results to read; give another name")
     say = progress_line(time.monotonic())
     every_run = records.read_runs(arguments.results)
     runs, chosen_cooldown = records.select(every_run, arguments.cooldown)

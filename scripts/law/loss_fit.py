@@ -63,7 +63,7 @@ def trunk_deviation(runs):
                 offsets[budget[member], runs.seed[member]].append(log_loss[member] - log_loss[members].mean())
     if not offsets:
         return 0.0
-    seeds = collections.Counter(key[0] for key in offsets)
+    seeds = collections.Counter(key[0] for key in offsets)  # two or more: twins differ in the seed
     squares = [np.mean(values) ** 2 * seeds[key[0]] / (seeds[key[0]] - 1) for key, values in offsets.items()]
     return float(np.sqrt(np.mean(squares)))
 

@@ -93,6 +93,17 @@ def check_rates(records):
                             f"({', '.join(f'{lr} and {qat_lr}' for lr, qat_lr in sorted(found, key=str))}): fit each alone")
 
 
+def check_twins(records):
+    """No run twice: what makes two jobs of a sweep different beyond these (batch, device) makes them incomparable, too."""
+    seen = {}
+    for record in records:
+        key = tuple(record.get(name) for name in ("n", "tokens", "b", "fp_tokens", "seed", "cooldown_used"))
+        if key in seen:
+            raise UserError(f"the runs {seen[key]} and {record['run']} have the same n, tokens, b, fraction, seed and cooldown; "
+                            "remove one")
+        seen[key] = record["run"]
+
+
 def read_runs(paths):
     """All finished runs. UserError for what can't be compared: other data, another tokenizer."""
     records = read_records(paths)
@@ -107,6 +118,7 @@ def read_runs(paths):
         raise UserError(f"the runs were trained or validated on different data ({', '.join(data)} in \"data\"), so that "
                         "their losses can't be compared; fit each alone")
     check_rates(records)
+    check_twins(records)
     column = lambda key, kind=float: np.array([record[key] for record in records], kind)
     return Runs(column("n"), column("tokens"), column("b"), column("fp_tokens"), column("qat_tokens"),
                 column("validation_loss"), np.array([record.get("seed", 0) for record in records], float),

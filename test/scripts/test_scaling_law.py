@@ -313,6 +313,7 @@ class Fitting(LawTest):
             (changed(vocabulary=2048), "different tokenizers"),
             (changed(data="fedcba9876543210"), "different data"),
             (changed(lr=1e-3), "different learning rates"),
+            ([*good, good[0] | {"job": "another"}], "have the same n, tokens, b, fraction, seed and cooldown"),
             ([line for line in good if line["b"] == 2], "all runs have bits = 2"),
             ([line for line in good if line["tokens"] == 1_500_000], "all runs have D = 1.5e+06"),
             ([line for line in quantized if line["qat_frac"] in (0.08, 0.22)], "different fractions"),
@@ -326,6 +327,8 @@ class Fitting(LawTest):
             self.assertIn(words, error)
             self.assertEqual(error.count("\n") - error.count("warning:"), 1, error)
             self.assertFalse(os.path.exists(os.path.join(self.directory, "law.json")))
+        simulated.write(self.results, good)
+        self.assertIn("one of the results to read", self.call("fit", self.results, "-o", self.results, code=2))
         with open(self.results, "w", encoding="utf-8") as file:
             file.write("{}\n" + json.dumps(good[0]) + "\n")
         self.assertIn("line 1: not a result of a sweep", self.call("fit", self.results, "-o", "law.json", code=2))
