@@ -77,7 +77,7 @@ def fit(arguments):
     print(report.finding(found))
     print(f"\n{report.comparison_table(rows)}")
     print(f"recommended: {form}; f* by the {optimal_fraction.replace('_', ' ')}")
-    print(f"\n{report.coefficient_table(fitted.coefficients, samples, unidentified, bootstrap.interval)}")
+    print(f"\n{report.coefficient_table(fitted.coefficients, samples, unidentified)}")
     differences = cooldown.compare(every_run)
     if differences:
         print(f"\n{cooldown.table(differences)}")

@@ -11,6 +11,7 @@ import time
 import numpy as np
 
 from law import loss_fit, records
+from law.intervals import interval
 
 
 def resampled_weights(runs, random):
@@ -49,12 +50,6 @@ def refits(runs, fitted, count, progress=lambda done, left: None):
             results.append(coefficients)
             progress(number, (time.monotonic() - begin) / number * (count - number))
     return results
-
-
-def interval(values):
-    """The 5th and 95th percentile: 90%."""
-    low, high = np.percentile(np.asarray(values, float), [5, 95], axis=0)
-    return low, high
 
 
 def unidentified(fitted, samples):

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 
 from law.formula import fraction_law
+from law.intervals import interval
 
 LEAST_OPTIMA = 3
 NORMAL_90 = 1.645
@@ -77,7 +78,7 @@ def fit_constant(found, seed=0, draws=DRAWS // 4):
         chosen = random.integers(0, len(s), len(s))
         drawn = np.clip(fraction + error * random.standard_normal(len(s)), 0.0, 1.0)
         values.append(solve(s[chosen], drawn[chosen], error[chosen], first[chosen], last[chosen]))
-    low, high = np.percentile(values, [5, 95])
+    low, high = interval(values)
     return Constant(solve(s, fraction, error, first, last), float(low), float(high), np.array(values))
 
 
@@ -106,7 +107,7 @@ def rank_correlation(found, seed=0):
     for _ in range(DRAWS):
         chosen = random.integers(0, len(s), len(s))
         draws.append(spearman(s[chosen], (fraction + error * random.standard_normal(len(s)))[chosen]))
-    return (spearman(s, fraction), *map(float, np.percentile(draws, [5, 95])))
+    return (spearman(s, fraction), *map(float, interval(draws)))
 
 
 def split(found, key):

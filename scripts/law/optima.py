@@ -18,6 +18,7 @@ from scipy.special import expit
 
 from law import records
 from law.formula import tokens_per_parameter_byte
+from law.intervals import interval
 
 # fraction: that of least loss; low, high: its 90% interval; first, last: the range of measured fractions. loss: at the
 # optimum, of the mean seed. curve: the likeliest. error: standard deviation of a run's loss about it.
@@ -106,7 +107,7 @@ def measure(runs, seed=0):
     for cell, (parameters, tokens, bits) in enumerate(triples):
         centre, draws = draw_minima(fitted[cell], variance[bits], random)
         of = records.fractions(records.take(runs, index == cell))
-        low, high = np.percentile(draws, [5, 95])
+        low, high = interval(draws)
         found.append(Optimum(parameters, tokens, bits, tokens_per_parameter_byte(tokens, parameters, bits), centre,
                              float(low), float(high), of.min(), of.max(),
                              float(curve_at(best[cell], np.clip(centre, of.min(), of.max()))), best[cell],

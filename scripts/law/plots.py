@@ -9,7 +9,7 @@ import numpy as np  # noqa: E402
 from matplotlib.ticker import FuncFormatter  # noqa: E402
 
 from law import formula, loss_fit, optima, records  # noqa: E402
-from law.bootstrap import interval  # noqa: E402
+from law.intervals import interval  # noqa: E402
 from law.prediction import short, wasted  # noqa: E402
 
 INK, GRID, PAPER = "#333333", "#e3e3e3", "#888888"

@@ -5,7 +5,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from law import formula, law_file
-from law.bootstrap import interval
+from law.intervals import interval
 from law.formula import tokens_per_parameter_byte
 
 # A value with its 90% interval.

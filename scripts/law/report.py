@@ -3,6 +3,7 @@ import math
 
 from law import comparison, fraction_fit
 from law.formula import COEFFICIENTS, NAMES, PAPER_CONSTANT, fraction_law
+from law.intervals import interval
 from law.prediction import short
 
 
@@ -43,7 +44,7 @@ def comparison_table(rows):
     return "\n".join(lines)
 
 
-def coefficient_table(coefficients, samples, unidentified, interval):
+def coefficient_table(coefficients, samples, unidentified):
     lines = [f"{'name':<8} {'value':>12}  90% interval"]
     for name in NAMES:
         if not coefficients[name]:

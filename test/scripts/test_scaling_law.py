@@ -18,7 +18,8 @@ SCRIPT = os.path.join(ROOT, "scripts", "scaling_law.py")
 sys.path[:0] = [os.path.join(ROOT, "scripts"), os.path.dirname(os.path.abspath(__file__))]
 
 import simulated_runs as simulated  # noqa: E402
-from law import bootstrap, comparison, cooldown, formula, fraction_fit, loss_fit, optima, prediction, records  # noqa: E402
+from law import (bootstrap, comparison, cooldown, formula, fraction_fit, intervals, loss_fit, optima,  # noqa: E402
+                 prediction, records)
 
 SEED = int.from_bytes(os.urandom(4), "little")  # fresh data in every run
 
@@ -119,9 +120,9 @@ class LossFit(LawTest):
             for n in simulated.PARAMETERS:
                 for d in simulated.TOKENS:
                     for b in (1, 2, 3):
-                        low, high = bootstrap.interval([formula.loss_at(c, n, d, b, 0.2) for c in sets])
+                        low, high = intervals.interval([formula.loss_at(c, n, d, b, 0.2) for c in sets])
                         hits.append(low <= formula.loss_at(simulated.TRUTH, n, d, b, 0.2) <= high)
-                        low, high = bootstrap.interval([formula.optimal_fraction(c, n, d, b) for c in sets])
+                        low, high = intervals.interval([formula.optimal_fraction(c, n, d, b) for c in sets])
                         hits.append(low <= simulated.true_fraction(n, d, b) <= high)
         self.assertGreater(np.mean(hits), 0.65, SEED)  # the places share what is wrong
 
