@@ -1,7 +1,6 @@
 // -law, -n auto and -b auto from the command line to the options that a run reads.
 #include "model/job/choices.h"
 
-#include <iterator>
 #include <random>
 #include <sstream>
 
@@ -11,6 +10,7 @@
 #include "model/sweep/run_planner.h"
 #include "model/units.h"
 #include "test/support/catch.h"
+#include "test/support/command_line.h"
 #include "test/support/file_damage.h"
 #include "test/support/files.h"
 #include "test/support/random_law.h"
@@ -21,19 +21,6 @@ using namespace train_qat;
 using namespace train_qat::test;
 
 namespace {
-
-std::vector<std::string> words(const std::string& line) {
-    std::istringstream stream(line);
-    return {std::istream_iterator<std::string>(stream), {}};
-}
-
-Options parse(const std::string& line) {
-    return *parse_command_line(words(line));
-}
-
-std::string parse_error(const std::string& line) {
-    return error_of([&] { parse_command_line(words(line)); });
-}
 
 // A directory with a random law that predicts a fraction everywhere.
 class WithLaw {

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "test/support/catch.h"
+#include "test/support/command_line.h"
 #include "test/support/file_damage.h"
 #include "test/support/files.h"
 
@@ -12,20 +13,6 @@ using namespace train_qat;
 using namespace train_qat::test;
 
 namespace {
-
-// Arguments split at blanks.
-std::vector<std::string> words(const std::string& line) {
-    std::istringstream stream(line);
-    return {std::istream_iterator<std::string>(stream), {}};
-}
-
-Options parse(const std::string& line) {
-    return *parse_command_line(words(line));
-}
-
-std::string parse_error(const std::string& line) {
-    return error_of([&] { parse_command_line(words(line)); });
-}
 
 // What help prints.
 std::string help(const std::string& flag) {
