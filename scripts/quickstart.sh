@@ -40,9 +40,7 @@ fail() {
     exit 2
 }
 
-step() {
-    printf '\n==> [%dm%02ds] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"
-}
+source "$(dirname "${BASH_SOURCE[0]}")/step.sh"
 
 prepare_shards() {
     local file

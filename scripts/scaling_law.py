@@ -17,9 +17,16 @@ import time
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # matrices here are small: threads would only wait
     os.environ.setdefault(_name, "1")
 
-from law import bootstrap, comparison, cooldown, fraction_fit, law_file, loss_fit, optima, records, report  # noqa: E402
-from law.errors import UserError  # noqa: E402
-from law.prediction import Law, short  # noqa: E402
+try:
+    import numpy as np
+
+    from law import (bootstrap, comparison, cooldown, fraction_fit, law_file, loss_fit, optima, records,  # noqa: E402
+                     report)
+    from law.errors import UserError  # noqa: E402
+    from law.prediction import Law, short  # noqa: E402
+except ImportError as missing:
+    sys.exit(f"scaling_law.py: error: {sys.executable} has no package {missing.name}; scripts/install_dependencies.sh "
+             "installs it for /usr/bin/python3")
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
@@ -48,9 +55,29 @@ def bootstrap_progress(say, count_of_refits):
     return progress
 
 
+def check_outputs(arguments):
+    """Before hours are spent on what could not be written."""
+    path = arguments.output
+    if os.path.realpath(path) in map(os.path.realpath, arguments.results) or os.path.isdir(path):
+        raise UserError(f"-o {path}: is a directory or one of the results to read; give another name")
+    if os.path.exists(path) and not arguments.overwrite:
+        raise UserError(f"-o {path}: is there already; give another name, or --overwrite")
+    for directory in (os.path.dirname(os.path.abspath(path)), arguments.plots):
+        if directory:
+            os.makedirs(directory, exist_ok=True)
+            if not os.access(directory, os.W_OK):
+                raise UserError(f"{directory}: cannot be written to")
+
+
+def with_fraction_misfits(samples, fitted, found):
+    """The refits, each with the misfit of f* that one of the measured optima shows."""
+    misfits = fraction_fit.logit_misfits(found, lambda of: comparison.law_fractions(fitted.coefficients, of))
+    drawn = np.random.default_rng(3).choice(misfits, len(samples))
+    return [sample | {"fraction_misfit": float(misfit)} for sample, misfit in zip(samples, drawn)]
+
+
 def fit(arguments):
-    if os.path.realpath(arguments.output) in map(os.path.realpath, arguments.results) or os.path.isdir(arguments.output):
-        raise UserError(f"-o {arguments.output}: is a directory or one of the results to read; give another name")
+    check_outputs(arguments)
     say = progress_line(time.monotonic())
     every_run = records.read_runs(arguments.results)
     runs, chosen_cooldown = records.select(every_run, arguments.cooldown)
@@ -62,21 +89,27 @@ def fit(arguments):
     constant = fraction_fit.fit_constant(found)
     compared = comparison.Comparison(runs, found, arguments.starts, say)
     rows = compared.rows()
-    form, optimal_fraction = comparison.recommend(rows)
-    if arguments.form != "auto":
-        form = arguments.form
+    advice = comparison.recommend(rows)
+    form = advice.form if arguments.form == "auto" else arguments.form
     fitted = compared.fits[form]
     samples = bootstrap.refits(runs, fitted, arguments.bootstrap, bootstrap_progress(say, arguments.bootstrap))
-    unidentified = bootstrap.unidentified(fitted, samples)
+    samples = with_fraction_misfits(samples, fitted, found)
+    unidentified = bootstrap.unidentified(runs, fitted, samples)
     law = law_file.content(runs, chosen_cooldown, form, fitted.coefficients, samples, unidentified, constant,
-                           optimal_fraction, found, rows)
+                           advice.optimal_fraction, found, rows)
     law_file.write(arguments.output, law)
     print(f"\n{len(runs.loss)} runs, cooldown {chosen_cooldown}; {len(found)} optima\n")
     print(report.optima_table(found, constant.value))
     print(f"\nf* = exp(-a / ln S): a = {constant.value:.3f} [{constant.low:.3f}, {constant.high:.3f}]")
     print(report.finding(found))
     print(f"\n{report.comparison_table(rows)}")
-    print(f"recommended: {form}; f* by the {optimal_fraction.replace('_', ' ')}")
+    print(f"recommended: {advice.form}; f* by the {advice.optimal_fraction.replace('_', ' ')}")
+    if advice.remark:
+        print(f"note: {advice.remark}")
+    if form != advice.form:
+        print(f"fitted, as --form asks: {form}")
+    if not fitted.converged:
+        print("note: the fit stopped at its limit of iterations: coefficients may still move, losses hardly")
     print(f"\n{report.coefficient_table(fitted.coefficients, samples, unidentified)}")
     differences = cooldown.compare(every_run)
     if differences:
@@ -99,22 +132,36 @@ def draw(directory, runs, found, constant, content):
         print(f"plot        {path}")
 
 
+def sizes(arguments, bits):
+    """[(bits, N)]: the size asked for where it fits into the memory, or those that fill the memory."""
+    if not arguments.memory:
+        if not arguments.n:
+            raise UserError("give the size, -n 396M, or the memory for the weights, --memory 500MB")
+        return [(b, arguments.n) for b in bits]
+    if not arguments.n:
+        print(f"sizes whose weights fill {short(arguments.memory)} bytes: N = 8 memory / bits (train_qat -memory counts scales "
+              "and embeddings, too)")
+        return [(b, 8 * arguments.memory / b) for b in bits]
+    fitting = [(b, arguments.n) for b in bits if arguments.n * b / 8 <= arguments.memory]
+    if not fitting:
+        raise UserError(f"--memory: {short(arguments.n)} weights take {short(arguments.n * min(bits) / 8)} bytes at "
+                        f"{min(bits):g} bits; give a smaller -n or more memory")
+    for b in sorted(set(bits) - {b for b, _ in fitting}):
+        print(f"{b:g} bits: {short(arguments.n)} weights take {short(arguments.n * b / 8)} bytes: too many")
+    return fitting
+
+
 def predict(arguments):
     content = law_file.read(arguments.law)
     law = Law(content)
-    bits = arguments.b or content["fitted_range"]["bits"]
-    sized = [(b, 8 * arguments.memory / b if arguments.memory else arguments.n) for b in bits]
-    if any(size is None for _, size in sized):
-        raise UserError("give the size, -n 396M, or the memory for the weights, --memory 500MB")
     source = content["source"]
     print(f"law of {source['runs']} runs: {content['loss_law'].get('form', 'loss law')}; intervals are 90%")
-    if arguments.memory:
-        print(f"sizes that fill {short(arguments.memory)} bytes: N = 8 memory / bits")
-    widths = [law.width(size, arguments.tokens, b) for b, size in sized]
+    widths = [law.width(size, arguments.tokens, b) for b, size in sizes(arguments, arguments.b or law.bits)]
     reference = arguments.n or widths[-1].parameters
     print(report.prediction_table(law, widths, law.full_precision(reference, arguments.tokens)))
-    best = min(widths, key=lambda width: width.loss.value)
-    if arguments.memory:
+    predicted = [width for width in widths if width.loss]
+    if arguments.memory and predicted:
+        best = min(predicted, key=lambda width: width.loss.value)
         print(f"\nbest in {short(arguments.memory)} bytes: {best.bits:g} bits, N = {short(best.parameters)}, f* = "
               f"{best.fraction.value:.3f}, loss {report.interval_text(best.loss)}")
     outside = sorted({text for w in widths for text in law.extrapolations(w.parameters, w.tokens, w.bits)})
@@ -129,6 +176,7 @@ def main():
     fitting = commands.add_parser("fit", help="fit the laws to results.jsonl of sweeps")
     fitting.add_argument("results", nargs="+", metavar="RESULTS", help="results.jsonl, one or more")
     fitting.add_argument("-o", "--output", required=True, help="the law to write, e.g. law.json")
+    fitting.add_argument("--overwrite", action="store_true", help="replace the law that is there")
     fitting.add_argument("--plots", metavar="DIRECTORY", help="where to put the figures")
     fitting.add_argument("--cooldown", choices=("classic", "fused"), help="of the runs to fit (the more frequent one)")
     fitting.add_argument("--form", choices=("auto", *loss_fit.FORMS), default="auto",

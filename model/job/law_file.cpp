@@ -12,7 +12,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr const char* format = "train_qat scaling law 1";
+constexpr const char* format = "train_qat scaling law 2";
 constexpr size_t fewest_samples = 20;
 
 // A value of the file with the way to it, for errors.
@@ -33,11 +33,17 @@ class Value {
         return {file_, path, json_[key]};
     }
 
-    // Finite and at least 0.
-    double number() const {
+    double finite_number() const {
         if (!json_.is_number()) fail("is no number");
         const double value = json_.get<double>();
-        if (!std::isfinite(value) || value < 0) fail("is " + json_.dump() + ", and must be at least 0");
+        if (!std::isfinite(value)) fail("is " + json_.dump() + ", and must be finite");
+        return value;
+    }
+
+    // Finite and at least 0.
+    double number() const {
+        const double value = finite_number();
+        if (value < 0) fail("is " + json_.dump() + ", and must be at least 0");
         return value;
     }
 
@@ -52,20 +58,33 @@ class Value {
         return json_.get<std::string>();
     }
 
-    std::vector<double> numbers(size_t fewest) const {
+    std::vector<double> numbers(size_t fewest, double (Value::*read)() const = &Value::number) const {
         if (!json_.is_array()) fail("is no array of numbers");
         if (json_.size() < fewest)
             fail("has " + std::to_string(json_.size()) + " numbers, fewer than " + std::to_string(fewest));
         std::vector<double> values;
-        for (size_t i = 0; i < json_.size(); ++i)
-            values.push_back(Value(file_, key_ + "[" + std::to_string(i) + "]", json_[i]).number());
+        for (size_t i = 0; i < json_.size(); ++i) values.push_back((element(i).*read)());
         return values;
     }
 
+    // Of as many numbers as the arrays before it, which may be negative.
+    std::vector<double> misfits(size_t count) const {
+        std::vector<double> values = numbers(0, &Value::finite_number);
+        check_length(values.size(), count);
+        return values;
+    }
+
+    void check_length(size_t length, size_t expected) const {
+        if (length != expected)
+            fail("has " + std::to_string(length) + " numbers, and the arrays before it have " +
+                 std::to_string(expected));
+    }
+
+    bool is_null() const { return json_.is_null(); }
+
     void check_texts() const {
         if (!json_.is_array()) fail("is no array of texts");
-        for (size_t i = 0; i < json_.size(); ++i)
-            Value(file_, key_ + "[" + std::to_string(i) + "]", json_[i]).text();
+        for (size_t i = 0; i < json_.size(); ++i) element(i).text();
     }
 
     FittedRange range() const {
@@ -75,6 +94,8 @@ class Value {
     }
 
   private:
+    Value element(size_t i) const { return {file_, key_ + "[" + std::to_string(i) + "]", json_[i]}; }
+
     const std::string& file_;
     const std::string key_;
     const Json& json_;
@@ -93,20 +114,32 @@ FittedRuns read_fitted_runs(const Value& law) {
     fitted.qat_fraction = range.at("qat_fraction").range();
     fitted.bits = range.at("bits").numbers(1);
     std::sort(fitted.bits.begin(), fitted.bits.end());
+    if (const Value reference = range.at("full_precision"); !reference.is_null())
+        fitted.full_precision = {reference.at("parameters").range(), reference.at("tokens").range()};
     return fitted;
 }
 
-std::vector<LossCoefficients> read_samples(const Value& bootstrap) {
-    std::vector<LossCoefficients> samples;
+std::vector<LossSample> read_samples(const Value& bootstrap) {
+    std::vector<LossSample> samples;
     for (const CoefficientName& coefficient : coefficient_names) {
         const Value array = bootstrap.at(coefficient.name);
         const std::vector<double> values = array.numbers(fewest_samples);
         if (samples.empty()) samples.resize(values.size());
-        if (values.size() != samples.size())
-            array.fail("has " + std::to_string(values.size()) + " numbers, and the arrays before it have " +
-                       std::to_string(samples.size()));
+        array.check_length(values.size(), samples.size());
         for (size_t i = 0; i < values.size(); ++i) samples[i].*coefficient.value = values[i];
     }
+    const std::vector<double> of_loss = bootstrap.at("loss_misfit").misfits(samples.size());
+    const std::vector<double> of_fraction = bootstrap.at("fraction_misfit").misfits(samples.size());
+    for (size_t i = 0; i < samples.size(); ++i)
+        samples[i].loss_misfit = of_loss[i], samples[i].fraction_misfit = of_fraction[i];
+    return samples;
+}
+
+std::vector<FractionSample> read_fraction_samples(const Value& bootstrap) {
+    const std::vector<double> constants = bootstrap.at("a").numbers(1);
+    const std::vector<double> misfits = bootstrap.at("misfit").misfits(constants.size());
+    std::vector<FractionSample> samples;
+    for (size_t i = 0; i < constants.size(); ++i) samples.push_back({constants[i], misfits[i]});
     return samples;
 }
 
@@ -145,7 +178,7 @@ ScalingLaw read_scaling_law(const std::string& path) {
         law.coefficients.*coefficient.value = coefficients.at(coefficient.name).number();
     law.samples = read_samples(loss_law.at("bootstrap"));
     law.fraction_constant = fraction_law.at("a").number();
-    law.fraction_constant_samples = fraction_law.at("bootstrap").numbers(1);
+    law.fraction_samples = read_fraction_samples(fraction_law.at("bootstrap"));
     const Value by = file.at("optimal_fraction");
     law.fraction_by_loss = by.text() == "loss_law";
     if (!law.fraction_by_loss && by.text() != "fraction_law")

@@ -34,7 +34,10 @@ bool predict_loss(const ChoiceRequest& request, Candidate& candidate) {
     const ScalingLaw& law = *request.law;
     const auto parameters = static_cast<double>(parameter_count(candidate.config));
     const double tokens = static_cast<double>(candidate.steps) * static_cast<double>(request.tokens_per_step);
+    law.check_size(parameters);
     if (candidate.bits == 16) {
+        if (!law.fitted.full_precision)
+            fail("-b 16: " + law.path + " was fitted on no run in full precision; give fewer bits");
         candidate.loss = full_precision_loss(law.coefficients, parameters, tokens);
         return true;
     }
@@ -187,7 +190,7 @@ class SizeSearch {
 std::string loss_text(const ChoiceRequest& request, const Candidate& run) {
     const auto parameters = static_cast<double>(parameter_count(run.config));
     const double tokens = static_cast<double>(run.steps) * static_cast<double>(request.tokens_per_step);
-    const Prediction loss = run.bits == 16 ? request.law->full_precision_loss(parameters, tokens)
+    const Prediction loss = run.bits == 16 ? request.law->full_precision_loss(parameters, tokens).value()
                                            : request.law->loss(parameters, tokens, run.bits, run.fraction);
     return formatted("%.4f [%.4f, %.4f]", loss.value, loss.low, loss.high);
 }

@@ -41,7 +41,9 @@ std::string predictions_text(const Plan& plan, const LawPredictions& predictions
     if (plan.bits < 16 && !plan.fraction_was_auto)
         add(predictions.at_used, plan.qat_fraction, " at the fraction");
     if (predictions.at_ten_percent) losses.push_back(with_interval(*predictions.at_ten_percent) + " at 10%");
-    losses.push_back(with_interval(predictions.full_precision) + " in full precision");
+    losses.push_back(predictions.full_precision
+                         ? with_interval(*predictions.full_precision) + " in full precision"
+                         : "none in full precision: no fitted run was");
 
     std::string text = row("loss law", predictions.law->path + ": " + std::to_string(fitted.runs) +
                                            " runs, " + count(fitted.parameters.low) + " to " +

@@ -31,6 +31,7 @@ void add_other_conditions(const FittedRuns& fitted, const Plan& plan, int64_t vo
 
 LawPredictions predict(std::shared_ptr<const ScalingLaw> law, const Plan& plan, int64_t vocabulary) {
     const auto parameters = static_cast<double>(plan.parameters), tokens = static_cast<double>(plan.tokens());
+    law->check_size(parameters);
     LawPredictions found;
     found.full_precision = law->full_precision_loss(parameters, tokens);
     std::optional<double> used;
@@ -46,6 +47,8 @@ LawPredictions predict(std::shared_ptr<const ScalingLaw> law, const Plan& plan, 
         for (const std::string& what :
              extrapolations(law->fitted, parameters, tokens, plan.bits, found.optimal_fraction->value))
             if (what.starts_with("fraction")) found.extrapolated.push_back("optimal " + what);
+    for (const std::string& what : full_precision_extrapolations(law->fitted, parameters, tokens))
+        found.extrapolated.push_back(what);
     add_other_conditions(law->fitted, plan, vocabulary, found.extrapolated);
     found.law = std::move(law);
     return found;

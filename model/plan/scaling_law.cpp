@@ -69,12 +69,18 @@ Prediction predict(double value, const std::vector<Sample>& samples, const Funct
     return {value, percentile(values, 5), percentile(values, 95)};
 }
 
+// A fraction whose logit is off by `misfit`; 0 and 1 stay.
+double moved(double fraction, double misfit) {
+    return 1 / (1 + std::exp(-misfit) * (1 - fraction) / fraction);
+}
+
 std::string short_number(double value) {
     return value >= 1000 ? format_count(std::llround(value)) : formatted("%.4g", value);
 }
 
 void add_outside(std::vector<std::string>& found, const std::string& name, double value, FittedRange range) {
-    if (value >= range.low && value <= range.high) return;
+    constexpr double tolerance = 0.01;  // budgets are whole steps
+    if (value >= range.low * (1 - tolerance) && value <= range.high * (1 + tolerance)) return;
     const bool above = value > range.high;
     const double end = above ? range.high : range.low;
     std::string shown = short_number(value), shown_end = short_number(end);
@@ -126,18 +132,30 @@ double percentile(std::vector<double> values, double percent) {
     return share == 0 || low == high ? low : low + share * (high - low);
 }
 
-Prediction ScalingLaw::full_precision_loss(double parameters, double tokens) const {
+void ScalingLaw::check_size(double parameters) const {
+    constexpr double same = 0.1;
+    const FittedRange range = fitted.parameters;
+    if (range.low < range.high || std::abs(parameters / range.low - 1) <= same) return;
+    throw std::runtime_error("-law " + path + ": was fitted on one size, " + short_number(range.low) +
+                             " parameters, and says nothing of " + short_number(parameters) +
+                             "; add sizes to the sweep that it is fitted on");
+}
+
+std::optional<Prediction> ScalingLaw::full_precision_loss(double parameters, double tokens) const {
+    if (!fitted.full_precision) return std::nullopt;
     const auto of = [&](const LossCoefficients& law) {
         return train_qat::full_precision_loss(law, parameters, tokens);
     };
-    return predict(of(coefficients), samples, of);
+    return predict(of(coefficients), samples,
+                   [&](const LossSample& sample) { return of(sample) * std::exp(sample.loss_misfit); });
 }
 
 Prediction ScalingLaw::loss(double parameters, double tokens, double bits, double fraction) const {
     const auto of = [&](const LossCoefficients& law) {
         return quantized_loss(law, parameters, (1 - fraction) * tokens, fraction * tokens, bits);
     };
-    return predict(of(coefficients), samples, of);
+    return predict(of(coefficients), samples,
+                   [&](const LossSample& sample) { return of(sample) * std::exp(sample.loss_misfit); });
 }
 
 std::optional<double> ScalingLaw::optimal_fraction(double parameters, double tokens, double bits) const {
@@ -153,11 +171,12 @@ std::optional<Prediction> ScalingLaw::optimal_fraction_interval(double parameter
     if (!value) return std::nullopt;
     if (!fraction_by_loss) {
         const double s = tokens_per_parameter_byte(tokens, parameters, bits);
-        return predict(*value, fraction_constant_samples,
-                       [&](double constant) { return optimal_qat_fraction(s, constant); });
+        return predict(*value, fraction_samples, [&](const FractionSample& sample) {
+            return moved(optimal_qat_fraction(s, sample.constant), sample.misfit);
+        });
     }
-    return predict(*value, samples, [&](const LossCoefficients& law) {
-        return train_qat::optimal_fraction(law, parameters, tokens, bits);
+    return predict(*value, samples, [&](const LossSample& sample) {
+        return moved(train_qat::optimal_fraction(sample, parameters, tokens, bits), sample.fraction_misfit);
     });
 }
 
@@ -171,6 +190,15 @@ std::vector<std::string> extrapolations(const FittedRuns& fitted, double paramet
                 fitted.tokens_per_parameter_byte);
     add_outside(found, "B", bits, {fitted.bits.front(), fitted.bits.back()});
     add_outside(found, "fraction", *fraction, fitted.qat_fraction);
+    return found;
+}
+
+std::vector<std::string> full_precision_extrapolations(const FittedRuns& fitted, double parameters,
+                                                       double tokens) {
+    std::vector<std::string> found;
+    if (!fitted.full_precision) return found;
+    add_outside(found, "N in full precision", parameters, fitted.full_precision->parameters);
+    add_outside(found, "D in full precision", tokens, fitted.full_precision->tokens);
     return found;
 }
 

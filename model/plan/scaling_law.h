@@ -69,12 +69,27 @@ struct FittedRange {
     double low = 0, high = 0;
 };
 
+struct FullPrecisionRuns {
+    FittedRange parameters, tokens;
+};
+
 // What a law was fitted on.
 struct FittedRuns {
     int64_t runs = 0, vocabulary = 0;
     std::string cooldown;  // as -cooldown; any other text: not only one of them
     FittedRange parameters, tokens, tokens_per_parameter_byte, qat_fraction;
     std::vector<double> bits;  // ascending
+    std::optional<FullPrecisionRuns> full_precision;  // nothing: no run of 16 bits
+};
+
+// A refit to resampled runs, and how far off the law was in one of the fitted cells, as it may be in any other: by what
+// the logarithm of the loss and the logit of f* differ.
+struct LossSample : LossCoefficients {
+    double loss_misfit = 0, fraction_misfit = 0;
+};
+
+struct FractionSample {
+    double constant = 0, misfit = 0;
 };
 
 // The law as a file holds it (model/job/law_file.h).
@@ -82,14 +97,18 @@ struct ScalingLaw {
     std::string path;
     FittedRuns fitted;
     LossCoefficients coefficients;
-    std::vector<LossCoefficients> samples;
+    std::vector<LossSample> samples;
     // f* = exp(-a / ln S) for S > 1: see optimal_qat_fraction.
     double fraction_constant = 0;
-    std::vector<double> fraction_constant_samples;
+    std::vector<FractionSample> fraction_samples;
     // Which of the two f* are: the least loss of the loss law, or the one-constant law.
     bool fraction_by_loss = true;
 
-    Prediction full_precision_loss(double parameters, double tokens) const;
+    // std::runtime_error of one line: this is no size that a law of only one size knows.
+    void check_size(double parameters) const;
+
+    // Nothing: fitted on no run in full precision.
+    std::optional<Prediction> full_precision_loss(double parameters, double tokens) const;
     Prediction loss(double parameters, double tokens, double bits, double fraction) const;
 
     // f* of the law that is to be used; nothing at S <= 1 if that is the one-constant law.
@@ -97,9 +116,13 @@ struct ScalingLaw {
     std::optional<Prediction> optimal_fraction_interval(double parameters, double tokens, double bits) const;
 };
 
-// In words what of N, D, S, B and the QAT fraction lies outside of what was fitted: "N 396.0M is above the 1.0M
-// fitted". 16 bits or no fraction: N and D alone, which are all that matters in full precision.
+// In words what of N, D, S, B and the QAT fraction lies outside of what was fitted, by more than 1%: "N 396.0M is above
+// the 1.0M fitted". 16 bits or no fraction: N and D alone, which are all that matters in full precision.
 std::vector<std::string> extrapolations(const FittedRuns& fitted, double parameters, double tokens,
                                         double bits, std::optional<double> fraction);
+
+// The same of the runs in full precision: "N in full precision 396.0M is ...".
+std::vector<std::string> full_precision_extrapolations(const FittedRuns& fitted, double parameters,
+                                                       double tokens);
 
 }  // namespace train_qat

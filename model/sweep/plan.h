@@ -26,7 +26,7 @@ struct SweepRunPlan {
     int64_t vocabulary = 0;
     // 16 hexadecimal digits, of the training and validation shards, their tokenizer and the validation's length: losses
     // of runs with different ones can't be compared.
-    std::string data;
+    std::string data = "";
 };
 
 // Trains the steps [first_step, end_step), from the parent's checkpoint or from new weights.

@@ -3,6 +3,9 @@
 Runs of one cell and seed stay together, because they share a trunk and its luck. So do all widths of one (N, D, seed),
 which resampling cells would take for independent: every refit therefore also shifts the losses of each (N, D, seed) by
 a draw of that luck, whose size is known from how much seeds differ.
+
+Refits all have the fitted form, which no cell follows exactly. So each also draws the misfit of one cell, by which the
+losses that it predicts for other cells are off, too.
 """
 import multiprocessing
 import os
@@ -39,21 +42,31 @@ def refit_resampled(arguments):
     return loss_fit.refit(shifted(runs, deviation, random), weight, fitted, deviation, seed).coefficients
 
 
+def cell_misfits(runs, fitted):
+    """Of every (N, D, B) the mean residual of log L, measured minus law, the luck of trunks taken out."""
+    residual = np.log(runs.loss / loss_fit.predict(fitted.coefficients, runs)) - fitted.offset
+    index, triples = records.cells(runs)
+    return np.bincount(index, residual, len(triples)) / np.bincount(index, minlength=len(triples))
+
+
 def refits(runs, fitted, count, progress=lambda done, left: None):
-    """`count` sets of coefficients, the same for any number of processes."""
+    """`count` sets of coefficients and loss_misfit, the same for any number of processes."""
     begin = time.monotonic()
     results = []
+    misfits = np.random.default_rng(2).choice(cell_misfits(runs, fitted), count)
     deviation = loss_fit.trunk_deviation(runs)
     jobs = ((runs, fitted, deviation, seed) for seed in range(count))
     with multiprocessing.get_context("fork").Pool(min(os.cpu_count() or 1, count)) as pool:
         for number, coefficients in enumerate(pool.imap(refit_resampled, jobs), 1):
-            results.append(coefficients)
+            results.append(coefficients | {"loss_misfit": float(misfits[number - 1])})
             progress(number, (time.monotonic() - begin) / number * (count - number))
     return results
 
 
-def unidentified(fitted, samples):
-    """Names whose interval is wider than a factor of ten or ends at a bound of the fit: the runs don't determine them."""
+def unidentified(runs, fitted, samples):
+    """Exponents whose interval is wider than a factor of ten or ends at a bound of the fit, or by which the fit hardly
+    changes: the runs don't determine them."""
+    flat = loss_fit.undetermined(runs, fitted)
     names = []
     for name in fitted.free:
         values = np.array([sample[name] for sample in samples])
@@ -61,6 +74,6 @@ def unidentified(fitted, samples):
         at_bound = name not in loss_fit.COEFFICIENTS and (
             low <= 1.01 * loss_fit.LOWEST_EXPONENT or high >= 0.99 * loss_fit.HIGHEST_EXPONENT)
         # A coefficient moves with its exponents; what matters is whether the term is there.
-        if at_bound or (name not in loss_fit.COEFFICIENTS and high > 10 * low):
+        if name in flat or at_bound or (name not in loss_fit.COEFFICIENTS and high > 10 * low):
             names.append(name)
     return names

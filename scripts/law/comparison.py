@@ -2,6 +2,7 @@
 import collections
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from law import formula, fraction_fit, loss_fit, records
 
@@ -53,15 +54,32 @@ def loss_error(prediction, runs):
     return float(np.sqrt(np.mean(residual**2))) if np.isfinite(residual).all() and len(residual) else None
 
 
-def fitted_errors(prediction, runs, offset):
-    """(error of the prediction, error once the trunks' offsets are taken out)."""
-    return loss_error(prediction, runs), loss_error(prediction * np.exp(offset), runs)
-
-
-def information(error, count, parameters):
-    """AIC and BIC of normal residuals, those of log L without the trunks' offsets. Differences matter, not values."""
-    base = count * np.log(error**2)
+def information(base, count, parameters):
+    """AIC and BIC from -2 log likelihood; the variance is a parameter too. Differences matter, not values."""
     return float(base + 2 * (parameters + 1)), float(base + np.log(count) * (parameters + 1))
+
+
+def minus_two_log_likelihood(residual, trunk, deviation):
+    """Of normal residuals of log L that share their trunk's luck, whose deviation is known: with runs of variance v in
+    groups of n, log det = (n - 1) log v + log(v + n deviation^2), at the likeliest v."""
+    count = np.bincount(trunk)
+    mean = np.bincount(trunk, residual) / count
+    within = np.sum((residual - mean[trunk]) ** 2)
+
+    def value(log_variance):
+        variance = np.exp(log_variance)
+        of_means = variance + count * deviation**2
+        return np.sum((count - 1) * log_variance + np.log(of_means) + count * mean**2 / of_means) + within / variance
+
+    start = np.log(np.mean(residual**2) + 1e-12)
+    return float(minimize_scalar(value, bounds=(start - 12, start + 1), method="bounded").fun)
+
+
+def loss_information(prediction, runs, deviation, parameters):
+    """AIC and BIC of a form of the loss law, alike for all forms: of the residuals of what it predicts."""
+    trunk = records.groups(runs.parameters, runs.tokens, runs.seed)[0]
+    base = minus_two_log_likelihood(np.log(prediction / runs.loss), trunk, deviation)
+    return information(base, len(runs.loss), parameters)
 
 
 def law_fractions(coefficients, found):
@@ -86,13 +104,14 @@ class Comparison:
     def __init__(self, runs, found, starts, report=lambda text: None):
         self.runs, self.found, self.starts, self.report = runs, found, starts, report
         self.splits = splits(runs)
+        self.deviation = loss_fit.trunk_deviation(runs)
         self.fits = {}
 
     def loss_rows(self):
         for form, zero in loss_fit.FORMS.items():
             self.report(f"fitting: {form}")
             whole = self.fits[form] = loss_fit.fit(self.runs, zero, self.starts)
-            error, within = fitted_errors(loss_fit.predict(whole.coefficients, self.runs), self.runs, whole.offset)
+            prediction = loss_fit.predict(whole.coefficients, self.runs)
             held_out = {}
             for name, held in self.splits.items():
                 rest, out = records.take(self.runs, ~held), records.take(self.runs, held)
@@ -100,7 +119,8 @@ class Comparison:
                 of_held = held_out_optima(self.found, self.runs, held)[1]
                 held_out[name] = HeldOut(loss_error(loss_fit.predict(coefficients, out), out),
                                          mean_absolute(law_fractions(coefficients, of_held), of_held))
-            yield Row(form, len(whole.free), error, *information(within, len(self.runs.loss), len(whole.free)),
+            yield Row(form, len(whole.free), loss_error(prediction, self.runs),
+                      *loss_information(prediction, self.runs, self.deviation, len(whole.free)),
                       mean_absolute(law_fractions(whole.coefficients, self.found), self.found), held_out)
         yield self.per_bit_row()
 
@@ -108,33 +128,31 @@ class Comparison:
         self.report(f"fitting: {PER_BIT}")
         laws = fit_per_bit(self.runs)
         parameters = sum(len(law.free) for law in laws.values())
-        offset = np.zeros(len(self.runs.loss))
-        for bits, law in laws.items():
-            offset[self.runs.bits == bits] = law.offset
-        coefficients = {bits: law.coefficients for bits, law in laws.items()}
-        error, within = fitted_errors(predict_per_bit(coefficients, self.runs), self.runs, offset)
+        whole = predict_per_bit({bits: law.coefficients for bits, law in laws.items()}, self.runs)
         held_out = {}
         for name, held in self.splits.items():
             out = records.take(self.runs, held)
             of_rest = fit_per_bit(records.take(self.runs, ~held))
             prediction = predict_per_bit({bits: law.coefficients for bits, law in of_rest.items()}, out)
             held_out[name] = HeldOut(loss_error(prediction, out), None)
-        return Row(PER_BIT, parameters, error, *information(within, len(self.runs.loss), parameters), None, held_out)
+        return Row(PER_BIT, parameters, loss_error(whole, self.runs),
+                   *loss_information(whole, self.runs, self.deviation, parameters), None, held_out)
 
     def fraction_rows(self):
-        """AIC and BIC of these are those of the optima, and can't be compared with those of losses."""
+        """AIC and BIC of these are those of the measured optima, and can't be compared with those of losses."""
         found = fraction_fit.usable(self.found)
+        measured = fraction_fit.measured(found)
         for name in FRACTION_FORMS:
             predict = fraction_form(name, found)
-            residual = fraction_fit.errors(predict(found), found)
+            residual = fraction_fit.errors(predict(measured), measured)
             parameters = 1 if name in FRACTION_FORMS[:2] else 0
             held_out = {}
             for split, held in self.splits.items():
                 rest, out = held_out_optima(found, self.runs, held)
                 error = mean_absolute(fraction_form(name, rest)(out), out) if len(rest) >= 2 and out else None
                 held_out[split] = HeldOut(None, error)
-            error = max(float(np.sqrt(np.mean(residual**2))), 1e-9)
-            yield Row(name, parameters, None, *information(error, len(found), parameters),
+            base = len(measured) * np.log(np.mean(residual**2) + 1e-18) if measured else 0.0
+            yield Row(name, parameters, None, *information(base, len(measured), parameters),
                       mean_absolute(predict(found), found), held_out)
 
     def rows(self):
@@ -155,23 +173,33 @@ def fraction_form(name, found):
     return lambda others: formula.fraction_law(a, s_of(others))
 
 
-def mean_held_out(row, column):
-    """The mean over the splits, or the fitted error where nothing was held out; None where the form says nothing."""
-    values = [getattr(held, column) for held in row.held_out.values()]
-    values = [value for value in values if value is not None]
-    return float(np.mean(values)) if values else getattr(row, column)
+def held_out_errors(rows, column):
+    """{row's name: its mean over the splits where all of these rows say something; the fitted error where there are none}."""
+    splits_of = [name for name in rows[0].held_out
+                 if all(getattr(row.held_out[name], column) is not None for row in rows)]
+    return {row.name: float(np.mean([getattr(row.held_out[name], column) for name in splits_of])) if splits_of
+            else getattr(row, column) for row in rows}
+
+
+# form: of the loss law. optimal_fraction: which law gives f*. remark: what a user should know of it; or "".
+Recommendation = collections.namedtuple("Recommendation", "form optimal_fraction remark")
+SAME_LOSS, SAME_FRACTION = 1.05, 0.01  # a factor, a difference
 
 
 def recommend(rows):
-    """(the form of the loss law, which law gives f*). The simplest that predicts held-out runs as well as the best: a loss
-    error within 5% of it and a fraction error within 0.01; for f* the one-parameter law unless the other is better by
-    more than 0.005."""
+    """The simplest form of the loss law that predicts held-out runs as well as the best: with a loss error within 5% of it
+    and a fraction error within 0.01. For f* the one-parameter law unless the loss law's is better by more than 0.01."""
     forms = [row for row in rows if row.name in loss_fit.FORMS]
-    least_loss = min(mean_held_out(row, "loss_error") for row in forms)
-    least_fraction = min(mean_held_out(row, "fraction_error") for row in forms)
-    good = [row for row in forms if mean_held_out(row, "loss_error") <= 1.05 * least_loss
-            and mean_held_out(row, "fraction_error") <= least_fraction + 0.01]
-    best = min(good or [min(forms, key=lambda row: mean_held_out(row, "loss_error"))], key=lambda row: row.parameters)
-    of_law = next(row for row in rows if row.name == FRACTION_FORMS[1])
-    by_loss = mean_held_out(best, "fraction_error") < mean_held_out(of_law, "fraction_error") - 0.005
-    return best.name, "loss_law" if by_loss else "fraction_law"
+    of_loss = held_out_errors(forms, "loss_error")
+    constant, law = (next(row for row in rows if row.name == name) for name in FRACTION_FORMS[:2])
+    of_fraction = held_out_errors([*forms, constant, law], "fraction_error")
+    good = [row for row in forms if of_loss[row.name] <= SAME_LOSS * min(of_loss.values())
+            and of_fraction[row.name] <= min(of_fraction[row.name] for row in forms) + SAME_FRACTION]
+    best = min(good or [min(forms, key=lambda row: of_loss[row.name])], key=lambda row: row.parameters)
+    by_loss = of_fraction[best.name] < of_fraction[law.name] - SAME_FRACTION
+    chosen = of_fraction[best.name if by_loss else law.name]
+    remark = ""
+    if of_fraction[constant.name] <= chosen + 0.1 * SAME_FRACTION:
+        remark = (f"one constant fraction predicts f* of held-out runs as well (errors {of_fraction[constant.name]:.3f} and "
+                  f"{chosen:.3f}): these runs do not show that f* depends on S")
+    return Recommendation(best.name, "loss_law" if by_loss else "fraction_law", remark)

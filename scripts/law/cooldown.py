@@ -1,4 +1,7 @@
-"""Fused against classic cooldown: runs that differ in nothing else, paired."""
+"""Fused against classic cooldown: runs of one (N, D, bits, f, seed), paired.
+
+A fused run has one peak of the learning rate, a classic one a second for its quantization-aware range: each is compared as
+it was tuned. Pairs of one trunk share its luck, so that trunks are what is counted."""
 import collections
 
 import numpy as np
@@ -6,38 +9,41 @@ from scipy.stats import t as student
 
 from law import records
 
-# difference: fused - classic validation loss, of `pairs` pairs; low, high: 90% interval of the mean.
-Difference = collections.namedtuple("Difference", "bits pairs difference low high")
+# difference: fused - classic validation loss, the mean of `trunks` means of all `pairs`; low, high: its 90% interval.
+Difference = collections.namedtuple("Difference", "bits pairs trunks difference low high")
 
 
 def pairs(runs):
-    """{bits: differences of equal (N, D, B, f, seed)}."""
+    """{bits: {(N, D, seed): differences over f}}."""
     of = records.take(runs, records.quantization_aware(runs))
     classic, fused = {}, {}
     for row in zip(of.parameters, of.tokens, of.bits, of.qat_tokens, of.seed, of.cooldown, of.loss):
         (fused if row[5] == "fused" else classic)[row[:5]] = row[6]
-    result = collections.defaultdict(list)
-    for key in sorted(fused.keys() & classic.keys()):
-        result[key[2]].append(fused[key] - classic[key])
+    result = collections.defaultdict(lambda: collections.defaultdict(list))
+    for parameters, tokens, bits, qat_tokens, seed in sorted(fused.keys() & classic.keys()):
+        key = (parameters, tokens, bits, qat_tokens, seed)
+        result[bits][parameters, tokens, seed].append(fused[key] - classic[key])
     return result
 
 
 def compare(runs):
-    """A Difference for every width with two pairs or more."""
+    """A Difference for every width with two trunks or more."""
     found = []
-    for bits, differences in pairs(runs).items():
-        count = len(differences)
+    for bits, by_trunk in sorted(pairs(runs).items()):
+        means = [np.mean(differences) for differences in by_trunk.values()]
+        count = len(means)
         if count < 2:
             continue
-        mean, error = np.mean(differences), np.std(differences, ddof=1) / np.sqrt(count)
-        reach = student.ppf(0.95, count - 1) * error
-        found.append(Difference(bits, count, float(mean), float(mean - reach), float(mean + reach)))
+        mean = np.mean(means)
+        reach = student.ppf(0.95, count - 1) * np.std(means, ddof=1) / np.sqrt(count)
+        found.append(Difference(bits, sum(map(len, by_trunk.values())), count, float(mean), float(mean - reach),
+                                float(mean + reach)))
     return found
 
 
 def table(found):
-    lines = [f"{'bits':>5} {'pairs':>5}  fused - classic loss [90%]"]
+    lines = [f"{'bits':>5} {'pairs':>5} {'trunks':>6}  fused - classic loss [90%]"]
     for d in found:
         verdict = "fused is better" if d.high < 0 else "classic is better" if d.low > 0 else "no difference seen"
-        lines.append(f"{d.bits:>5g} {d.pairs:>5}  {d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]  {verdict}")
+        lines.append(f"{d.bits:>5g} {d.pairs:>5} {d.trunks:>6}  {d.difference:+.4f} [{d.low:+.4f}, {d.high:+.4f}]  {verdict}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import collections
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import logit
 from scipy.stats import rankdata
 
 from law.formula import fraction_law
@@ -16,7 +17,8 @@ LEAST_OPTIMA = 3
 NORMAL_90 = 1.645
 DRAWS = 2000
 
-Constant = collections.namedtuple("Constant", "value low high draws")
+# draws: of a. misfits: by how much the logits of optima differ from the law's, one for each draw.
+Constant = collections.namedtuple("Constant", "value low high draws misfits")
 
 
 def columns(found):
@@ -69,17 +71,32 @@ def usable(found):
 
 
 def fit_constant(found, seed=0, draws=DRAWS // 4):
-    """a with its 90% interval: cells drawn with replacement, each optimum from its own distribution."""
+    """a with its 90% interval: cells drawn with replacement, which holds what every optimum is off by; deviations from
+    the fit made larger by sqrt(n / (n - 1)), because draws of n cells differ less than n new ones would."""
     found = usable(found)
-    s, fraction, error, first, last = columns(found)
+    of = columns(found)
+    count = len(found)
+    value = solve(*of)
     random = np.random.default_rng(seed)
     values = []
     for _ in range(draws):
-        chosen = random.integers(0, len(s), len(s))
-        drawn = np.clip(fraction + error * random.standard_normal(len(s)), 0.0, 1.0)
-        values.append(solve(s[chosen], drawn[chosen], error[chosen], first[chosen], last[chosen]))
+        chosen = random.integers(0, count, count)
+        values.append(solve(*(column[chosen] for column in of)))
+    values = value * (np.array(values) / value) ** np.sqrt(count / max(count - 1, 1))
     low, high = interval(values)
-    return Constant(solve(s, fraction, error, first, last), float(low), float(high), np.array(values))
+    misfits = logit_misfits(found, lambda of: fraction_law(value, columns(of)[0]))
+    return Constant(value, float(low), float(high), values, random.choice(misfits, draws))
+
+
+def measured(found):
+    """Optima that lie within the measured fractions: others are only known to be beyond them."""
+    return [o for o in found if o.first < o.fraction < o.last]
+
+
+def logit_misfits(found, predict):
+    """logit(measured) - logit(law) of the measured optima, 0 if there are none. predict: fractions of a list of optima."""
+    of = measured(found)
+    return logit(columns(of)[1]) - logit(predict(of)) if of else np.zeros(1)
 
 
 def mean_fraction(found):
@@ -119,7 +136,7 @@ def split(found, key):
 
 def one_curve_test(found, key):
     """(AIC of one constant, AIC of one constant a value of `key`): do all widths, or sizes, fall on one curve in S?"""
-    groups = list(split(found, key).values())
+    groups = list(split(measured(found), key).values())
     of_all = [o for group in groups for o in group]
     if len(groups) < 2:
         return None

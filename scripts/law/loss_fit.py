@@ -3,6 +3,7 @@
 Runs of one (N, D, seed) share their trunk's luck, by which seeds differ more than neighbouring fractions do. Each such
 group has an offset of log L of its own, normally distributed with the deviation that runs which differ in the seed alone
 show: the law is fitted to what differs within a trunk, and only as far as the seeds agree to what differs between them.
+What a run costs is measured against the scale of the residuals, which a first fit finds: noise, and where the form is wrong.
 
 Every coefficient and exponent is the exponential of a free number and so positive. Features are centred (a term is
 c exp(-sum of e (x - mean x))), so that coefficient and exponents of a term hardly depend on each other during the fit;
@@ -16,8 +17,10 @@ from scipy.optimize import minimize
 from law import formula, records
 from law.formula import COEFFICIENTS, FULL_PRECISION_BITS, NAMES, TERMS, features
 
-HUBER = 1e-3  # residuals of log L beyond it count linearly; that of the Chinchilla fit, arXiv 2203.15556
+FIRST_SCALE, LEAST_SCALE = 1e-3, 1e-4  # of residuals of log L: before any are known (arXiv 2203.15556), and at least
+HUBER = 1.345  # residuals beyond so many scales count linearly: 95% of least squares' efficiency for normal ones
 STARTS = 48
+ITERATIONS = 5000
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 1e-3, 5.0
 
 # Names that are zero. Without the size in the QAT terms a law needs fewer sizes to be fitted.
@@ -29,13 +32,14 @@ FORMS = {
 }
 FULL_PRECISION_ONLY = tuple(name for term in TERMS[3:] for name in term)
 
-# trunk: index of each run's (N, D, seed). deviation: of offsets from trunk to trunk; 0: there are none.
-Problem = collections.namedtuple("Problem", "target weight centred means quantized trunk deviation")
-# offset: of log L, of every run's trunk.
-Fit = collections.namedtuple("Fit", "coefficients objective free offset")
+# trunk: index of each run's (N, D, seed). deviation: of offsets from trunk to trunk; 0: there are none. scale: of residuals
+# of log L.
+Problem = collections.namedtuple("Problem", "target weight centred means quantized trunk deviation scale")
+# offset: of log L, of every run's trunk. converged: the descent ended at a minimum.
+Fit = collections.namedtuple("Fit", "coefficients objective free offset scale converged")
 
 
-def problem(runs, weight=None, deviation=None):
+def problem(runs, weight=None, deviation=None, scale=FIRST_SCALE):
     """What the objective needs of the runs. Quantized terms are absent at 16 bits. deviation: of trunks, if it is known."""
     quantized = runs.bits != FULL_PRECISION_BITS
     # Without quantization any division of the tokens does: S_fp and S_qat are not used.
@@ -46,8 +50,8 @@ def problem(runs, weight=None, deviation=None):
     weight = np.ones(len(runs.loss)) if weight is None else weight
     deviation = trunk_deviation(runs) if deviation is None else deviation
     trunk = records.groups(runs.parameters, runs.tokens, runs.seed)[0]
-    return Problem(np.log(runs.loss), weight / weight.sum(), {name: x - means[name] for name, x in raw.items()}, means,
-                   quantized.astype(float), trunk, deviation)
+    return Problem(np.log(runs.loss), weight, {name: x - means[name] for name, x in raw.items()}, means,
+                   quantized.astype(float), trunk, deviation, scale)
 
 
 def trunk_deviation(runs):
@@ -102,25 +106,33 @@ def evaluate(point, free, of):
 
 
 def objective(point, free, of):
-    """Mean Huber loss of log L, in units of HUBER, with the offsets' own cost, and its gradient. The point: logarithms of
-    the free names, then the offsets in units of their deviation."""
+    """Minus the logarithm of the likelihood, a run: Huber loss of log L in units of its scale, and the offsets' own cost.
+    And its gradient. The point: logarithms of the free names, then the offsets in units of their deviation."""
     count = len(free)
     offsets = point[count:]
     prediction, derivatives = evaluate(point[:count], free, of)
     if len(offsets):
         prediction = prediction + of.deviation * offsets[of.trunk]
-    residual = (prediction - of.target) / HUBER
+    residual = (prediction - of.target) / of.scale
     size = np.abs(residual)
-    value = np.where(size <= 1, 0.5 * residual**2, size - 0.5)
-    slope = of.weight * np.clip(residual, -1, 1) / HUBER
+    value = np.where(size <= HUBER, 0.5 * residual**2, HUBER * (size - 0.5 * HUBER))
+    slope = of.weight * np.clip(residual, -HUBER, HUBER) / of.scale
     gradient = derivatives @ slope
     total = float(of.weight @ value)
     if len(offsets):
-        runs = len(of.target)
-        total += 0.5 * float(offsets @ offsets) / runs
-        of_offsets = of.deviation * np.bincount(of.trunk, slope, len(offsets)) + offsets / runs
-        gradient = np.concatenate([gradient, of_offsets])
-    return total, gradient
+        total += 0.5 * float(offsets @ offsets)
+        gradient = np.concatenate([gradient, of.deviation * np.bincount(of.trunk, slope, len(offsets)) + offsets])
+    runs = of.weight.sum()
+    return total / runs, gradient / runs
+
+
+def residual_scale(point, free, of):
+    """Of log L once the offsets are taken out: 1.4826 median |residual|, the standard deviation of normal ones."""
+    prediction = evaluate(point[:len(free)], free, of)[0]
+    offsets = point[len(free):]
+    if len(offsets):
+        prediction = prediction + of.deviation * offsets[of.trunk]
+    return max(1.4826 * float(np.median(np.abs(prediction - of.target))), LEAST_SCALE)
 
 
 def offset_count(of):
@@ -151,16 +163,20 @@ def random_start(free, of, random):
     return np.array(point)
 
 
-def descend(start, free, of, iterations=3000):
+def descend(start, free, of, iterations=ITERATIONS, fixed=()):
+    """fixed: indices of the start that stay."""
     limits = bounds(free) + [(-5.0, 5.0)] * (len(start) - len(free))
+    for index in fixed:
+        limits[index] = (start[index], start[index])
     return minimize(objective, start, (free, of), jac=True, method="L-BFGS-B", bounds=limits,
-                    options={"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-11, "gtol": 1e-7})
+                    options={"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-10, "gtol": 1e-6, "maxcor": 30})
 
 
 def to_fit(result, free, of):
     offsets = result.x[len(free):]
     offset = of.deviation * offsets[of.trunk] if len(offsets) else np.zeros_like(of.target)
-    return Fit(to_coefficients(result.x[:len(free)], free, of), float(result.fun), free, offset)
+    return Fit(to_coefficients(result.x[:len(free)], free, of), float(result.fun), free, offset, of.scale,
+               bool(result.success))
 
 
 def to_coefficients(point, free, of):
@@ -193,13 +209,35 @@ def fit(runs, zero=(), starts=STARTS, seed=0):
     random = np.random.default_rng(seed)
     short = [descend(with_offsets(random_start(free, of, random), of), free, of, 200) for _ in range(starts)]
     short.sort(key=lambda result: result.fun)
-    best = min((descend(result.x, free, of) for result in short[:max(4, starts // 8)]), key=lambda result: result.fun)
-    return to_fit(best, free, of)
+    of = of._replace(scale=residual_scale(short[0].x, free, of))
+    long = [descend(result.x, free, of, 1000) for result in short[:max(4, starts // 8)]]
+    best = min(long, key=lambda result: result.fun)
+    of = of._replace(scale=residual_scale(best.x, free, of))
+    return to_fit(descend(best.x, free, of), free, of)
+
+
+def undetermined(runs, fitted, factor=3.0, rise=1.35):
+    """Exponents that the runs determine to no factor of three: with the exponent that much smaller or larger, and all else
+    fitted again, minus the logarithm of the likelihood rises by less than 1.35 (half the 90% point of chi squared)."""
+    of = problem(runs, scale=fitted.scale)
+    free = fitted.free
+    best = descend(with_offsets(to_point(fitted.coefficients, free, of), of), free, of)
+    names = []
+    for index, name in enumerate(free):
+        if name in COEFFICIENTS:
+            continue
+        for step in (-np.log(factor), np.log(factor)):
+            start = best.x.copy()
+            start[index] = np.clip(start[index] + step, np.log(LOWEST_EXPONENT), np.log(HIGHEST_EXPONENT))
+            if (descend(start, free, of, 1000, (index,)).fun - best.fun) * len(of.target) < rise:
+                names.append(name)
+                break
+    return names
 
 
 def refit(runs, weight, near, deviation, seed=0):
     """A fit to weighted runs that starts at another fit and near it."""
-    of = problem(runs, weight, deviation)
+    of = problem(runs, weight, deviation, near.scale)
     random = np.random.default_rng(seed)
     start = to_point(near.coefficients, near.free, of)
     results = [descend(with_offsets(start + noise, of), near.free, of, 600)

@@ -83,13 +83,16 @@ def draw_minima(curves, variance, random):
     squares = np.array([curve.squares for curve in curves])
     weight = np.exp((squares.min() - squares) / (2 * variance))
     weight /= weight.sum()
-    centre = sum(w * minimum(*curve.solution[-2:], curve.shape)[0] for w, curve in zip(weight, curves))
+    minima = [0.5 if not curve.solution[-2:].any() else minimum(*curve.solution[-2:], curve.shape)[0] for curve in curves]
+    centre = weight @ np.array(minima)
     draws = []
     for curve, count in zip(curves, random.multinomial(DRAWS, weight)):
         if count:
             covariance = variance * np.linalg.pinv(curve.matrix.T @ curve.matrix)
             of_parts = random.multivariate_normal(curve.solution[-2:], covariance[-2:, -2:], count)
-            draws.append(minimum(*np.maximum(of_parts, 0).T, curve.shape))
+            a, c = np.maximum(of_parts, 0).T
+            # Losses that neither rise to the left nor to the right say nothing of where the minimum is.
+            draws.append(np.where((a == 0) & (c == 0), random.uniform(0, 1, count), minimum(a, c, curve.shape)))
     return float(centre), np.concatenate(draws)
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter  # noqa: E402
 
 from law import formula, loss_fit, optima, records  # noqa: E402
 from law.intervals import interval  # noqa: E402
-from law.prediction import short, wasted  # noqa: E402
+from law.prediction import short  # noqa: E402
 
 INK, GRID, PAPER = "#333333", "#e3e3e3", "#888888"
 PALETTE = ("#d55e00", "#cc79a7", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#666666", "#000000")
@@ -133,7 +133,7 @@ def iso_loss(law, directory):
         lines = axis.contour(fp, qat, values, levels=14, cmap="viridis", linewidths=1)
         axis.clabel(lines, fontsize=7, fmt="%.2f")
         total = np.geomspace(tokens[0] * 2, tokens[-1], 60)
-        best = formula.optimal_fractions(law.sets[0], parameters, total, bits)
+        best = law.best_fractions(parameters, total, bits)
         axis.plot((1 - best) * total, best * total, color=PALETTE[0], label="f* of the total")
         axis.set(xscale="log", yscale="log", xlabel="full-precision tokens", ylabel="QAT tokens",
                  title=f"N = {short(parameters)}, {bits:g} bits")
@@ -154,8 +154,7 @@ def best_bits_over_memory(law, directory):
     for bits in of["bits"]:
         parameters = 8 * memory / bits
         fitted = (parameters >= of["parameters"][0] * 0.999) & (parameters <= of["parameters"][1] * 1.001)
-        best = formula.optimal_fractions(law.sets[0], parameters, tokens, bits)
-        values = formula.loss_at(law.sets[0], parameters, tokens, bits, best)
+        values = formula.loss_at(law.sets[0], parameters, tokens, bits, law.best_fractions(parameters, tokens, bits))
         axis.plot(memory, np.where(fitted, values, np.nan), color=colour[bits], label=f"{bits:g} bits", linewidth=2)
         axis.plot(memory, values, ":", color=colour[bits], linewidth=1)
     axis.set(xscale="log", xlabel="bytes of the weights, N B/8", ylabel=f"loss by the law, D = {short(tokens)}, at f*",
@@ -177,12 +176,12 @@ def wasted_over_s(law, directory):
         fitted = (tokens >= of["tokens"][0] * 0.5) & (tokens <= of["tokens"][1] * 2)
         if fitted.sum() < 2:
             continue
-        values = np.array([[wasted(c, parameters, d, bits, 0.1) for d in tokens[fitted]] for c in law.sets[:1 + SAMPLES]])
+        values = np.array([[law.wasted(c, parameters, d, bits) for d in tokens[fitted]] for c in law.sets[:1 + SAMPLES]])
         low, high = interval(values[1:])
         axis.plot(s[fitted], 100 * values[0], color=colour[bits], label=f"{bits:g} bits")
         axis.fill_between(s[fitted], 100 * low, 100 * high, color=colour[bits], alpha=0.15)
     axis.set(xscale="log", xlabel="S, tokens per parameter byte", ylabel="tokens that f = 10% wastes, %",
-             title=f"N = {short(parameters)}, by the loss law, 90% bands", ylim=(0, None))
+             title=f"N = {short(parameters)}, losses by the loss law, 90% bands", ylim=(0, None))
     counts(axis, "xaxis")
     axis.legend(fontsize=8, frameon=False)
     return save(made, directory, "wasted_over_s")

@@ -11,6 +11,8 @@ from law.formula import FULL_PRECISION_BITS
 
 LEAST_RUNS, LEAST_FRACTIONS = 20, 4
 NUMBERS = ("n", "tokens", "b", "fp_tokens", "qat_tokens", "validation_loss")
+COUNTS = ("seed", "vocabulary")  # whole numbers, where they are given
+TEXTS = ("data", "cooldown_used")
 
 # Arrays of one length, a run each. data, vocabulary: texts and numbers that all of them share.
 Runs = collections.namedtuple("Runs", "parameters tokens bits fp_tokens qat_tokens loss seed cooldown data vocabulary")
@@ -56,12 +58,25 @@ def read_lines(path):
 
 
 def check_record(path, number, record):
+    def fail(key, what):
+        raise UserError(f"{path}, line {number}: {key} of the run {record['run']} is {json.dumps(record.get(key))}, {what}; "
+                        "remove the line or train the run again (-retry_failed)")
+
     for key in NUMBERS:
         value = record.get(key)
         usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not usable or value < 0 or (value == 0 and key not in ("fp_tokens", "qat_tokens")):
-            raise UserError(f"{path}, line {number}: {key} of the run {record['run']} is {json.dumps(value)}, not a "
-                            "positive number; remove the line or train the run again (-retry_failed)")
+            fail(key, "not a positive number")
+    for key in COUNTS:
+        if key in record and (not isinstance(record[key], int) or isinstance(record[key], bool)):
+            fail(key, "not a whole number")
+    for key in TEXTS:
+        if key in record and not isinstance(record[key], str):
+            fail(key, "not a text")
+    if not (1 <= record["b"] <= 8 or record["b"] == FULL_PRECISION_BITS):
+        fail("b", f"neither 1 to 8 nor {FULL_PRECISION_BITS}")
+    if record["fp_tokens"] + record["qat_tokens"] != record["tokens"]:
+        fail("tokens", f"not fp_tokens + qat_tokens = {record['fp_tokens'] + record['qat_tokens']:g}")
 
 
 def read_records(paths):
@@ -144,7 +159,12 @@ def select(runs, cooldown=None):
     if cooldown is None:
         names, counts = np.unique(runs.cooldown[both], return_counts=True)
         cooldown = str(names[np.argmax(counts)])
-    chosen = take(runs, (both & (runs.cooldown == cooldown)) | full_precision(runs))
+    which = (both & (runs.cooldown == cooldown)) | full_precision(runs)
+    left_out = len(which) - int(which.sum())
+    if left_out:
+        print(f"scaling_law.py: note: {left_out} runs with another cooldown, or with one phase alone, are left out",
+              file=sys.stderr)
+    chosen = take(runs, which)
     check_variation(chosen, cooldown)
     return chosen, cooldown
 

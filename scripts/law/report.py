@@ -77,10 +77,14 @@ def finding(found):
 
 def interval_text(value, digits=4):
     """0.1234 [0.1200, 0.1300]"""
+    if not value:
+        return "-"
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
 def tokens_text(value):
+    if not value:
+        return "-"
     return "never" if math.isinf(value.value) else \
         f"{short(value.value)} [{short(value.low)}, {'never' if math.isinf(value.high) else short(value.high)}]"
 
@@ -90,10 +94,16 @@ def prediction_table(law, widths, full_precision):
     lines = [f"{'bits':>5} {'N':>8} {'S':>7}  {'f* by the ' + name:<24} {'loss at f*':<25} {'10% wastes':<23} "
              "matches full precision at"]
     for w in widths:
-        wasted = f"{100 * w.wasted.value:.1f}% [{100 * w.wasted.low:.1f}, {100 * w.wasted.high:.1f}]"
+        wasted = "-"
+        if w.wasted:
+            wasted = f"{100 * w.wasted.value:.1f}% [{100 * w.wasted.low:.1f}, {100 * w.wasted.high:.1f}]"
         lines.append(f"{w.bits:>5g} {short(w.parameters):>8} {w.s:>7.1f}  {interval_text(w.fraction, 3):<24} "
                      f"{interval_text(w.loss):<25} {wasted:<23} {tokens_text(w.matching)}")
     lines.append(f"   16 {'':>8} {'':>7}  {'':<24} {interval_text(full_precision)}")
+    if not full_precision:
+        lines.append("-: no fitted run was in full precision")
+    if any(not w.fraction for w in widths):
+        lines.append("-: at S <= 1 there is no f*")
     lines.append("")
     lines.append(f"{'bits':>5}  loss at " + "".join(f"{f'f = {f:g}':<27}" for f in widths[0].at))
     lines += [f"{w.bits:>5g}          " + "".join(f"{interval_text(value):<27}" for value in w.at.values()) for w in widths]

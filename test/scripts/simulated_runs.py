@@ -58,10 +58,14 @@ def law(random, by, vary=0.2, zeros=("psi", "nu", "rho", "theta")):
     count = int(random.integers(20, 60))
     samples = {name: [float(value * np.exp(random.normal(0, 0.02))) for _ in range(count)]
                for name, value in coefficients.items()}
-    return {"format": "train_qat scaling law 1",
+    normal = lambda deviation, count: [float(value) for value in random.normal(0, deviation, count)]
+    samples |= {"loss_misfit": normal(0.01, count), "fraction_misfit": normal(0.3, count)}
+    return {"format": "train_qat scaling law 2",
             "source": {"runs": 321, "vocabulary": 1024, "data": ["0123456789abcdef"], "cooldown": "classic"},
             "fitted_range": {"parameters": [2.5e5, 1e6], "tokens": [1.5e6, 1e7], "tokens_per_parameter_byte": [6.0, 800.0],
-                             "qat_fraction": [0.03, 0.7], "bits": [1, 1.58, 2, 3, 4, 6]},
+                             "qat_fraction": [0.03, 0.7], "bits": [1, 1.58, 2, 3, 4, 6],
+                             "full_precision": {"parameters": [2.5e5, 1e6], "tokens": [1.5e6, 1e7]}},
             "loss_law": {"form": "full law", "coefficients": coefficients, "bootstrap": samples},
-            "fraction_law": {"a": 5.5, "bootstrap": [float(value) for value in random.normal(5.5, 0.2, count + 3)]},
+            "fraction_law": {"a": 5.5, "bootstrap": {"a": [5.5 + value for value in normal(0.2, count + 3)],
+                                                     "misfit": normal(0.3, count + 3)}},
             "optimal_fraction": by}

@@ -94,6 +94,49 @@ class TwoPlaces(unittest.TestCase):
         best = min((1, 1.58, 2, 3, 4, 5, 6), key=lambda bits: law.width(parameters, trained, bits).loss.value)
         self.assertEqual(float(re.search(r"bits B +([\d.]+)", text)[1]), best)
 
+    def test_automatic_sizes_are_the_laws(self):
+        """Every row of the choice: loss and fraction by the law in Python, and the chosen one is the least of them."""
+        content = simulated.law(self.random, by="loss_law")
+        self.write(content)
+        law = Law(content)
+        text = self.plan("-law", self.path, "-n", "auto", "-flops", "3e14", "-b", "auto", "-memory", "300KB")
+        rows = re.findall(rf"^  ([\d.]+) +([\d.]+[KM]) +([\d.]+[KMB]) +\S+ +(\d\.\d+)  {VALUE} +(\S+ \S+)( +chosen)?", text,
+                          re.MULTILINE)
+        self.assertGreater(len(rows), 3, text)
+        units = {"K": 1e3, "M": 1e6, "B": 1e9}
+        number = lambda shown: float(shown[:-1]) * units[shown[-1]]
+        for bits, parameters, tokens, fraction, value, _, _, size, chosen in rows:
+            # Sizes are printed in a few digits, by which losses change little.
+            expected = law.loss(number(parameters), number(tokens), float(bits), float(fraction)).value
+            self.assertAlmostEqual(float(value), expected, delta=0.02 * expected, msg=text)
+            best = formula.optimal_fraction(law.sets[0], number(parameters), number(tokens), float(bits))
+            self.assertAlmostEqual(float(fraction), best, delta=0.01, msg=text)
+            self.assertLessEqual(number(parameters) * float(bits) / 8, 300e3 * 1.05, text)
+            if chosen:
+                self.assertEqual(value, min(row[4] for row in rows), text)
+
+    def test_bits_that_fit_into_a_memory(self):
+        content = simulated.law(self.random, by="loss_law")
+        self.write(content)
+        text = self.plan("-law", self.path, "-n", "1M", "-tokens", "60M", "-b", "auto", "-memory", "300KB")
+        self.assertLessEqual(float(re.search(r"bits B +([\d.]+)", text)[1]), 2)
+        self.assertIn("does not fit", text)
+
+    def test_what_the_law_can_not_say(self):
+        content = simulated.law(self.random, by="loss_law")
+        content["fitted_range"]["full_precision"] = None
+        self.write(content)
+        self.assertIn("none in full precision: no fitted run was", self.plan("-law", self.path, "-n", "0.5M", "-tokens", "4M",
+                                                                             "-b", "2"))
+        self.assertIn("-b 16", self.plan("-law", self.path, "-n", "auto", "-flops", "1e14", "-b", "16", code=2))
+        content["fitted_range"]["parameters"] = [5e5, 5e5]
+        self.write(content)
+        for size in ("1M", "auto"):
+            error = self.plan("-law", self.path, "-n", size, *(["-flops", "1e14"] if size == "auto" else ["-tokens", "4M"]),
+                              "-b", "2", code=2)
+            self.assertIn("was fitted on one size, 500.0K parameters", error)
+            self.assertEqual(error.count("\n"), 1, error)
+
     def test_a_fit_by_the_tool_is_read_by_the_trainer(self):
         results = self.path + ".results.jsonl"
         simulated.write(results, simulated.records(self.random, tokens=simulated.TOKENS[:2], seeds=(1,)))

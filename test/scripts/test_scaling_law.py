@@ -89,7 +89,7 @@ class LossFit(LawTest):
                 step = np.zeros(len(point))
                 step[i] = 1e-5
                 up, down = (loss_fit.objective(point + sign * step, free, of)[0] for sign in (1, -1))
-                self.assertAlmostEqual((up - down) / 2e-5, gradient[i], delta=1e-4 * (1 + abs(gradient).max()), msg=i)
+                self.assertAlmostEqual((up - down) / 2e-5, gradient[i], delta=1e-5 * abs(gradient).max(), msg=(SEED, i))
 
     def test_points_and_coefficients_are_inverse(self):
         of = loss_fit.problem(self.runs())
@@ -106,7 +106,7 @@ class LossFit(LawTest):
             for d in simulated.TOKENS:
                 for b in simulated.BITS:
                     self.assertAlmostEqual(formula.optimal_fraction(fitted.coefficients, n, d, b),
-                                           simulated.true_fraction(n, d, b, truth), delta=0.025, msg=(SEED, n, d, b))
+                                           simulated.true_fraction(n, d, b, truth), delta=0.02, msg=(SEED, n, d, b))
         error = np.log(loss_fit.predict(fitted.coefficients, runs) / runs.loss)
         self.assertLess(np.sqrt(np.mean(error**2)), 0.0025)
 
@@ -125,6 +125,33 @@ class LossFit(LawTest):
                         low, high = intervals.interval([formula.optimal_fraction(c, n, d, b) for c in sets])
                         hits.append(low <= simulated.true_fraction(n, d, b) <= high)
         self.assertGreater(np.mean(hits), 0.65, SEED)  # the places share what is wrong
+
+    def test_flat_exponents_are_said_to_be_unidentified(self):
+        truth = simulated.TRUTH | {"theta": 1e-6}  # without its coefficient kappa does nothing
+        runs = self.runs(truth=truth, noise=0.002, trunk_noise=0.001)
+        fitted = loss_fit.fit(runs, (), starts=12)
+        self.assertTrue(fitted.converged)
+        flat = loss_fit.undetermined(runs, fitted)
+        self.assertIn("kappa", flat, SEED)
+        self.assertNotIn("xi", flat, SEED)
+        self.assertEqual(bootstrap.unidentified(runs, fitted, [fitted.coefficients] * 20), list(flat))
+
+    def test_the_scale_is_that_of_the_residuals(self):
+        for noise in (0.001, 0.01):
+            fitted = loss_fit.fit(self.runs(noise=noise, trunk_noise=0.0), (), starts=8)
+            self.assertAlmostEqual(fitted.scale / (noise / 3), 1, delta=0.5, msg=SEED)
+
+    def test_misfits_are_those_of_cells(self):
+        lines = simulated.records(self.random, noise=1e-4, trunk_noise=0.0)
+        for line in lines:
+            if (line["n"], line["tokens"], line["b"]) == (500_000, 4_000_000, 2):
+                line["validation_loss"] *= 1.05
+        simulated.write(self.results, lines)
+        runs = records.select(records.read_runs([self.results]))[0]
+        misfits = bootstrap.cell_misfits(runs, loss_fit.fit(runs, (), starts=8))
+        triple = [tuple(row) for row in records.cells(runs)[1]].index((500_000, 4_000_000, 2))
+        self.assertEqual(int(np.argmax(misfits)), triple)
+        self.assertGreater(misfits[triple], 0.04)
 
     def test_trunk_luck_is_measured(self):
         runs = self.runs(noise=1e-4, trunk_noise=0.02, seeds=(1, 2, 3, 4), tokens=(10**6, 3 * 10**6, 10**7, 3 * 10**7))
@@ -166,6 +193,13 @@ class Optima(LawTest):
             found.append(optima.measure(self.both(records.select(records.read_runs([self.results]))[0])))
         for first, second in zip(*found):
             self.assertAlmostEqual(first.fraction, second.fraction, delta=1e-3)
+
+    def test_losses_that_fall_to_both_sides_say_nothing_of_the_optimum(self):
+        lines = [line | {"validation_loss": 3 - 4 * (line["qat_frac"] - 0.3) ** 2 + self.random.normal(0, 1e-3)}
+                 for line in simulated.records(self.random)]
+        simulated.write(self.results, lines)
+        for o in optima.measure(self.both(records.select(records.read_runs([self.results]))[0])):
+            self.assertGreater(o.high - o.low, 0.6, SEED)
 
     def test_an_optimum_outside_of_the_measured_fractions_is_said_to_be(self):
         found = optima.measure(self.both(self.runs(fractions=(0.6, 0.7, 0.8, 0.9), noise=1e-4)))
@@ -230,8 +264,23 @@ class Comparing(LawTest):
         self.assertGreater(rows[comparison.PER_BIT].loss_error, full.loss_error)
         self.assertIsNone(rows[comparison.PER_BIT].held_out["2 bits"].loss_error)
         self.assertLess(full.held_out["largest D"].loss_error, 0.05)
-        form, _ = comparison.recommend(list(rows.values()))
-        self.assertNotIn(form, ("no interaction term",))
+        advice = comparison.recommend(list(rows.values()))
+        self.assertNotIn(advice.form, ("no interaction term",))
+        self.assertEqual(advice.remark, "")
+        same = [row if row.name != comparison.FRACTION_FORMS[0] else row._replace(held_out={
+            name: held._replace(fraction_error=0.0) for name, held in row.held_out.items()}) for row in rows.values()]
+        self.assertIn("do not show that f* depends on S", comparison.recommend(same).remark)
+
+    def test_likelihood_is_that_of_normal_residuals_that_share_luck(self):
+        trunk = self.random.integers(0, 4, 30)
+        trunk[:4] = range(4)
+        residual = self.random.normal(0, 0.01, 30)
+        least = np.inf
+        for deviation in np.exp(np.linspace(np.log(1e-3), np.log(0.1), 4000)):
+            covariance = deviation**2 * np.eye(30) + 0.02**2 * (trunk[:, None] == trunk)
+            sign, determinant = np.linalg.slogdet(covariance)
+            least = min(least, determinant + residual @ np.linalg.solve(covariance, residual))
+        self.assertAlmostEqual(comparison.minus_two_log_likelihood(residual, trunk, 0.02), least, delta=1e-3)
 
     def test_cooldowns_are_compared_in_pairs(self):
         lines = simulated.records(self.random, noise=0.001, trunk_noise=0.1)
@@ -239,26 +288,72 @@ class Comparing(LawTest):
                          "validation_loss": line["validation_loss"] + (0.02 if line["b"] < 2 else -0.03)} for line in lines]
         simulated.write(self.results, lines + fused)
         found = {d.bits: d for d in cooldown.compare(records.read_runs([self.results]))}
-        self.assertEqual(found[1].pairs, len(simulated.PARAMETERS) * len(simulated.TOKENS) * 14)
+        trunks = len(simulated.PARAMETERS) * len(simulated.TOKENS) * len(simulated.SEEDS)
+        self.assertEqual((found[1].pairs, found[1].trunks), (7 * trunks, trunks))
         self.assertAlmostEqual(found[1].difference, 0.02, delta=1e-9)
         self.assertAlmostEqual(found[3].high, -0.03, delta=1e-9)
 
 
 class Predicting(LawTest):
     def test_wasted_and_matching_tokens(self):
+        content = simulated.law(self.random, "loss_law", vary=0, zeros=())
+        law = prediction.Law(content)
         for _ in range(5):
             c, d, b = simulated.TRUTH, float(self.random.uniform(2e6, 2e7)), float(self.random.choice([1, 2, 4]))
-            share = prediction.wasted(c, 5e5, d, b, 0.1)
-            reached = prediction.best_loss(c, 5e5, d * (1 - share), b)
+            share = law.wasted(c, 5e5, d, b, 0.1)
+            reached = law.best_loss(c, 5e5, d * (1 - share), b)
             self.assertAlmostEqual(reached, float(formula.loss_at(c, 5e5, d, b, 0.1)), 8)
             self.assertGreater(share, 0)
-            tokens = prediction.matching_tokens(c, 5e5, d, b)
+            tokens = law.matching_tokens(c, 5e5, d, b)
             if math.isinf(tokens):
-                self.assertGreater(prediction.best_loss(c, 5e5, 1e4 * d, b), formula.full_precision_loss(c, 5e5, d))
+                self.assertGreater(law.best_loss(c, 5e5, 1e4 * d, b), formula.full_precision_loss(c, 5e5, d))
             else:
-                self.assertAlmostEqual(prediction.best_loss(c, 5e5, tokens, b), formula.full_precision_loss(c, 5e5, d), 8)
+                self.assertAlmostEqual(law.best_loss(c, 5e5, tokens, b), formula.full_precision_loss(c, 5e5, d), 8)
         best = formula.optimal_fraction(c, 5e5, d, b)
-        self.assertAlmostEqual(prediction.wasted(c, 5e5, d, b, best), 0, 6)
+        self.assertAlmostEqual(law.wasted(c, 5e5, d, b, best), 0, 6)
+        # One f* for both figures: where the law of the fraction gives it, tokens are counted with that.
+        content["optimal_fraction"] = "fraction_law"
+        law, share = prediction.Law(content), 0.0
+        share = law.wasted(c, 5e5, 8e6, 1, 0.1)
+        f = float(formula.fraction_law(5.5, 8e6 * (1 - share) / (5e5 / 8)))
+        self.assertAlmostEqual(formula.loss_at(c, 5e5, 8e6 * (1 - share), 1, f), formula.loss_at(c, 5e5, 8e6, 1, 0.1), 8)
+
+    def test_intervals_hold_misfits_and_few_infinities(self):
+        content = simulated.law(self.random, "loss_law", vary=0, zeros=())
+        law = prediction.Law(content)
+        value = law.loss(5e5, 4e6, 2, 0.2)
+        expected = [float(formula.loss_at(c, 5e5, 4e6, 2, 0.2)) * math.exp(c["loss_misfit"]) for c in law.sets[1:]]
+        self.assertAlmostEqual(value.low, np.percentile(expected, 5), 12)
+        self.assertAlmostEqual(value.high, np.percentile(expected, 95), 12)
+        values = np.arange(200.0)
+        values[150] = np.inf
+        low, high = intervals.interval(values)
+        self.assertTrue(np.isfinite(high) and low < high)
+        self.assertTrue(np.isinf(intervals.interval(np.where(values > 100, np.inf, values))[1]))
+
+    def test_what_a_law_can_not_say(self):
+        path = os.path.join(self.directory, "law.json")
+        content = simulated.law(self.random, "fraction_law", vary=0, zeros=())
+        content["fitted_range"]["full_precision"] = None
+
+        def write():
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(content, file)
+
+        write()
+        text = self.call("predict", path, "-n", "1M", "-tokens", "3M", "-b", "2", "8")
+        self.assertIn("no fitted run was in full precision", text)
+        self.assertNotIn("at S <= 1", text)
+        self.assertIn("at S <= 1 there is no f*", self.call("predict", path, "-n", "1M", "-tokens", "0.9M", "-b", "8"))
+        text = self.call("predict", path, "-n", "500K", "-tokens", "3M", "--memory", "150KB", "-b", "1", "2", "4")
+        self.assertIn("4 bits: 500K weights take 250K bytes: too many", text)
+        self.assertRegex(text, r"best in 150K bytes: [12] bits, N = 500K")
+        self.assertIn("smaller -n or more memory",
+                      self.call("predict", path, "-n", "500K", "-tokens", "3M", "--memory", "10KB", code=2))
+        content["fitted_range"]["parameters"] = [5e5, 5e5]
+        write()
+        self.call("predict", path, "-n", "505K", "-tokens", "3M")
+        self.assertIn("one size, N = 500K", self.call("predict", path, "-n", "1M", "-tokens", "3M", code=2))
 
     def test_command(self):
         path = os.path.join(self.directory, "law.json")
@@ -313,6 +408,10 @@ class Fitting(LawTest):
             (changed(validation_loss=float("nan")), "validation_loss of the run"),
             (changed(vocabulary=2048), "different tokenizers"),
             (changed(data="fedcba9876543210"), "different data"),
+            (changed(seed="a"), "seed of the run"),
+            (changed(data=7), "data of the run"),
+            (changed(b=32), "neither 1 to 8 nor 16"),
+            (changed(qat_tokens=0), "not fp_tokens + qat_tokens"),
             (changed(lr=1e-3), "different learning rates"),
             ([*good, good[0] | {"job": "another"}], "have the same n, tokens, b, fraction, seed and cooldown"),
             ([line for line in good if line["b"] == 2], "all runs have bits = 2"),
@@ -330,6 +429,12 @@ class Fitting(LawTest):
             self.assertFalse(os.path.exists(os.path.join(self.directory, "law.json")))
         simulated.write(self.results, good)
         self.assertIn("one of the results to read", self.call("fit", self.results, "-o", self.results, code=2))
+        kept = os.path.join(self.directory, "kept.json")
+        with open(kept, "w", encoding="utf-8") as file:
+            file.write("kept")
+        self.assertIn("is there already", self.call("fit", self.results, "-o", kept, code=2))
+        with open(kept, encoding="utf-8") as file:
+            self.assertEqual(file.read(), "kept")
         with open(self.results, "w", encoding="utf-8") as file:
             file.write("{}\n" + json.dumps(good[0]) + "\n")
         self.assertIn("line 1: not a result of a sweep", self.call("fit", self.results, "-o", "law.json", code=2))

@@ -78,14 +78,15 @@ TEST_CASE("every missing or mistyped key of a law is named", "[law_file]") {
     std::mt19937_64 random(seed);
     const LawFile file;
     const Json whole = json_of(random_law(random));
-    REQUIRE(keys_of(whole).size() == 6 + 4 + 5 + 2 + 32 + 2);
+    REQUIRE(keys_of(whole).size() == 6 + 4 + 6 + 2 + 2 + 32 + 2 + 2 + 2);
     for (const Json::json_pointer& key : keys_of(whole)) {
+        const bool may_be_null = key.back() == "full_precision", may_be_negative = key.back().ends_with("misfit");
         Json broken = whole;
         broken.at(key.parent_pointer()).erase(key.back());
         CHECK(mentions(file.error(broken.dump()), {"\"" + dotted(key) + "\" is missing"}));
         broken = whole;
         broken.at(key) = nullptr;
-        CHECK(mentions(file.error(broken.dump()), {dotted(key)}));
+        if (!may_be_null) CHECK(mentions(file.error(broken.dump()), {dotted(key)}));
         broken.at(key) = true;
         CHECK(mentions(file.error(broken.dump()), {dotted(key)}));
         broken.at(key) = Json::array({"x"});
@@ -96,7 +97,7 @@ TEST_CASE("every missing or mistyped key of a law is named", "[law_file]") {
             broken.at(key) = -1;
             CHECK(mentions(file.error(broken.dump()), {dotted(key), "-1"}));
         }
-        if (whole.at(key).is_array() && whole.at(key)[0].is_number()) {
+        if (whole.at(key).is_array() && whole.at(key)[0].is_number() && !may_be_negative) {
             broken.at(key) = whole.at(key);
             broken.at(key)[1] = -0.5;
             CHECK(mentions(file.error(broken.dump()), {dotted(key) + "[1]", "-0.5"}));
@@ -115,7 +116,7 @@ TEST_CASE("values of a law that cannot be are one line", "[law_file]") {
         broken[Json::json_pointer(key)] = value;
         return file.error(broken.dump());
     };
-    CHECK(mentions(error("/format", "train_qat scaling law 2"), {"format", "scaling law 1"}));
+    CHECK(mentions(error("/format", "train_qat scaling law 1"), {"format", "scaling law 2"}));
     CHECK(mentions(error("/optimal_fraction", "both"), {"optimal_fraction", "both", "loss_law"}));
     CHECK(mentions(error("/source/runs", 0), {"source.runs"}));
     CHECK(mentions(error("/source/runs", 1.5), {"source.runs"}));
@@ -133,7 +134,7 @@ TEST_CASE("values of a law that cannot be are one line", "[law_file]") {
     const std::string text = whole.dump();
     for (const char* number : {"NaN", "Infinity", "1e999"}) {
         std::string broken = text;
-        const size_t at = broken.find("\"a\":") + 4;
+        const size_t at = broken.find("\"a\":") + 4;  // of fraction_law
         broken.replace(at, broken.find(',', at) - at, number);
         CHECK(mentions(file.error(broken), {"no valid JSON"}));
     }

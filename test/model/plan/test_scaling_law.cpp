@@ -8,6 +8,7 @@
 
 #include "model/plan/plan.h"
 #include "test/support/catch.h"
+#include "test/support/file_damage.h"
 #include "test/support/files.h"
 #include "test/support/random_law.h"
 
@@ -162,26 +163,47 @@ TEST_CASE("intervals are those of the samples", "[scaling_law]") {
     ScalingLaw law = random_law(random, 20 + random() % 50);
     const Point p = {uniform(random, 3e5, 1e6), uniform(random, 5e6, 2e7), 2, 0.3};
     std::vector<double> losses, full, fractions, constants;
-    for (const LossCoefficients& sample : law.samples) {
-        losses.push_back(loss_at(sample, p, p.f));
-        full.push_back(full_precision_loss(sample, p.n, p.d));
-        fractions.push_back(optimal_fraction(sample, p.n, p.d, p.b));
+    const auto moved = [](double fraction, double misfit) {
+        const double logit = std::log(fraction / (1 - fraction)) + misfit;
+        return 1 / (1 + std::exp(-logit));
+    };
+    for (const LossSample& sample : law.samples) {
+        losses.push_back(loss_at(sample, p, p.f) * std::exp(sample.loss_misfit));
+        full.push_back(full_precision_loss(sample, p.n, p.d) * std::exp(sample.loss_misfit));
+        fractions.push_back(moved(optimal_fraction(sample, p.n, p.d, p.b), sample.fraction_misfit));
     }
     const double s = tokens_per_parameter_byte(p.d, p.n, p.b);
-    for (const double a : law.fraction_constant_samples) constants.push_back(std::exp(-a / std::log(s)));
+    for (const FractionSample& sample : law.fraction_samples)
+        constants.push_back(moved(std::exp(-sample.constant / std::log(s)), sample.misfit));
     const auto check = [](const Prediction& found, double value, const std::vector<double>& samples) {
         CHECK(found.value == Approx(value));
         CHECK(found.low == Approx(percentile(samples, 5)));
         CHECK(found.high == Approx(percentile(samples, 95)));
     };
     check(law.loss(p.n, p.d, p.b, p.f), loss_at(law.coefficients, p, p.f), losses);
-    check(law.full_precision_loss(p.n, p.d), full_precision_loss(law.coefficients, p.n, p.d), full);
+    check(law.full_precision_loss(p.n, p.d).value(), full_precision_loss(law.coefficients, p.n, p.d), full);
     law.fraction_by_loss = true;
     check(*law.optimal_fraction_interval(p.n, p.d, p.b), optimal_fraction(law.coefficients, p.n, p.d, p.b),
           fractions);
     law.fraction_by_loss = false;
     check(*law.optimal_fraction_interval(p.n, p.d, p.b), std::exp(-law.fraction_constant / std::log(s)),
           constants);
+    // Hardly more than one token per parameter byte: no fraction at all, however far off the law is.
+    CHECK(law.optimal_fraction_interval(1e6, 1.0001e6, 8)->high == 0);
+}
+
+TEST_CASE("a law says nothing of what no fitted run was", "[scaling_law]") {
+    const uint64_t seed = fresh_seed();
+    INFO("seed " << seed);
+    std::mt19937_64 random(seed);
+    ScalingLaw law = random_law(random);
+    CHECK(law.full_precision_loss(5e5, 1e7));
+    law.fitted.full_precision = std::nullopt;
+    CHECK_FALSE(law.full_precision_loss(5e5, 1e7));
+    CHECK_NOTHROW(law.check_size(1e9));
+    law.fitted.parameters = {5e5, 5e5};
+    CHECK_NOTHROW(law.check_size(5.4e5));
+    CHECK(mentions(error_of([&] { law.check_size(6e5); }), {"-law law.json", "one size", "500.0K", "600.0K"}));
 }
 
 TEST_CASE("the one-constant law needs more than one token per parameter byte, the loss law none",
@@ -214,8 +236,13 @@ TEST_CASE("extrapolation is said in words", "[scaling_law]") {
                 "fraction 0.01 is below the 0.03 fitted"});
     // What counts in full precision.
     CHECK(extrapolations(fitted, 2e5, 2e7, 16, std::nullopt) == Words{"N 200.0K is below the 250.0K fitted"});
-    CHECK(extrapolations(fitted, 1'000'400, 2e7, 16, std::nullopt) ==
-          Words{"N 1000400 is above the 1000000 fitted"});
+    CHECK(extrapolations(fitted, 1'009'000, 2.52e7, 16, std::nullopt).empty());  // budgets are whole steps
+    CHECK(extrapolations(fitted, 1'020'000, 2e7, 16, std::nullopt) ==
+          Words{"N 1020000 is above the 1000000 fitted"});
+    CHECK(full_precision_extrapolations(fitted, 5e5, 5e6).empty());
+    CHECK(full_precision_extrapolations(fitted, 2.6e5, 2e7) ==
+          Words{"N in full precision 260.0K is below the 300.0K fitted",
+                "D in full precision 20.0M is above the 10.0M fitted"});
 }
 
 namespace {
@@ -274,7 +301,7 @@ TEST_CASE("a plan takes its fraction from the law and prints what it predicts", 
     CHECK(line_of(text, "predicted loss") == "predicted loss    " + shown(law.loss(5e5, 1e7, 2, best)) + at);
     CHECK(text.find("                    " + shown(law.loss(5e5, 1e7, 2, 0.1)) + " at 10%\n") !=
           std::string::npos);
-    CHECK(text.find(shown(law.full_precision_loss(5e5, 1e7)) + " in full precision\n") != std::string::npos);
+    CHECK(text.find(shown(*law.full_precision_loss(5e5, 1e7)) + " in full precision\n") != std::string::npos);
     CHECK(text.find("at the fraction") == std::string::npos);
     CHECK(text.find("90%") != std::string::npos);
     CHECK(text.find("6.7297") == std::string::npos);
