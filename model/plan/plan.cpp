@@ -101,13 +101,18 @@ void split_steps(const PlanRequest& request, Plan& plan) {
     }
 }
 
+Cooldown automatic_cooldown(const PlanRequest& request) {
+    // A law's f* and losses hold for the cooldown of the runs it was fitted on.
+    const std::string fitted = request.law ? request.law->fitted.cooldown : "";
+    if (fitted == "classic") return Cooldown::classic;
+    if (fitted == "fused") return Cooldown::fused;
+    return request.bits >= fused_from_bits ? Cooldown::fused : Cooldown::classic;
+}
+
 void resolve_cooldown(const PlanRequest& request, Plan& plan) {
     plan.schedule = request.schedule;
     plan.cooldown_was_auto = request.cooldown == Cooldown::automatic;
-    plan.cooldown = request.cooldown;
-    if (plan.cooldown_was_auto) {
-        plan.cooldown = plan.bits >= fused_from_bits ? Cooldown::fused : Cooldown::classic;
-    }
+    plan.cooldown = plan.cooldown_was_auto ? automatic_cooldown(request) : request.cooldown;
     plan.learning_rate = request.learning_rate;
     plan.qat_learning_rate = request.qat_learning_rate.value_or(request.learning_rate);
     plan.final_learning_rate_fraction = request.final_learning_rate_fraction;

@@ -21,8 +21,8 @@ enum class Cooldown { fused, classic, automatic };
 // The one fitted constant a of the law for the optimal QAT fraction (arXiv 2509.22935; mean absolute error
 // 0.091 in the fraction over its runs).
 inline constexpr double qat_fraction_constant = 6.7297;
-// From this many bits on `automatic` fuses cooldown and QAT: reported to help at 4 and 6 bits and not at 1
-// and 2. Nothing was reported for 3, whose grid and LSQ quantizer are those of 4: our choice.
+// Without a law of one's own, whose cooldown it takes, `automatic` fuses cooldown and QAT from this many bits on: reported to
+// help at 4 and 6 bits and not at 1 and 2. Nothing was reported for 3, whose grid and LSQ quantizer are those of 4: our choice.
 inline constexpr double fused_from_bits = 3.0;
 
 // Without -tokens and -steps: what full-precision training is said to use best (Chinchilla, arXiv 2203.15556),

@@ -104,6 +104,8 @@ std::string cooldown_text(const Plan& plan) {
     if (plan.qat_steps == 0) return "one, at the end (all steps are FP)";
     std::string text = to_string(plan.cooldown);
     if (!plan.cooldown_was_auto) return text + " (as given)";
+    if (plan.predictions && plan.predictions->law->fitted.cooldown == text)
+        return text + " (auto: that of the runs the law was fitted on)";
     return text + (plan.cooldown == Cooldown::fused
                        ? " (auto: fusing cooldown and QAT helps from 3 bits up)"
                        : " (auto: below 3 bits fusing cooldown and QAT does not help)");

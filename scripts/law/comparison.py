@@ -11,8 +11,9 @@ Row = collections.namedtuple("Row", "name parameters loss_error aic bic fraction
 HeldOut = collections.namedtuple("HeldOut", "loss_error fraction_error")
 
 PER_BIT = "Chinchilla per width, blind to f"
-FRACTION_FORMS = ("one constant fraction", "fraction law, a fitted", f"fraction law, a = {formula.PAPER_CONSTANT}",
-                  "always 10%")
+FRACTION_FORMS = {"one constant fraction": 1, "fraction law, a fitted": 1, "fraction law, and a power of N": 2,
+                  f"fraction law, a = {formula.PAPER_CONSTANT}": 0, "always 10%": 0}  # name: parameters
+CONSTANT, LAW, SIZED_LAW, PAPER_LAW, TENTH = FRACTION_FORMS
 
 
 def splits(runs):
@@ -142,10 +143,9 @@ class Comparison:
         """AIC and BIC of these are those of the measured optima, and can't be compared with those of losses."""
         found = fraction_fit.usable(self.found)
         measured = fraction_fit.measured(found)
-        for name in FRACTION_FORMS:
+        for name, parameters in FRACTION_FORMS.items():
             predict = fraction_form(name, found)
             residual = fraction_fit.errors(predict(measured), measured)
-            parameters = 1 if name in FRACTION_FORMS[:2] else 0
             held_out = {}
             for split, held in self.splits.items():
                 rest, out = held_out_optima(found, self.runs, held)
@@ -162,14 +162,13 @@ class Comparison:
 def fraction_form(name, found):
     """Fits it to optima; returns what it predicts for others."""
     s_of = lambda others: np.array([o.s for o in others])
-    if name == FRACTION_FORMS[0]:
-        constant = fraction_fit.mean_fraction(found)
+    if name in (CONSTANT, TENTH):
+        constant = fraction_fit.mean_fraction(found) if name == CONSTANT else 0.1
         return lambda others: np.full(len(others), constant)
-    if name == FRACTION_FORMS[3]:
-        return lambda others: np.full(len(others), 0.1)
-    a = formula.PAPER_CONSTANT
-    if name == FRACTION_FORMS[1]:
-        a = fraction_fit.solve(*fraction_fit.columns(found))
+    if name == SIZED_LAW:
+        law = fraction_fit.fit_sized_law(found)
+        return lambda others: formula.fraction_law(law.a, fraction_fit.sized_s(others, law.power, law.size))
+    a = formula.PAPER_CONSTANT if name == PAPER_LAW else fraction_fit.solve(*fraction_fit.columns(found))
     return lambda others: formula.fraction_law(a, s_of(others))
 
 
@@ -191,14 +190,17 @@ def recommend(rows):
     and a fraction error within 0.01. For f* the one-parameter law unless the loss law's is better by more than 0.01."""
     forms = [row for row in rows if row.name in loss_fit.FORMS]
     of_loss = held_out_errors(forms, "loss_error")
-    constant, law = (next(row for row in rows if row.name == name) for name in FRACTION_FORMS[:2])
-    of_fraction = held_out_errors([*forms, constant, law], "fraction_error")
+    constant, law, sized = (next(row for row in rows if row.name == name) for name in (CONSTANT, LAW, SIZED_LAW))
+    of_fraction = held_out_errors([*forms, constant, law, sized], "fraction_error")
     good = [row for row in forms if of_loss[row.name] <= SAME_LOSS * min(of_loss.values())
             and of_fraction[row.name] <= min(of_fraction[row.name] for row in forms) + SAME_FRACTION]
     best = min(good or [min(forms, key=lambda row: of_loss[row.name])], key=lambda row: row.parameters)
     by_loss = of_fraction[best.name] < of_fraction[law.name] - SAME_FRACTION
     chosen = of_fraction[best.name if by_loss else law.name]
     remark = ""
+    if of_fraction[sized.name] < chosen - SAME_FRACTION:
+        remark = (f"with its own power of N the law of the fraction predicts held-out runs better (errors "
+                  f"{of_fraction[sized.name]:.3f} and {chosen:.3f}): S is not all that f* depends on")
     if of_fraction[constant.name] <= chosen + 0.1 * SAME_FRACTION:
         remark = (f"one constant fraction predicts f* of held-out runs as well (errors {of_fraction[constant.name]:.3f} and "
                   f"{chosen:.3f}): these runs do not show that f* depends on S")

@@ -99,6 +99,44 @@ def logit_misfits(found, predict):
     return logit(columns(of)[1]) - logit(predict(of)) if of else np.zeros(1)
 
 
+# f* = exp(-a / ln S'), with S' = S (N / size)^(1 - power): of power 1 the law itself, of power 0 blind to N.
+SizedLaw = collections.namedtuple("SizedLaw", "a power size")
+POWERS = np.linspace(-1, 2, 31)
+
+
+def sized_s(found, power, size):
+    """S' of the optima."""
+    return np.array([o.s * (o.parameters / size) ** (1 - power) for o in found])
+
+
+def fit_sized_law(found):
+    """The likeliest power of N of a grid, each with its likeliest a."""
+    size = float(np.exp(np.mean([np.log(o.parameters) for o in found])))
+    _, *others = columns(found)
+    weight = 1 / (others[1] ** 2 + 0.03**2)
+
+    def cost(power):
+        a = solve(sized_s(found, power, size), *others)
+        return float(weight @ errors(fraction_law(a, sized_s(found, power, size)), found) ** 2), a
+
+    costs = {power: cost(power) for power in POWERS}
+    power = min(costs, key=lambda power: costs[power][0])
+    return SizedLaw(costs[power][1], float(power), size)
+
+
+def power_of_size(found, seed=0, draws=100):
+    """(power of N in S', 5th, 95th percentile), over cells drawn with replacement. None for one size."""
+    found = usable(found)
+    if len({o.parameters for o in found}) < 2:
+        return None
+    random = np.random.default_rng(seed)
+    powers = []
+    for _ in range(draws):
+        chosen = [found[i] for i in random.integers(0, len(found), len(found))]
+        powers.append(fit_sized_law(chosen).power)
+    return (fit_sized_law(found).power, *map(float, interval(powers)))
+
+
 def mean_fraction(found):
     """The best constant fraction, weighted as `solve` does."""
     _, fraction, error, first, last = columns(found)

@@ -7,8 +7,8 @@ Within a cell, runs of one seed share their full-precision trunk and differ in f
 whose two parts say that little of either phase costs loss. Each has one minimum; the seed's offset takes out what its
 runs have in common. A, C and the offsets are linear: least squares. Which exponents p and q a cell has is uncertain:
 every pair of a grid counts by its likelihood. The optimum is the mean of their minima; the 90% interval that of 2,000
-draws of exponents and of the normal distribution of the estimates, the variance of a run being pooled over the cells of
-one width.
+draws of exponents and of the normal distribution of the estimates, the variance of a run being pooled over the budgets of
+one size and width: what the luck of a trunk adds differs from size to size.
 """
 import collections
 
@@ -28,6 +28,7 @@ Shape = collections.namedtuple("Shape", "p q")
 Curve = collections.namedtuple("Curve", "shape solution squares matrix")
 
 DRAWS = 2000
+LEAST_FREEDOM = 4  # degrees of freedom that a pooled variance needs
 SHAPES = [Shape(p, q) for p in (0.05, 0.15, 0.3, 0.5, 0.75, 1.0, 1.5) for q in (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)]
 GRID = expit(np.linspace(-6.0, 6.0, 2401))
 
@@ -69,13 +70,16 @@ def usable(runs):
 
 
 def variances(best, triples):
-    """{bits: variance of a run's loss about the best curve}; p and q count as fitted."""
+    """Of every cell the variance of a run's loss about the best curve: pooled over the budgets of one size and width, or where
+    those say too little, of one size, or over all cells. p and q count as fitted."""
     squares, freedom = collections.Counter(), collections.Counter()
-    for curve, (_, _, bits) in zip(best, triples):
-        squares[bits] += curve.squares
-        freedom[bits] += max(curve.matrix.shape[0] - curve.matrix.shape[1] - 2, 0)
-    whole = sum(squares.values()) / max(sum(freedom.values()), 1)
-    return {bits: squares[bits] / freedom[bits] if freedom[bits] > 3 else whole for bits in squares}
+    keys = [[(parameters, bits), parameters, "all"] for parameters, _, bits in triples]
+    for curve, pools in zip(best, keys):
+        for pool in pools:
+            squares[pool] += curve.squares
+            freedom[pool] += max(curve.matrix.shape[0] - curve.matrix.shape[1] - 2, 0)
+    pool_of = lambda pools: next((pool for pool in pools if freedom[pool] >= LEAST_FREEDOM), "all")
+    return [squares[pool_of(pools)] / max(freedom[pool_of(pools)], 1) for pools in keys]
 
 
 def draw_minima(curves, variance, random):
@@ -108,13 +112,13 @@ def measure(runs, seed=0):
     random = np.random.default_rng(seed)
     found = []
     for cell, (parameters, tokens, bits) in enumerate(triples):
-        centre, draws = draw_minima(fitted[cell], variance[bits], random)
+        centre, draws = draw_minima(fitted[cell], variance[cell], random)
         of = records.fractions(records.take(runs, index == cell))
         low, high = interval(draws)
         found.append(Optimum(parameters, tokens, bits, tokens_per_parameter_byte(tokens, parameters, bits), centre,
                              float(low), float(high), of.min(), of.max(),
                              float(curve_at(best[cell], np.clip(centre, of.min(), of.max()))), best[cell],
-                             float(np.sqrt(variance[bits])), len(of)))
+                             float(np.sqrt(variance[cell])), len(of)))
     return found
 
 

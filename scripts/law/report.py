@@ -33,7 +33,7 @@ def comparison_table(rows):
     head += "".join(f"  {'loss ' + name:>14} {'f*':>6}" for name in splits)
     lines = [head]
     for row in rows:
-        if row.name == comparison.FRACTION_FORMS[0]:
+        if row.name == comparison.CONSTANT:
             lines.append("of the optima, with AIC and BIC of f*:")
         line = f"{row.name:<34} {row.parameters:>3} {percent(row.loss_error):>7} {row.aic:>8.1f} {row.bic:>8.1f} "
         line += f"{number(row.fraction_error):>6}"
@@ -62,6 +62,9 @@ def finding(found):
     line = lambda name, value: f"{name:<34}{value}"
     between = lambda value, low, high: f"{value:.2f} [{low:.2f}, {high:.2f}]"
     lines = [line("rank correlation of f* and S", between(*fraction_fit.rank_correlation(found)))]
+    power = fraction_fit.power_of_size(found)
+    if power:
+        lines.append(line("power of N in S", between(*power) + " (1: tokens per parameter byte; 0: N does not matter)"))
     for key, of, what in (("bits", "at {:g} bits", "widths"), ("parameters", "of N = {}", "sizes")):
         for value, group in fraction_fit.split(found, key).items():
             constant = fraction_fit.fit_constant(group, draws=200)

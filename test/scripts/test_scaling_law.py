@@ -235,6 +235,19 @@ class FractionFit(LawTest):
         self.assertEqual(list(fraction_fit.errors(np.array([0.135]), [below])), [0.0])
         self.assertAlmostEqual(fraction_fit.errors(np.array([0.3]), [below])[0], 0.1)
 
+    def test_power_of_the_size(self):
+        for power in (0.0, 1.0):
+            found = []
+            for size in (250e3, 500e3, 1e6) * 8:
+                o = optimum(np.exp(self.random.uniform(np.log(15), np.log(900))), 0.0, 0.004)._replace(parameters=size)
+                s = fraction_fit.sized_s([o], power, 5e5)[0]
+                found.append(o._replace(fraction=float(formula.fraction_law(5.0, s)) + self.random.normal(0, 0.004)))
+            law = fraction_fit.fit_sized_law(found)
+            self.assertAlmostEqual(law.power, power, delta=0.2, msg=SEED)
+            value, low, high = fraction_fit.power_of_size(found, draws=20)
+            self.assertTrue(low <= value <= high and high - low < 0.6, SEED)
+        self.assertIsNone(fraction_fit.power_of_size(found[::3]))
+
     def test_rank_correlation_and_one_curve(self):
         rho, low, high = fraction_fit.rank_correlation(self.simulated_optima(6.0, error=0.005))
         self.assertGreater(low, 0.85)
@@ -263,11 +276,11 @@ class Comparing(LawTest):
         self.assertGreater(blind.fraction_error, 0.2)  # without the interaction nothing speaks for full precision
         self.assertGreater(rows[comparison.PER_BIT].loss_error, full.loss_error)
         self.assertIsNone(rows[comparison.PER_BIT].held_out["2 bits"].loss_error)
-        self.assertLess(full.held_out["largest D"].loss_error, 0.05)
+        self.assertLess(full.held_out["largest D"].loss_error, 0.1)  # 2.5 times the budgets that were fitted
         advice = comparison.recommend(list(rows.values()))
         self.assertNotIn(advice.form, ("no interaction term",))
         self.assertEqual(advice.remark, "")
-        same = [row if row.name != comparison.FRACTION_FORMS[0] else row._replace(held_out={
+        same = [row if row.name != comparison.CONSTANT else row._replace(held_out={
             name: held._replace(fraction_error=0.0) for name, held in row.held_out.items()}) for row in rows.values()]
         self.assertIn("do not show that f* depends on S", comparison.recommend(same).remark)
 

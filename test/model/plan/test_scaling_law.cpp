@@ -326,6 +326,24 @@ TEST_CASE("a plan takes its fraction from the law and prints what it predicts", 
     CHECK(line_of(plan_text(request), "extrapolated").ends_with(" the 0.25 fitted"));
 }
 
+TEST_CASE("an automatic cooldown is that of the law", "[scaling_law]") {
+    const uint64_t seed = fresh_seed();
+    INFO("seed " << seed);
+    std::mt19937_64 random(seed);
+    ScalingLaw law = random_law(random);
+    for (const double bits : {2.0, 4.0})
+        for (const char* cooldown : {"classic", "fused", "classic, fused"}) {
+            law.fitted.cooldown = cooldown;
+            PlanRequest request = request_with(law);
+            request.bits = bits;
+            const bool fused = law.fitted.cooldown == "fused" || (law.fitted.cooldown != "classic" && bits > 3);
+            CHECK(make_plan(request).cooldown == (fused ? Cooldown::fused : Cooldown::classic));
+            CHECK(make_plan(request).cooldown_was_auto);
+            request.cooldown = fused ? Cooldown::classic : Cooldown::fused;
+            CHECK(make_plan(request).cooldown == request.cooldown);
+        }
+}
+
 TEST_CASE("a plan says where a law has nothing to say", "[scaling_law]") {
     const uint64_t seed = fresh_seed();
     INFO("seed " << seed);
