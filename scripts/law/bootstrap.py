@@ -64,11 +64,13 @@ def refits(runs, fitted, count, progress=lambda done, left: None):
 
 
 def unidentified(runs, fitted, samples):
-    """Exponents whose interval is wider than a factor of ten or ends at a bound of the fit, or by which the fit hardly
-    changes: the runs don't determine them."""
+    """Names that the runs don't determine: exponents whose interval is wider than a factor of ten or ends at a bound of the
+    fit, or by which the fit hardly changes; coefficients of terms that are next to nothing, and their exponents."""
     flat = loss_fit.undetermined(runs, fitted)
-    names = []
+    names = loss_fit.absent(runs, fitted)
     for name in fitted.free:
+        if name in names:
+            continue
         values = np.array([sample[name] for sample in samples])
         low, high = interval(values)
         at_bound = name not in loss_fit.COEFFICIENTS and (

@@ -235,6 +235,13 @@ def undetermined(runs, fitted, factor=3.0, rise=1.35):
     return names
 
 
+def absent(runs, fitted, least=1e-4):
+    """Names of terms that add less than this to the loss in the middle of the runs."""
+    of = problem(runs)
+    middle = dict(zip(fitted.free, np.exp(to_point(fitted.coefficients, fitted.free, of))))
+    return [name for names in TERMS if middle.get(names[0], least) < least for name in names if name in fitted.free]
+
+
 def refit(runs, weight, near, deviation, seed=0):
     """A fit to weighted runs that starts at another fit and near it."""
     of = problem(runs, weight, deviation, near.scale)

@@ -51,7 +51,7 @@ def coefficient_table(coefficients, samples, unidentified):
             continue
         low, high = interval([sample[name] for sample in samples])
         note = "  not identified by these runs" if name in unidentified else ""
-        if name in COEFFICIENTS and name != "alpha":
+        if name in COEFFICIENTS and name != "alpha" and name not in unidentified:
             note += "  (moves with its exponents)"
         lines.append(f"{name:<8} {coefficients[name]:>12.5g}  [{low:.4g}, {high:.4g}]{note}")
     return "\n".join(lines)

@@ -134,7 +134,9 @@ class LossFit(LawTest):
         flat = loss_fit.undetermined(runs, fitted)
         self.assertIn("kappa", flat, SEED)
         self.assertNotIn("xi", flat, SEED)
-        self.assertEqual(bootstrap.unidentified(runs, fitted, [fitted.coefficients] * 20), list(flat))
+        names = bootstrap.unidentified(runs, fitted, [fitted.coefficients] * 20)
+        self.assertEqual(set(names), {*flat, *loss_fit.absent(runs, fitted)})
+        self.assertNotIn("lambda", names)
 
     def test_the_scale_is_that_of_the_residuals(self):
         for noise in (0.001, 0.01):
@@ -305,6 +307,19 @@ class Comparing(LawTest):
         self.assertEqual((found[1].pairs, found[1].trunks), (7 * trunks, trunks))
         self.assertAlmostEqual(found[1].difference, 0.02, delta=1e-9)
         self.assertAlmostEqual(found[3].high, -0.03, delta=1e-9)
+        # Fractions that are best for one of them only: the best of each is compared.
+        fused = [line | {"validation_loss": line["validation_loss"] + 10 * (line["qat_frac"] != simulated.FRACTIONS[0])}
+                 for line in lines if line["b"] == 2]
+        for line in fused:
+            line.update(cooldown_used="fused", job=line["job"] + " fused")
+        lines = [line for line in lines if line["b"] == 2 and line["seed"] == 1 and line["n"] == simulated.PARAMETERS[0]]
+        fused = [line for line in fused if line["seed"] == 1 and line["n"] == simulated.PARAMETERS[0]]
+        simulated.write(self.results, lines + fused)
+        expected = []
+        for tokens in simulated.TOKENS:
+            losses = {line["qat_frac"]: line["validation_loss"] for line in lines if line["tokens"] == tokens}
+            expected.append(losses[simulated.FRACTIONS[0]] - min(losses.values()))
+        self.assertAlmostEqual(cooldown.compare(records.read_runs([self.results]))[0].difference, np.mean(expected), 12)
 
 
 class Predicting(LawTest):
