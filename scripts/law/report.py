@@ -70,7 +70,7 @@ def finding(found):
             constant = fraction_fit.fit_constant(group, draws=200)
             name = of.format(value if key == "bits" else short(value))
             lines.append(line("a " + name, between(constant.value, constant.low, constant.high))
-                         + f"; rank correlation {fraction_fit.rank_correlation(group)[0]:.2f} of {len(group)}")
+                         + f"; rank correlation {between(*fraction_fit.rank_correlation(group))} of {len(group)}")
         test = fraction_fit.one_curve_test(found, key)
         if test:
             lines.append(line(f"one curve in S for all {what}", f"AIC {test[0]:.1f}, a curve for each {test[1]:.1f}: "
