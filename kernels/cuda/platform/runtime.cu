@@ -75,6 +75,7 @@ namespace CU_BACKEND {
 
 void check_cuda(cudaError_t status, const char* what, const char* file, int line) {
     if (status == cudaSuccess) return;
+    cudaGetLastError();  // told here; or the next launch would tell it as its own
     throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + file +
                              ":" + std::to_string(line) + ")" + hint_of(status));
 }
@@ -212,7 +213,8 @@ int64_t Runtime::available_memory() const {
 
 void* Runtime::allocate(int64_t bytes) {
     void* memory = nullptr;
-    CU_CALL(cudaMalloc(&memory, static_cast<size_t>(bytes)));
+    const std::string request = "allocation of " + std::to_string(bytes) + " bytes";
+    check_cuda(cudaMalloc(&memory, static_cast<size_t>(bytes)), request.c_str(), __FILE__, __LINE__);
     fill_zero(memory, bytes);
     return memory;
 }
