@@ -32,6 +32,7 @@ TEST_CASE("a backend describes itself and supports float32", "[memory][device]")
         CHECK(backend.supports(DType::float32));
         CHECK_FALSE(backend.supports(DType::int32));
         CHECK(backend.peak_flops(DType::float32) > 1e6);
+        for (DType type : {DType::float32, DType::bfloat16}) CHECK_FALSE(backend.peak_source(type).empty());
     }
 }
 
