@@ -49,6 +49,8 @@ class Backend {
     virtual bool supports(DType compute_type) const = 0;  // whether matmuls in this type are worth using
     // Attainable FLOP/s of matmuls in `compute_type`: measured once or the card's data sheet. For MFU.
     virtual double peak_flops(DType compute_type) = 0;
+    // Where that number is from, for people: "measured", "data sheet", ...
+    virtual std::string peak_source(DType compute_type) const = 0;
 
     // Whether the host can read and write the memory by its addresses.
     virtual bool host_addressable() const = 0;

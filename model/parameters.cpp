@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 #include <stdexcept>
 
-#include "data/mix_bits.h"
+#include "kernels/normal_numbers.h"
 #include "kernels/ranks/communicator.h"
 
 namespace train_qat {
@@ -19,20 +18,25 @@ constexpr const char* moments_purpose = "AdamW moments (float32)";
 constexpr const char* compute_purpose = "matmul weights";
 constexpr const char* scales_purpose = "scales, gradients, moments";
 
-// Standard normal numbers by Box and Muller's method from a hash of (stream, pair index).
-void fill_normal(std::vector<float>& values, uint64_t stream, double deviation) {
-    for (size_t i = 0; i < values.size(); i += 2) {
-        const uint64_t first = mix_bits(stream ^ mix_bits(i)), second = mix_bits(first);
-        const double u = (static_cast<double>(first >> 11) + 1.0) * 0x1p-53;  // (0, 1]
-        const double angle = 2.0 * std::numbers::pi * static_cast<double>(second >> 11) * 0x1p-53;
-        const double radius = deviation * std::sqrt(-2.0 * std::log(u));
-        values[i] = static_cast<float>(radius * std::cos(angle));
-        if (i + 1 < values.size()) values[i + 1] = static_cast<float>(radius * std::sin(angle));
-    }
-}
-
 bool writes_to_residual(const std::string& name) {
     return name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+}
+
+// The weights of `rows`, in pieces that stay in the caches on their way to the device.
+void draw_normal(Backend& backend, const ParameterRows& rows, const NormalSequence& sequence) {
+    constexpr int64_t piece = int64_t{1} << 20;
+    std::vector<float> values(static_cast<size_t>(std::min(piece, rows.elements())));
+    std::vector<bfloat16> narrow(rows.narrow_master != nullptr ? values.size() : 0);
+    for (int64_t done = 0; done < rows.elements(); done += piece) {
+        const int64_t count = std::min(piece, rows.elements() - done);
+        fill_normal(values.data(), rows.first_element + done, count, sequence);
+        if (narrow.empty()) {
+            backend.copy_to_device(rows.master + done, values.data(), count * size_of(DType::float32));
+            continue;
+        }
+        for (int64_t i = 0; i < count; ++i) narrow[i] = values[i];
+        backend.copy_to_device(rows.narrow_master + done, narrow.data(), count * size_of(DType::bfloat16));
+    }
 }
 
 }  // namespace
@@ -199,27 +203,18 @@ void Parameters::bind(Parameter& parameter, const State& state) {
 
 void Parameters::initialize(Backend& backend, uint64_t seed) {
     const double residual_factor = 1.0 / std::sqrt(2.0 * static_cast<double>(config_.layers));
-    std::vector<float> values;
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-        const Parameter& parameter = parameters_[i];
-        const ParameterRows& kept = parameter.rows;
-        values.assign(parameter.whole.elements(), 1.0f);
+    const std::vector<float> ones(static_cast<size_t>(config_.width), 1.0f);
+    for (const Parameter& parameter : parameters_) {
         if (parameter.is_vector) {
             // Every process reads it, whoever keeps it.
-            backend.copy_to_device(parameter.whole.master, values.data(),
-                                   static_cast<int64_t>(values.size() * sizeof(float)));
+            backend.copy_to_device(parameter.whole.master, ones.data(),
+                                   static_cast<int64_t>(ones.size() * sizeof(float)));
             continue;
         }
-        fill_normal(values, mix_bits(seed * 0x10001 + i),
-                    0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0));
-        const float* const first = values.data() + kept.first_element;
-        if (kept.narrow_master == nullptr) {
-            backend.copy_to_device(kept.master, first, kept.elements() * static_cast<int64_t>(sizeof(float)));
-            continue;
-        }
-        const std::vector<bfloat16> narrow(first, first + kept.elements());
-        backend.copy_to_device(kept.narrow_master, narrow.data(),
-                               static_cast<int64_t>(narrow.size() * sizeof(bfloat16)));
+        const double deviation = 0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0);
+        draw_normal(
+            backend, parameter.rows,
+            {.seed = seed, .stream = parameter.rows.number, .deviation = static_cast<float>(deviation)});
     }
     quantize(backend);
 }

@@ -64,8 +64,8 @@ class Parameters {
 
     // Weights of a new model: normal with standard deviation 0.02, the projections into the residual stream
     // divided by sqrt(2 L) so that the stream's variance does not grow with depth (GPT-2), norms one. The
-    // value of each weight depends on `seed` and its place only. Quantizes the rows that are kept for the
-    // current phase.
+    // value of each weight depends on `seed` and its place in the model only (kernels/normal_numbers.h), so a
+    // process draws just the rows that it keeps. Quantizes them for the current phase.
     void initialize(Backend& backend, uint64_t seed);
 
     // Switches the grids of all parameters on or off. The caller quantizes afterwards.

@@ -28,6 +28,7 @@ class CpuBackend : public Backend {
     int64_t available_memory() const override;
     bool supports(DType compute_type) const override;
     double peak_flops(DType compute_type) override;
+    std::string peak_source(DType) const override { return "measured"; }
     bool host_addressable() const override { return true; }
     void* allocate(int64_t bytes) override;
     void release(void* memory) override;

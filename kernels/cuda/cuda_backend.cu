@@ -3,6 +3,8 @@
 
 #include <cstdio>
 
+#include "kernels/cuda/platform/data_sheet.h"
+
 namespace train_qat {
 
 namespace CU_BACKEND {
@@ -29,6 +31,11 @@ int64_t CudaBackend::available_memory() const {
 double CudaBackend::peak_flops(DType compute_type) {
     const DeviceProperties& card = device_.properties();
     return compute_type == DType::bfloat16 ? card.bfloat16_flops : card.float32_flops;
+}
+
+std::string CudaBackend::peak_source(DType compute_type) const {
+    const DeviceProperties& card = device_.properties();
+    return compute_type == DType::bfloat16 && in_data_sheet(card.name) ? "data sheet" : "from its clock";
 }
 
 // The emulated device's memory is the host's.

@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
     int64_t available_memory() const override;
     bool supports(DType compute_type) const override { return compute_type != DType::int32; }
     double peak_flops(DType compute_type) override;
+    std::string peak_source(DType compute_type) const override;
     bool host_addressable() const override;
     void* allocate(int64_t bytes) override { return device_.allocate(bytes); }
     void release(void* memory) override { device_.release(memory); }

@@ -11,11 +11,13 @@ RunLog::RunLog(const std::string& output_directory, const RunSettings& settings,
       active_(active) {}
 
 void RunLog::begin(std::ostream& console, std::optional<int64_t> first_step, int64_t print_every,
-                   double flops_per_token, double peak_flops) {
+                   double flops_per_token, const PeakFlops& peak) {
     if (!active_) return;
+    peak_ = peak;
+    console << peak_line(peak) << std::endl;
     metrics_ = std::make_unique<MetricsWriter>(output_directory_, first_step);
     progress_ = std::make_unique<ConsoleProgress>(console, plan_.total_steps, print_every, flops_per_token,
-                                                  peak_flops);
+                                                  peak.per_second);
     write_record({});
 }
 
@@ -57,7 +59,7 @@ void RunLog::end(RunResults& results, std::ostream& console) {
 }
 
 void RunLog::write_record(const RunResults& results) const {
-    write_run_json(output_directory_ + "/run.json", run_record(settings_, plan_, results, device_));
+    write_run_json(output_directory_ + "/run.json", run_record(settings_, plan_, results, device_, peak_));
 }
 
 }  // namespace train_qat

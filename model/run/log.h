@@ -22,9 +22,9 @@ class RunLog {
            const std::string& device, bool active);
 
     // Opens metrics.jsonl, from `first_step` on where it is there already, and writes run.json. The others
-    // come after it. flops_per_token / peak_flops: see ConsoleProgress.
+    // come after it. flops_per_token / peak: see ConsoleProgress; the console says which peak it is.
     void begin(std::ostream& console, std::optional<int64_t> first_step, int64_t print_every,
-               double flops_per_token, double peak_flops);
+               double flops_per_token, const PeakFlops& peak);
 
     // A step that has been done.
     void step(Phase phase, int64_t step, double loss, double norm, double learning_rate, double seconds);
@@ -49,6 +49,7 @@ class RunLog {
     const Plan& plan_;
     const std::string device_;
     const bool active_;
+    PeakFlops peak_;
     std::unique_ptr<MetricsWriter> metrics_;
     std::unique_ptr<ConsoleProgress> progress_;
     PhaseTime fp_time_, qat_time_;

@@ -79,8 +79,14 @@ void read_losses(const nlohmann::json& json, RunResults& results) {
     results.quantized = number_at(json, "quantized");
 }
 
+std::string peak_line(const PeakFlops& peak) {
+    const bool tera = peak.per_second >= 1e12;
+    return formatted("MFU is stated against %.1f %s (%s)", peak.per_second / (tera ? 1e12 : 1e9),
+                     tera ? "TFLOP/s" : "GFLOP/s", peak.source.c_str());
+}
+
 nlohmann::ordered_json run_record(const RunSettings& settings, const Plan& plan, const RunResults& results,
-                                  const std::string& device) {
+                                  const std::string& device, const PeakFlops& peak) {
     nlohmann::ordered_json outcome = losses_to_json(results);
     outcome["tokens_per_second_fp"] = results.fp_tokens_per_second;
     outcome["tokens_per_second_qat"] = results.qat_tokens_per_second;
@@ -91,6 +97,7 @@ nlohmann::ordered_json run_record(const RunSettings& settings, const Plan& plan,
             {"layout", with_roles(settings, layout_roles)},
             {"plan", plan_record(plan)},
             {"device", device},
+            {"peak", {{"flops_per_second", peak.per_second}, {"source", peak.source}}},
             {"compiler", __VERSION__},
             {"results", std::move(outcome)}};
 }

@@ -27,9 +27,18 @@ nlohmann::ordered_json losses_to_json(const RunResults& results);
 // Puts those losses into `results`.
 void read_losses(const nlohmann::json& json, RunResults& results);
 
+// What the model FLOPs utilization (MFU) is a share of.
+struct PeakFlops {
+    double per_second = 0;  // of all ranks' devices together, in the compute type; 0: unknown
+    std::string source;     // Backend::peak_source of rank 0
+};
+
+// MFU is stated against 989.0 TFLOP/s (data sheet)
+std::string peak_line(const PeakFlops& peak);
+
 // The content of run.json. device: as the backend describes itself.
 nlohmann::ordered_json run_record(const RunSettings& settings, const Plan& plan, const RunResults& results,
-                                  const std::string& device);
+                                  const std::string& device, const PeakFlops& peak);
 
 // The closing table for people, and the sample of text.
 std::string results_table(const RunResults& results, const Plan& plan);

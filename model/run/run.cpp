@@ -35,12 +35,13 @@ bool Run::is_done_already() const {
 }
 
 void Run::begin() {
-    const std::vector<double> peaks =
-        gather_numbers(setup_.communicator, setup_.model->backend().peak_flops(setup_.model->compute_type()));
+    Backend& backend = setup_.model->backend();
+    const DType type = setup_.model->compute_type();
+    const std::vector<double> peaks = gather_numbers(setup_.communicator, backend.peak_flops(type));
+    const PeakFlops peak{std::accumulate(peaks.begin(), peaks.end(), 0.0), backend.peak_source(type)};
     run_together(setup_.communicator, [&] {
         setup_.log.begin(setup_.console, first_metrics_step_, options_.print_every,
-                         training_flops_per_token(setup_.run_plan.config),
-                         std::accumulate(peaks.begin(), peaks.end(), 0.0));
+                         training_flops_per_token(setup_.run_plan.config), peak);
     });
 }
 

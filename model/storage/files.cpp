@@ -128,6 +128,12 @@ void OutputFile::write_at(int64_t offset, const void* data, int64_t bytes) {
     write_counted(data, bytes, offset);
 }
 
+void OutputFile::send_to_disk(int64_t offset, int64_t bytes) {
+    // Only a hint: whatever it does not do, and every error of the disk, is left to flush().
+    ::sync_file_range(descriptor_.get(), static_cast<off_t>(offset), static_cast<off_t>(bytes),
+                      SYNC_FILE_RANGE_WRITE);
+}
+
 void OutputFile::flush() {
     // File systems with delayed allocation or on a network report a full disk only here.
     if (::fsync(descriptor_.get()) != 0) throw_write_error(path_, expected_bytes_);

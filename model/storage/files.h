@@ -3,6 +3,7 @@
 // Every error is a std::runtime_error of one line that starts with the path.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -55,7 +56,10 @@ class OutputFile {
     // file system can't, only its size is set.
     void reserve(int64_t bytes);
     void write(const void* data, int64_t bytes);  // after what was last written
+    // By any number of threads at once.
     void write_at(int64_t offset, const void* data, int64_t bytes);
+    // Has the system begin to move written bytes to the disk, for flush() to find less to wait for.
+    void send_to_disk(int64_t offset, int64_t bytes);
     void flush();  // to the disk, and closes
     void keep() { removed_unless_kept_ = false; }
     void finish();  // flush() and keep()
@@ -66,7 +70,7 @@ class OutputFile {
     std::string path_;
     int64_t expected_bytes_;
     FileDescriptor descriptor_;
-    int64_t written_ = 0;
+    std::atomic<int64_t> written_ = 0;
     bool removed_unless_kept_ = false;
 };
 

@@ -6,9 +6,9 @@
 //             multiple of 8 bytes.
 //   data      the tensors one after another, row-major, little endian, without gaps
 //
-// Data passes through a staging buffer, so a model is never in host memory as a whole. Tensors may be divided
-// among ranks (named_tensor.h): then each rank writes or reads its rows at their place in the one file, whose
-// bytes and checksum do not depend on the number of ranks.
+// Data passes through staging buffers: a device's model is never in host memory as a whole. Tensors may be
+// divided among ranks (named_tensor.h): then each rank writes or reads its rows at their place in the one file,
+// whose bytes and checksum do not depend on the number of ranks.
 #pragma once
 
 #include <cstdint>

@@ -6,6 +6,7 @@
 
 #include "kernels/ranks/agreement.h"
 #include "model/storage/checksum.h"
+#include "model/storage/row_writer.h"
 #include "model/storage/safetensors.h"
 
 namespace train_qat {
@@ -52,23 +53,12 @@ int64_t bytes_answered_for(std::span<const NamedTensor> tensors, int rank) {
 // Writes this rank's rows and returns the sum of their checksums.
 uint64_t write_rows(OutputFile& file, Backend& backend, int rank, std::span<const NamedTensor> tensors,
                     int64_t data_offset) {
-    std::vector<char> staging(
-        static_cast<size_t>(std::min(safetensors_staging_bytes, bytes_answered_for(tensors, rank))));
-    uint64_t sum = 0;
+    RowWriter writer(file, backend);
     for (const NamedTensor& named : tensors) {
-        const RowRange rows = rows_answered_for(named, rank);
-        RowChecksum checksum(data_offset + rows.offset(), rows.row_bytes);
-        for (int64_t done = 0; done < rows.bytes();) {
-            const int64_t count = std::min(safetensors_staging_bytes, rows.bytes() - done);
-            backend.copy_to_host(staging.data(), static_cast<const char*>(named.tensor.data) + done, count);
-            file.write_at(data_offset + rows.offset() + done, staging.data(), count);
-            checksum.update(staging.data(), count);
-            done += count;
-        }
-        sum += checksum.value();
+        writer.write(data_offset, named.tensor.data, rows_answered_for(named, rank));
         data_offset += whole_bytes(named);
     }
-    return sum;
+    return writer.finish();
 }
 
 }  // namespace

@@ -159,6 +159,47 @@ TEST_CASE("first weights depend on the seed and nothing else", "[parameters][dev
             if (weights[0] != 1.0) CHECK(seen.insert(weights[0]).second);
 }
 
+TEST_CASE("a process draws the rows that it keeps", "[parameters][device]") {
+    const std::vector<BackendUnderTest> devices = backends_under_test(DType::float32);
+    const std::vector<Array> whole = initial_weights(*devices[0].backend, 42);
+    for (const BackendUnderTest& device : devices) {
+        for (bool narrow : {false, true}) {
+            if (narrow && device.device == "cpu") continue;
+            std::vector<Array> together(whole.size());
+            for (int part = 0; part < 3; ++part) {
+                QuantizationConfig quantization;
+                if (narrow) quantization.master_type = DType::bfloat16;
+                Transformer model(*device.backend, wider_config(), quantization, DType::float32, 1,
+                                  {part, 3});
+                model.allocate();
+                model.parameters().initialize(*device.backend, 42);
+                for (size_t i = 0; i < whole.size(); ++i) {
+                    const Parameter& parameter = model.parameters().all()[i];
+                    const ParameterRows& kept = parameter.rows;
+                    if (parameter.is_vector) {
+                        if (part == 0) together[i] = Array(64, 1.0);
+                        continue;
+                    }
+                    const size_t count = static_cast<size_t>(kept.elements());
+                    std::vector<float> values(count);
+                    std::vector<bfloat16> rounded(count);
+                    if (narrow) {
+                        device.backend->copy_to_host(rounded.data(), kept.narrow_master, 2 * kept.elements());
+                        std::copy(rounded.begin(), rounded.end(), values.begin());
+                    } else {
+                        device.backend->copy_to_host(values.data(), kept.master, 4 * kept.elements());
+                    }
+                    together[i].insert(together[i].end(), values.begin(), values.end());
+                }
+            }
+            for (size_t i = 0; i < whole.size(); ++i) {
+                INFO(device.name << ", narrow " << narrow << ", " << i);
+                CHECK(together[i] == (narrow ? reference::rounded(DType::bfloat16, whole[i]) : whole[i]));
+            }
+        }
+    }
+}
+
 TEST_CASE("a group that does not divide the rows is refused", "[parameters][device]") {
     Backend& backend = *backends_under_test(DType::float32)[0].backend;
     const auto construct = [&](const QuantizationConfig& quantization) {

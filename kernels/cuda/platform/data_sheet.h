@@ -18,6 +18,13 @@ inline constexpr PeakRate peak_rates[] = {
     {"L4", 121},    {"RTX A6000", 155}, {"RTX 5090", 209}, {"RTX 4090", 165},  {"RTX 3090", 71},
 };
 
+// Whether the rate of a card of this name is its data sheet's.
+inline bool in_data_sheet(std::string_view name) {
+    for (const PeakRate& rate : peak_rates)
+        if (name.find(rate.name) != std::string_view::npos) return true;
+    return false;
+}
+
 // FLOP/s; multiprocessors times clock (Hz) times what a multiprocessor does per clock where the name is
 // unknown.
 inline double bfloat16_peak_flops(std::string_view name, int major, int minor, int multiprocessors,

@@ -75,6 +75,7 @@ namespace CU_BACKEND {
 
 void check_cuda(cudaError_t status, const char* what, const char* file, int line) {
     if (status == cudaSuccess) return;
+    cudaGetLastError();  // told here; or the next launch would tell it as its own
     throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + file +
                              ":" + std::to_string(line) + ")" + hint_of(status));
 }
@@ -142,14 +143,14 @@ DeviceProperties read_properties(int device) {
     return result;
 }
 
-// A piece of pinned host memory and its twin on the device.
-struct UploadSlot {
+// A piece of pinned host memory and its twin on the device. Copies to the host use the host's piece alone.
+struct CopySlot {
     void* host = nullptr;
     void* device = nullptr;
-    cudaEvent_t arrived = nullptr;   // the twin holds the piece
+    cudaEvent_t arrived = nullptr;   // the piece is where it was sent
     cudaEvent_t consumed = nullptr;  // and has been copied on to where it belongs
 };
-constexpr int64_t upload_slot_bytes = 4 << 20;
+constexpr int64_t copy_slot_bytes = 4 << 20;
 
 }  // namespace
 
@@ -157,7 +158,7 @@ struct Runtime::State {
     int device = 0;
     DeviceProperties properties;
     cudaStream_t stream = nullptr, copy_stream = nullptr;
-    std::array<UploadSlot, 4> slots;
+    std::array<CopySlot, 4> slots;
     size_t next_slot = 0;
     cudaEvent_t start = nullptr, stop = nullptr;
 };
@@ -171,9 +172,9 @@ Runtime::Runtime(int device) : state_(std::make_unique<State>()) {
     state_->properties = read_properties(device);
     CU_CALL(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking));
     CU_CALL(cudaStreamCreateWithFlags(&state_->copy_stream, cudaStreamNonBlocking));
-    for (UploadSlot& slot : state_->slots) {
-        CU_CALL(cudaMallocHost(&slot.host, upload_slot_bytes));
-        CU_CALL(cudaMalloc(&slot.device, upload_slot_bytes));
+    for (CopySlot& slot : state_->slots) {
+        CU_CALL(cudaMallocHost(&slot.host, copy_slot_bytes));
+        CU_CALL(cudaMalloc(&slot.device, copy_slot_bytes));
         CU_CALL(cudaEventCreateWithFlags(&slot.arrived, cudaEventDisableTiming));
         CU_CALL(cudaEventCreateWithFlags(&slot.consumed, cudaEventDisableTiming));
     }
@@ -186,7 +187,7 @@ Runtime::~Runtime() {
     cudaStreamSynchronize(state_->stream);
     cudaEventDestroy(state_->start);
     cudaEventDestroy(state_->stop);
-    for (UploadSlot& slot : state_->slots) {
+    for (CopySlot& slot : state_->slots) {
         cudaFreeHost(slot.host);
         cudaFree(slot.device);
         cudaEventDestroy(slot.arrived);
@@ -212,7 +213,8 @@ int64_t Runtime::available_memory() const {
 
 void* Runtime::allocate(int64_t bytes) {
     void* memory = nullptr;
-    CU_CALL(cudaMalloc(&memory, static_cast<size_t>(bytes)));
+    const std::string request = "allocation of " + std::to_string(bytes) + " bytes";
+    check_cuda(cudaMalloc(&memory, static_cast<size_t>(bytes)), request.c_str(), __FILE__, __LINE__);
     fill_zero(memory, bytes);
     return memory;
 }
@@ -222,9 +224,9 @@ void Runtime::release(void* memory) {
 }
 
 void Runtime::copy_to_device(void* device, const void* host, int64_t bytes) {
-    for (int64_t done = 0; done < bytes; done += upload_slot_bytes) {
-        const auto piece = static_cast<size_t>(std::min(upload_slot_bytes, bytes - done));
-        UploadSlot& slot = state_->slots[state_->next_slot++ % state_->slots.size()];
+    for (int64_t done = 0; done < bytes; done += copy_slot_bytes) {
+        const auto piece = static_cast<size_t>(std::min(copy_slot_bytes, bytes - done));
+        CopySlot& slot = state_->slots[state_->next_slot++ % state_->slots.size()];
         CU_CALL(cudaEventSynchronize(slot.consumed));
         std::memcpy(slot.host, static_cast<const char*>(host) + done, piece);
         CU_CALL(cudaMemcpyAsync(slot.device, slot.host, piece, cudaMemcpyHostToDevice, state_->copy_stream));
@@ -236,11 +238,33 @@ void Runtime::copy_to_device(void* device, const void* host, int64_t bytes) {
     }
 }
 
+// Much memory comes through two pinned pieces in turn: one is on its way while the other one is taken out.
 void Runtime::copy_to_host(void* host, const void* device, int64_t bytes) {
-    if (bytes > 0)
-        CU_CALL(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
-                                state_->stream));
-    synchronize();
+    if (bytes <= copy_slot_bytes) {
+        if (bytes > 0)
+            CU_CALL(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
+                                    state_->stream));
+        return synchronize();
+    }
+    const int64_t pieces = (bytes + copy_slot_bytes - 1) / copy_slot_bytes;
+    const auto slot_of = [this](int64_t piece) -> CopySlot& { return state_->slots[piece % 2]; };
+    const auto bytes_of = [bytes](int64_t piece) {
+        return static_cast<size_t>(std::min(copy_slot_bytes, bytes - piece * copy_slot_bytes));
+    };
+    for (int64_t piece = 0; piece < 2; ++piece)
+        CU_CALL(cudaEventSynchronize(slot_of(piece).arrived));  // of an upload
+    for (int64_t piece = 0; piece <= pieces; ++piece) {
+        if (piece < pieces) {
+            const CopySlot& slot = slot_of(piece);
+            CU_CALL(cudaMemcpyAsync(slot.host, static_cast<const char*>(device) + piece * copy_slot_bytes,
+                                    bytes_of(piece), cudaMemcpyDeviceToHost, state_->stream));
+            CU_CALL(cudaEventRecord(slot.arrived, state_->stream));
+        }
+        if (piece == 0) continue;
+        const CopySlot& slot = slot_of(piece - 1);
+        CU_CALL(cudaEventSynchronize(slot.arrived));
+        std::memcpy(static_cast<char*>(host) + (piece - 1) * copy_slot_bytes, slot.host, bytes_of(piece - 1));
+    }
 }
 
 void Runtime::fill_zero(void* device, int64_t bytes) {

@@ -2,8 +2,7 @@
 // stored in bfloat16 then follows steps far below its last place on average, where rounding to nearest would
 // stand still.
 //
-// The chance of a weight is a function of its place and of the step alone, by the counter-based generator
-// Philox4x32-10 ("Parallel random numbers: as easy as 1, 2, 3", Salmon et al., 2011):
+// The chance of a weight is a function of its place and of the step alone, by kernels/philox.h:
 //     counter   (element / 4, low and high word;  the parameter's number in its model;  0)
 //     key       the step, low and high word
 //     element   takes word element % 4 of the four that come out
@@ -13,29 +12,9 @@
 #include <cstring>
 
 #include "kernels/cuda/platform/portable.cuh"
+#include "kernels/philox.h"
 
 namespace train_qat::CU_BACKEND {
-
-struct Philox4 {
-    uint32_t word[4];
-};
-
-TRAIN_QAT_HOST_DEVICE inline Philox4 philox4x32(Philox4 counter, uint32_t key0, uint32_t key1) {
-    constexpr uint32_t multiplier0 = 0xd2511f53u, multiplier1 = 0xcd9e8d57u;
-    constexpr uint32_t golden_ratio = 0x9e3779b9u, root_of_three_minus_one = 0xbb67ae85u;
-    constexpr int rounds = 10;
-    for (int round = 0; round < rounds; ++round) {
-        const uint64_t product0 = static_cast<uint64_t>(multiplier0) * counter.word[0];
-        const uint64_t product1 = static_cast<uint64_t>(multiplier1) * counter.word[2];
-        counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0,
-                    static_cast<uint32_t>(product1),
-                    static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1,
-                    static_cast<uint32_t>(product0)}};
-        key0 += golden_ratio;
-        key1 += root_of_three_minus_one;
-    }
-    return counter;
-}
 
 // The two neighbours of `value` in bfloat16 differ by 2^16 in its bits: adding 0 ... 2^16 - 1 of equal chance
 // before cutting off crosses to the one further from zero as often as the value is near it. Infinity and NaN

@@ -116,9 +116,9 @@ TEST_CASE("run.json and the closing table hold the prediction", "[choices]") {
     const WithLaw with;
     const Options options = with.options("-n 400K -b 2 -tokens 12M -qat_frac 0.3");
     RunPlan run = plan_run(options, 1);
-    CHECK_FALSE(run_record({}, run.plan, {}, "")["plan"].contains("predictions"));
+    CHECK_FALSE(run_record({}, run.plan, {}, "", {})["plan"].contains("predictions"));
     add_predictions(options, run);
-    const auto record = run_record({}, run.plan, {}, "")["plan"]["predictions"];
+    const auto record = run_record({}, run.plan, {}, "", {})["plan"]["predictions"];
     const auto n = static_cast<double>(run.plan.parameters), d = static_cast<double>(run.plan.tokens());
     CHECK(record["law"] == with.path());
     CHECK(record["optimal_fraction"]["value"] == *with.law().optimal_fraction(n, d, 2));

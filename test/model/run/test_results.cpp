@@ -14,7 +14,8 @@ TEST_CASE("run.json holds settings, results and where they are from", "[results]
     RunResults results = some_state().results;
     results.qat_tokens_per_second = 1234.5;
     results.sample = "Once \xff";
-    const nlohmann::ordered_json record = run_record(some_settings(), some_plan(), results, "a processor");
+    const nlohmann::ordered_json record =
+        run_record(some_settings(), some_plan(), results, "a processor", {9.89e14, "data sheet"});
     CHECK(record["configuration"] == recorded(some_settings()));
     // Other programs read them: keys and their order stay.
     CHECK(record["layout"].dump() == R"({"ranks":1,"zero":1,"batch":3,"grad_accum":5})");
@@ -22,6 +23,8 @@ TEST_CASE("run.json holds settings, results and where they are from", "[results]
     CHECK(record["plan"]["fp_steps"] == some_plan().fp_steps);
     CHECK(record["plan"]["qat_fraction"] == some_plan().qat_fraction);
     CHECK(record["device"] == "a processor");
+    CHECK(record["peak"]["flops_per_second"] == 9.89e14);
+    CHECK(record["peak"]["source"] == "data sheet");
     CHECK(record["compiler"] == __VERSION__);
     CHECK(record["results"]["full_precision_at_switch"] == 10.0 / 3.0);
     CHECK(record["results"]["rounded_at_switch"] == 1e-17);
@@ -29,6 +32,11 @@ TEST_CASE("run.json holds settings, results and where they are from", "[results]
     CHECK(record["results"]["tokens_per_second_fp"] == 0);
     CHECK(record["results"]["tokens_per_second_qat"] == 1234.5);
     CHECK(record["results"]["sample"] == "Once \xff");
+}
+
+TEST_CASE("a run says what its MFU is a share of", "[results]") {
+    CHECK(peak_line({9.89e14, "data sheet"}) == "MFU is stated against 989.0 TFLOP/s (data sheet)");
+    CHECK(peak_line({2 * 4.6e11, "measured"}) == "MFU is stated against 920.0 GFLOP/s (measured)");
 }
 
 TEST_CASE("the closing table shows what is known", "[results]") {

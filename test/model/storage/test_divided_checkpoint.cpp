@@ -23,6 +23,7 @@ namespace {
 class FailingBackend : public CpuBackend {
   public:
     explicit FailingBackend(int copies) : CpuBackend(1), copies_(copies) {}
+    bool host_addressable() const override { return false; }
     void copy_to_host(void* host, const void* device, int64_t bytes) override {
         count();
         CpuBackend::copy_to_host(host, device, bytes);

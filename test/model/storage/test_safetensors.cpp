@@ -7,8 +7,11 @@
 #include <cstring>
 #include <filesystem>
 #include <random>
+#include <thread>
 
+#include "kernels/cpu/cpu_backend.h"
 #include "model/storage/checksum.h"
+#include "model/storage/row_writer.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
 #include "test/support/file_damage.h"
@@ -42,6 +45,23 @@ std::string tensor_entry(const std::string& name, const std::string& shape, int 
     return "\"" + name + R"(":{"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[)" +
            std::to_string(begin) + "," + std::to_string(end) + "]}";
 }
+
+// A device whose memory the host sees by copies alone, as a GPU's.
+class DistantBackend : public CpuBackend {
+  public:
+    DistantBackend() : CpuBackend(1) {}
+    bool host_addressable() const override { return false; }
+    void copy_to_host(void* host, const void* device, int64_t bytes) override {
+        ++copies;
+        if (std::this_thread::get_id() != owner_) ++copies_elsewhere;
+        CpuBackend::copy_to_host(host, device, bytes);
+    }
+    int copies = 0;
+    int copies_elsewhere = 0;  // by other threads than the one that made it
+
+  private:
+    const std::thread::id owner_ = std::this_thread::get_id();
+};
 
 void write_file(const std::string& path, TensorSet& set) {
     write_safetensors(path, backend(), alone(), set.tensors());
@@ -103,19 +123,47 @@ TEST_CASE("tensors of odd shapes come back bit by bit on every backend", "[safet
 }
 
 TEST_CASE("tensors larger than the staging buffer come back bit by bit", "[safetensors]") {
-    const TemporaryDirectory directory;
-    TensorSet set(backend());
-    // 16 MiB and a bit, and exactly 16 MiB.
-    set.add("small", DType::bfloat16, {3}).add("large", DType::float32, {(4 << 20) + 3});
-    set.add("exact", DType::float32, {1024, 4096});
-    // Rows that the buffer's end cuts in two.
-    set.add("rows", DType::bfloat16, {3, (3 << 20) + 1}).randomize(2);
-    const std::string path = directory / "large.safetensors";
-    const FileSummary summary = write_safetensors(path, backend(), alone(), set.tensors());
-    CHECK(checksum_by_rows(read_bytes(path)) == summary.checksum);
-    TensorSet loaded = set.blank_copy();
-    CHECK(SafetensorsFile(path).read_all(backend(), alone(), loaded.tensors()) == summary.checksum);
-    CHECK((loaded.contents() == set.contents()));  // not printed when different
+    DistantBackend distant;
+    for (Backend* saving : {&backend(), static_cast<Backend*>(&distant)}) {
+        const TemporaryDirectory directory;
+        TensorSet set(*saving);
+        // 16 MiB and a bit, and exactly 16 MiB.
+        set.add("small", DType::bfloat16, {3}).add("large", DType::float32, {(4 << 20) + 3});
+        set.add("exact", DType::float32, {1024, 4096});
+        // Rows that 16 MiB would cut in two, and more pieces than threads that write.
+        set.add("rows", DType::bfloat16, {7, (3 << 20) + 1}).add("last", DType::float32, {2, 2}).randomize(2);
+        const std::string path = directory / "large.safetensors";
+        const FileSummary summary = write_safetensors(path, *saving, alone(), set.tensors());
+        CHECK(checksum_by_rows(read_bytes(path)) == summary.checksum);
+        TensorSet loaded = set.blank_copy();
+        CHECK(SafetensorsFile(path).read_all(*saving, alone(), loaded.tensors()) == summary.checksum);
+        CHECK((loaded.contents() == set.contents()));  // not printed when different
+    }
+    CHECK(distant.copies > 9);
+    CHECK(distant.copies_elsewhere == 0);
+}
+
+TEST_CASE("a piece that cannot be written makes the save fail, whichever it is", "[safetensors]") {
+    DistantBackend distant;
+    for (Backend* saving : {&backend(), static_cast<Backend*>(&distant)}) {
+        const TemporaryDirectory directory;
+        TensorSet set(*saving);
+        for (int i = 0; i < 9; ++i) set.add("w" + std::to_string(i), DType::float32, {4, 1000});
+        const std::string path = directory / "x.safetensors";
+        for (rlim_t pieces : {0, 1, 5, 8}) {
+            INFO("no room after " << pieces << " pieces");
+            OutputFile file(path, 9 * 16000);
+            const FileSizeLimit full_disk(pieces * 16000 + 1000);
+            RowWriter writer(file, *saving);
+            const std::string error = error_of([&] {
+                for (int64_t i = 0; i < 9; ++i)
+                    writer.write(i * 16000, set.tensors()[i].tensor.data, rows_held(set.tensors()[i]));
+                writer.finish();
+            });
+            CHECK(mentions(error, {path, "ulimit -f"}));
+        }
+        CHECK_FALSE(std::filesystem::exists(path));
+    }
 }
 
 TEST_CASE("files of other writers are read: unpadded, unordered, scalars, empty tensors, other dtypes",
