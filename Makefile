@@ -34,7 +34,7 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
 .NOTPARALLEL:
-.PHONY: program all configure dependencies quickstart reproduce test bench bench-ranks clean format help
+.PHONY: program all configure dependencies quickstart reproduce test bench bench-ranks bench-gpu clean format help
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
@@ -80,6 +80,12 @@ bench-ranks:
 	@$(BUILD_TARGETS) train_qat
 	@$(PYTHON) dev/bench/bench_ranks.py --program $(BUILD)/train_qat $(BENCH_FLAGS)
 
+bench-gpu:
+	$(INSTALL) build
+	@$(MAKE) --no-print-directory configure
+	@$(BUILD_TARGETS) train_qat
+	@$(PYTHON) dev/bench/bench_gpu.py --program $(BUILD)/train_qat $(BENCH_FLAGS)
+
 # Data and the outputs of runs stay.
 clean:
 	@test ! -e $(BUILD) || test -f $(BUILD)/CMakeCache.txt || \
@@ -99,6 +105,7 @@ help:
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
+	@echo "make bench-gpu          ours and PyTorch's on a GPU, 124M to 1.56B (PYTHON=: one with PyTorch for CUDA; BENCH_FLAGS=--help)"
 	@echo "make all                builds everything, the test and benchmark programs too"
 	@echo "make dependencies       installs all Debian packages; quickstart, test and bench install theirs themselves"
 	@echo "make format             clang-format on all C++ and CUDA files"
