@@ -3,6 +3,7 @@
 A CPU stands in for it where there is none, so that the same code runs everywhere.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -27,11 +28,13 @@ class Processor:
         self.name, self.driver, self.peak, self.environment = model[1] if model else "CPU", None, None, {}
 
     def meter(self):
+        """Around the run of a process; its peak(usage) is then known."""
         return ResidentMemory()
 
 
-class ResidentMemory:
-    def stop(self, usage):
+class ResidentMemory(contextlib.nullcontext):
+    @staticmethod
+    def peak(usage):
         """Bytes; usage: of the process, by os.wait4."""
         return usage.ru_maxrss * 1024
 
@@ -41,8 +44,9 @@ class Card:
 
     def __init__(self):
         self.index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        fields = self.query("name,driver_version").split(", ")
-        self.name, self.driver = fields[0], fields[1]
+        self.name, self.driver, used = self.query("name,driver_version,memory.used")
+        if not used.isdigit():
+            raise ValueError(f"nvidia-smi does not tell the memory in use of {self.name}, but {used}")
         self.peak = peak_flops(self.name)
         # CUDA counts from the fastest card, nvidia-smi along the bus.
         self.environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.index}
@@ -51,13 +55,16 @@ class Card:
         return ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "-i", self.index, *options]
 
     def query(self, fields):
+        """Their texts."""
         try:
             result = subprocess.run(self.command(fields), capture_output=True, text=True)
-        except FileNotFoundError:
-            raise ValueError("nvidia-smi is not installed") from None
-        if result.returncode or "," not in result.stdout:
-            raise ValueError((result.stdout.strip() or result.stderr.strip() or "nvidia-smi says nothing").splitlines()[0])
-        return result.stdout.strip()
+        except OSError as error:
+            raise ValueError(f"nvidia-smi: {error.strerror}") from None
+        texts = result.stdout.strip().split(", ")
+        if result.returncode or len(texts) != len(fields.split(",")):
+            lines = (result.stdout + result.stderr).strip().splitlines() or ["it says nothing"]
+            raise ValueError(f"nvidia-smi: {lines[0]}")
+        return texts
 
     def meter(self):
         return CardMemory(self.command("memory.used", "-lms", "100"))
@@ -68,18 +75,24 @@ class CardMemory:
     what allocators hold back, alike for all programs."""
 
     def __init__(self, command):
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.command = command
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
         self.first = self.largest = int(self.process.stdout.readline())
         self.thread = threading.Thread(target=self.read, daemon=True)
         self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.thread.join()
+        self.process.wait()
 
     def read(self):
         for line in self.process.stdout:
             self.largest = max(self.largest, int(line))
 
-    def stop(self, usage):
-        """Bytes."""
-        self.process.terminate()
-        self.process.wait()
-        self.thread.join()
+    def peak(self, usage):
+        """Bytes, after the end; usage is that of the process alone, and not asked."""
         return (self.largest - self.first) * 2**20

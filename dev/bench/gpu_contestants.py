@@ -120,19 +120,15 @@ class Contestant:
         command = [str(word) for word in self.command(size, steps, tokens)]
         log = directory / "output.txt"
         meter = card.meter()
-        usage = None
-        try:
-            with open(log, "w") as output:
-                status, usage = run_process(command, directory, output, {**os.environ, **card.environment}, limit)
-        finally:
-            memory = meter.stop(usage)
+        with open(log, "w") as output, meter:
+            status, usage = run_process(command, directory, output, {**os.environ, **card.environment}, limit)
         text = log.read_text(errors="replace")
         if status:
             raise Failure(reason(status, text, limit))
         milliseconds = self.milliseconds(size, directory, text)
         if len(milliseconds) < steps - 1:
             raise Failure(f"gave the times of {len(milliseconds)} steps, not of {steps}")
-        return Run(milliseconds, memory, self.versions(directory, text))
+        return Run(milliseconds, meter.peak(usage), self.versions(directory, text))
 
     def versions(self, directory, text):
         return self.kind
