@@ -15,7 +15,6 @@ BUNDLE_ARCHITECTURES=${BUNDLE_ARCHITECTURES:-80-real;90-real;100-real;120}
 BUNDLE_MARCH=${BUNDLE_MARCH:-x86-64-v3}
 CMAKE_FLAGS=${CMAKE_FLAGS:-}
 
-BENCHMARKS="matmul fakequant_matmul attention rmsnorm cross_entropy adamw"
 # What gpu_check.sh, bench_gpu.py and the parity tests need, at the same places as here.
 FILES="LICENSE dev/gpu_check.sh kernels/cuda/platform/data_sheet.h data/prepare/shard_files.py data/prepare/documents.py
     dev/bench/bench_gpu.py dev/bench/bench_pytorch_eager.py dev/bench/chain_shards.py dev/bench/gpu_card.py
@@ -72,9 +71,11 @@ configure() {
 }
 
 programs() {
-    local name
+    local name benchmarks
+    # gpu_check.sh names those that it runs.
+    benchmarks=$(sed -n 's/^BENCHMARKS=.*:-\(.*\)}$/\1/p' dev/gpu_check.sh)
     echo train_qat train_qat_test train_qat_kernel_test train_qat_parity
-    for name in $BENCHMARKS; do
+    for name in $benchmarks; do
         echo "emulated_bench_$name"
         [[ $BUNDLE_CUDA == 0 ]] || echo "bench_cuda_$name"
     done
