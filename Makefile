@@ -16,6 +16,11 @@ QUICK ?=
 SCALE ?= cpu
 BENCH_FLAGS ?=
 
+# make bundle: BUNDLE_CUDA=0: for CPUs only; the CUDA architectures; the oldest processor
+BUNDLE_CUDA ?= 1
+BUNDLE_ARCHITECTURES ?= 80-real;90-real;100-real;120
+BUNDLE_MARCH ?= x86-64-v3
+
 CUDA_FLAGS_1 = -DTRAIN_QAT_CUDA=ON "-DTRAIN_QAT_CUDA_ARCHITECTURES=80-real;90-real;100-real;120"
 CUDA_FLAGS_0 = -DTRAIN_QAT_CUDA=OFF
 CUDA_FLAGS_auto = -DTRAIN_QAT_CUDA=AUTO -DTRAIN_QAT_CUDA_ARCHITECTURES=
@@ -34,7 +39,7 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
 .NOTPARALLEL:
-.PHONY: program all configure dependencies quickstart reproduce test bench bench-ranks clean format help
+.PHONY: program all configure dependencies quickstart reproduce test bench bench-ranks bench-gpu bundle clean format help
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
@@ -80,6 +85,17 @@ bench-ranks:
 	@$(BUILD_TARGETS) train_qat
 	@$(PYTHON) dev/bench/bench_ranks.py --program $(BUILD)/train_qat $(BENCH_FLAGS)
 
+bench-gpu:
+	$(INSTALL) build
+	@$(MAKE) --no-print-directory configure
+	@$(BUILD_TARGETS) train_qat
+	@$(PYTHON) dev/bench/bench_gpu.py --program $(BUILD)/train_qat $(BENCH_FLAGS)
+
+bundle:
+	@BUILD="$(BUILD)/bundle" JOBS="$(JOBS)" DEPENDENCIES="$(DEPENDENCIES)" CMAKE_FLAGS="$(CMAKE_FLAGS)" \
+		BUNDLE_CUDA="$(BUNDLE_CUDA)" BUNDLE_ARCHITECTURES="$(BUNDLE_ARCHITECTURES)" BUNDLE_MARCH="$(BUNDLE_MARCH)" \
+		dev/bundle/bundle.sh
+
 # Data and the outputs of runs stay.
 clean:
 	@test ! -e $(BUILD) || test -f $(BUILD)/CMakeCache.txt || \
@@ -99,6 +115,8 @@ help:
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
+	@echo "make bench-gpu          ours and PyTorch's on a GPU, 124M to 1.56B (PYTHON=: one with PyTorch for CUDA; BENCH_FLAGS=--help)"
+	@echo "make bundle             out/bundle.tar.xz: programs, tests, libraries, to run elsewhere (BUNDLE_CUDA=0: for CPUs only)"
 	@echo "make all                builds everything, the test and benchmark programs too"
 	@echo "make dependencies       installs all Debian packages; quickstart, test and bench install theirs themselves"
 	@echo "make format             clang-format on all C++ and CUDA files"

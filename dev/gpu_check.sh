@@ -4,6 +4,8 @@
 # model, and the compute sanitizer. Ends with one table. Needs no network when the packages are there.
 #
 #   dev/gpu_check.sh [STEP...]          some of: emulated build tests benchmarks training ranks speed sanitizer
+#   dev/gpu_check.sh --bundle [DIRECTORY] [STEP...]      with the programs of `make bundle`, without compiling: this bundle's
+#                                                        when it lies in one, else those of out/bundle
 #
 # Exit status: 0 all passed, 1 something failed, 2 it could not run, 3 no CUDA device: then the benchmarks' kernels were
 # checked on the emulated device, which is as far as one gets without. Logs and runs are kept in out/gpu_check, _2 ...
@@ -78,6 +80,16 @@ print_table() {
 
 # ---- the machine
 
+# The programs of a bundle, instead of a build: use_bundle DIRECTORY, its whole path
+use_bundle() {
+    BUILD=$1
+    [[ -e $BUILD/VERSIONS && -x $BUILD/train_qat ]] ||
+        fail "--bundle: $1 is no bundle: make bundle makes one, or unpack bundle.tar.xz"
+    DEPENDENCIES=skip
+    # shellcheck source=dev/bundle/env.sh
+    source "$BUILD/env.sh" || fail "--bundle: the libraries of $BUILD are not complete"
+}
+
 find_device() {
     local smi
     smi=$(command -v nvidia-smi) || { echo "nvidia-smi is not installed"; return 1; }
@@ -116,7 +128,7 @@ build() {
 
 emulated_checks() {
     local name
-    step "build for the emulated device" build train_qat_kernel_check || return 0
+    [[ -n $bundle ]] || step "build for the emulated device" build train_qat_kernel_check || return 0
     for name in $BENCHMARKS; do
         step "emulated: $name" "$BUILD/emulated_bench_$name" --check || true
     done
@@ -230,6 +242,10 @@ ranks() {
     if step "train $SIZE on two GPUs, without MPI" train_by_variables "$output/by_file" "$shards" $run -batch 4; then
         step "losses of one and two GPUs, without MPI" compare_losses "$output/one_gpu" "$output/by_file" || true
     fi
+    if [[ -n $bundle ]]; then
+        record "ranks by mpirun" "skipped: a bundle is built without MPI" 0
+        return
+    fi
     if ! command -v mpirun >/dev/null; then
         record "ranks by mpirun" "mpirun is not installed, skipped" 0
         return
@@ -291,12 +307,24 @@ wanted() {
     [[ " $chosen " == *" $1 "* ]]
 }
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 all="emulated build tests benchmarks training ranks speed sanitizer"
+bundle=
+if [[ ${1:-} == --bundle ]]; then
+    shift
+    bundle=$root
+    [[ -e $root/VERSIONS ]] || bundle=$root/out/bundle
+    if [[ $# -gt 0 && " $all " != *" $1 "* ]]; then
+        bundle=$(readlink -m "$1")
+        shift
+    fi
+fi
 chosen=${*:-$all}
 for name in $chosen; do
     [[ " $all " == *" $name "* ]] || fail "unknown step '$name': some of $all"
 done
+[[ -z $bundle ]] || use_bundle "$bundle"
+cd "$root"
 have_device=no
 device=$(find_device) && have_device=yes
 output=$(free_directory)
@@ -305,9 +333,14 @@ mkdir -p "$output"
 title "dependencies"
 [[ $DEPENDENCIES == skip ]] || scripts/install_dependencies.sh build
 title "device: $device"
-[[ $have_device == no ]] || find_tool nvcc >/dev/null || fail "there is a GPU, but no nvcc: install the CUDA toolkit"
-
-step "configure" configure || { print_table; exit 1; }
+if [[ -n $bundle ]]; then
+    [[ $have_device == no || -e $BUILD/bench_cuda_matmul ]] || fail "there is a GPU, but $BUILD is a bundle for CPUs"
+    record "build" "skipped: the programs of $BUILD, commit $(sed -n 's/^commit //p' "$BUILD/VERSIONS")" 0
+else
+    [[ $have_device == no ]] || find_tool nvcc >/dev/null || fail "there is a GPU, but no nvcc: install the CUDA toolkit," \
+        "or run a bundle that was made elsewhere (make bundle; dev/gpu_check.sh --bundle)"
+    step "configure" configure || { print_table; exit 1; }
+fi
 if wanted emulated; then emulated_checks; fi
 if [[ $have_device == no ]]; then
     print_table
@@ -315,7 +348,7 @@ if [[ $have_device == no ]]; then
     echo "gpu_check.sh: no CUDA device: ${device%%$'\n'*}; everything else needs one" >&2
     exit 3
 fi
-if wanted build; then
+if [[ -z $bundle ]] && wanted build; then
     step "build for this GPU" build train_qat train_qat_test train_qat_kernel_test train_qat_kernel_benchmarks ||
         { print_table; exit 1; }
 fi

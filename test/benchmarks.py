@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs every benchmark in its shortest form, so that none stops working unnoticed.
+"""Runs every benchmark in its shortest form, so that none stops working unnoticed; those of GPUs with stand-ins.
 
     test/benchmarks.py --build build
 
@@ -17,6 +17,8 @@ def commands(build):
     python, program = sys.executable, os.path.join(build, "train_qat_bench")
     yield [python, "dev/bench/bench.py", "--program", program, "--smoke"]
     yield [python, "dev/bench/bench_ranks.py", "--program", os.path.join(build, "train_qat"), "--smoke"]
+    yield [python, "test/dev/test_bench_gpu.py", "--program", os.path.join(build, "train_qat")]
+    yield [python, "test/dev/test_bundle.py"]
     yield [program, "--layers", "1", "--width", "64", "--heads", "1", "--kv-heads", "1", "--ffn", "128", "--steps", "2", "--profile"]
     yield [os.path.join(build, "train_qat_lint")]
 

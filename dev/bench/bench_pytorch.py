@@ -31,6 +31,8 @@ if __name__ == "__main__":
 import torch  # noqa: E402 (after the environment is right)
 import torch.nn.functional as F  # noqa: E402
 
+from pytorch_model import FakeQuantize, initial_scale  # noqa: E402
+
 
 # ---- operations with hand-written backward passes -----------------------------------------------------------------
 
@@ -100,37 +102,6 @@ class SwiGLU(torch.autograd.Function):
         return result
 
 
-class FakeQuantize(torch.autograd.Function):
-    """LSQ (3 bits and more), stretched elastic (1.58 and 2) or sign (1) with one learned scale per row."""
-
-    @staticmethod
-    def forward(ctx, weight, scale, bits):
-        r = weight / scale
-        if bits == 1:
-            level, inside = torch.where(r >= 0, 1.0, -1.0), r.abs() <= 1
-        else:
-            shift = 0.5 if bits == 2 else 0.0
-            half = {1.58: 1.5, 2: 2.0}.get(bits)
-            low, high = (-0.99 * half, 0.99 * half) if half else (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
-            clamped = r.clamp(low, high)
-            inside = clamped == r
-            level = clamped.sub_(shift).round_().add_(shift)
-        ctx.save_for_backward(r, level, inside)
-        ctx.binary = bits == 1
-        ctx.factor = 1 / math.sqrt(weight.numel() * (2 ** (bits - 1) - 1 if bits >= 3 else 1))
-        return level * scale
-
-    @staticmethod
-    def backward(ctx, gradient):
-        r, level, inside = ctx.saved_tensors
-        gradient = gradient.float()
-        d_weight = gradient * inside
-        d_scale = (gradient * level).sum(-1, keepdim=True)
-        if not ctx.binary:
-            d_scale -= (d_weight * r).sum(-1, keepdim=True)
-        return d_weight, d_scale.mul_(ctx.factor), None
-
-
 # ---- the model ----------------------------------------------------------------------------------------------------
 
 
@@ -171,9 +142,7 @@ class Model:
             elif name in norms:
                 parameter.fill_(1)
             else:
-                weight = self.master[name.removeprefix("scale_")].detach().abs()
-                divisor = {1.58: 1.5, 2: 2.0}.get(self.a.qat, 2.0 ** (self.a.qat - 1) - 1)
-                parameter.copy_(weight.mean(-1, True) if self.a.qat == 1 else weight.amax(-1, True) / divisor)
+                parameter.copy_(initial_scale(self.master[name.removeprefix("scale_")], self.a.qat))
             self.master[name] = parameter.detach().requires_grad_()
             self.master[name].grad = self.flat_gradient[offset : offset + size].view(shape)
             offset += size

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The peer as most people write it: the benchmark model in plain PyTorch modules, trained in fp32 or under bf16 autocast,
-with --compile through torch.compile. Attention and optimizer are the fused ones where this PyTorch has them for CPUs.
+with --compile through torch.compile, with --qat 4 fake-quantized, on a CPU or with --device cuda on a GPU. Attention and
+optimizer are the fused ones where this PyTorch has them.
 
     dev/bench/bench_pytorch_eager.py --mode bf16 --serve     one step per line `step` on stdin, answered with its milliseconds
 
@@ -8,108 +9,65 @@ dev/bench/bench_pytorch.py is the same model with hand-written backward passes a
 OpenMP, BLAS) is used here as well, so the difference between the two is the formulation alone.
 """
 
-import math
 import sys
 import time
 
-from pytorch_peer import describe, parse_arguments, prepare_environment
+from pytorch_peer import describe, describe_cuda, parse_arguments, prepare_environment
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments(__doc__)
     prepare_environment(ARGUMENTS)
 
 import torch  # noqa: E402 (after the environment is right)
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+
+from pytorch_model import FUSED_ATTENTION, Model  # noqa: E402
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x):
-        x = x.float()
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * self.weight
+def fail(text):
+    print(f"bench_pytorch_eager.py: error: {text}", file=sys.stderr)
+    sys.exit(2)
 
 
-class Attention(nn.Module):
-    def __init__(self, a):
-        super().__init__()
-        self.heads, self.dim = a.heads, a.width // a.heads
-        self.qkv = nn.Linear(a.width, 3 * a.width, bias=False)
-        self.out = nn.Linear(a.width, a.width, bias=False)
-
-    def forward(self, x, cos, sin, mask):
-        B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, self.dim).permute(2, 0, 3, 1, 4)
-        q, k = (t * cos + torch.cat((-t[..., self.dim // 2 :], t[..., : self.dim // 2]), -1) * sin for t in (q, k))
-        if hasattr(F, "scaled_dot_product_attention"):
-            y = F.scaled_dot_product_attention(q.type_as(v), k.type_as(v), v, is_causal=True)
-        else:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(self.dim) + mask
-            y = torch.softmax(scores, -1) @ v
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
-
-
-class Block(nn.Module):
-    def __init__(self, a):
-        super().__init__()
-        self.norm1, self.norm2 = RMSNorm(a.width), RMSNorm(a.width)
-        self.attention = Attention(a)
-        self.gate = nn.Linear(a.width, a.ffn, bias=False)
-        self.up = nn.Linear(a.width, a.ffn, bias=False)
-        self.down = nn.Linear(a.ffn, a.width, bias=False)
-
-    def forward(self, x, cos, sin, mask):
-        x = x + self.attention(self.norm1(x), cos, sin, mask)
-        h = self.norm2(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
-
-
-class Model(nn.Module):
-    def __init__(self, a):
-        super().__init__()
-        self.embedding = nn.Embedding(a.vocabulary, a.width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block(a) for _ in range(a.layers))
-        self.norm = RMSNorm(a.width)
-        dim = a.width // a.heads
-        angles = torch.arange(a.sequence)[:, None] * 10000.0 ** (-torch.arange(0, dim, 2) / dim)
-        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), -1))
-        self.register_buffer("sin", torch.cat((angles.sin(), angles.sin()), -1))
-        self.register_buffer("mask", torch.full((a.sequence, a.sequence), -math.inf).triu(1))
-
-    def forward(self, inputs, targets):
-        x = self.embedding(inputs)
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin, self.mask)
-        logits = F.linear(self.norm(x), self.embedding.weight)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+def prepare_cuda(attention):
+    """Sets what PyTorch should use on a GPU. Ends the program where it can't."""
+    if not torch.cuda.is_available():
+        fail("--device cuda: this PyTorch finds no GPU; take --device cpu")
+    torch.set_float32_matmul_precision("high")  # tensor cores, where autocast leaves something in float32
+    if attention:
+        backends = torch.backends.cuda
+        if not hasattr(backends, "enable_cudnn_sdp"):
+            fail(f"--attention: PyTorch {torch.__version__} can't choose between these kernels; take 2.5 or later")
+        # What is left has to do it: attention fails where it can't, and is not quietly another kernel's.
+        backends.enable_flash_sdp(attention == "flash")
+        backends.enable_cudnn_sdp(attention == "cudnn")
+        backends.enable_mem_efficient_sdp(False)
+        backends.enable_math_sdp(False)
 
 
 def main():
     a = ARGUMENTS
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
-    model = Model(a)
-    fused = {"fused": True} if hasattr(F, "scaled_dot_product_attention") else {}
+    if a.device == "cuda":
+        prepare_cuda(a.attention)
+    model = Model(a).to(a.device)
+    fused = {"fused": True} if FUSED_ATTENTION else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, **fused)
     forward = torch.compile(model) if a.compile else model
-    inputs, targets = torch.randint(a.vocabulary, (2, a.batch, a.sequence))
+    inputs, targets = torch.randint(a.vocabulary, (2, a.batch, a.sequence)).to(a.device)
 
     def step():
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=a.mode == "bf16"):
+        with torch.autocast(a.device, torch.bfloat16, enabled=a.mode == "bf16"):
             loss = forward(inputs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss.item()
+        loss.item()  # on a GPU it waits for all of the step
         return (time.perf_counter() - start) * 1e3
 
-    print(describe(torch), flush=True)
+    print(describe_cuda(torch) if a.device == "cuda" else describe(torch), flush=True)
     for _ in range(a.warmup):
         step()
     if not a.serve:

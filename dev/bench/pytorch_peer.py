@@ -27,10 +27,15 @@ def parse_arguments(description):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--qat", type=float, metavar="BITS", help="fake quantization: 1, 1.58, 2 ... 8")
     parser.add_argument("--compile", action="store_true", help="by torch.compile; of the plain model only")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the plain model only")
+    parser.add_argument("--attention", choices=("flash", "cudnn"), help="CUDA kernels to use, not PyTorch's choice")
     parser.add_argument("--serve", action="store_true", help="wait for `step` or `quit` on stdin")
     parser.add_argument("--blas", metavar="DIRECTORY", help="where libblas.so.3 of a fast BLAS is; default: OpenBLAS")
     parser.add_argument("--profile", action="store_true", help="print the operators' times of one step and leave")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.attention and arguments.device != "cuda":
+        parser.error("--attention names CUDA kernels; give --device cuda too")
+    return arguments
 
 
 def prepare_environment(arguments):
@@ -63,3 +68,9 @@ def describe(torch):
     path = os.path.realpath(loaded_blas())
     blas = f"MKL {mkl}" if mkl else "OpenBLAS" if "openblas" in path else path
     return f"torch {torch.__version__}, oneDNN {onednn}, {blas}, Python {sys.version.split()[0]}"
+
+
+def describe_cuda(torch):
+    """The same of a GPU's peer."""
+    cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()
+    return f"torch {torch.__version__}, CUDA {cuda}, cuDNN {cudnn}, Python {sys.version.split()[0]}"
