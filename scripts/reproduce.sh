@@ -92,6 +92,7 @@ cpu_parts() {
     sweep 0.25M_longest 0.25M classic "\"tokens\": \"25M\", \"b\": [1, 2], $LONG"
     sweep 1M_long 1M classic "\"tokens\": \"10M\", \"b\": [1, 2], $LONG"
     high_rate_parts
+    low_rate_part
 }
 
 # Cells of the same budgets at the higher quantization-aware rate, with a results.jsonl and a law of their own: how much f*
@@ -106,6 +107,13 @@ high_rate_parts() {
         sweep "${size}_high_middle" $size classic "\"tokens\": \"4M\", $ALL, $LONG, \"seed\": [1, 2]"
     done
     sweep 1M_high_middle 1M classic "\"tokens\": \"4M\", $LOW, $LONG, \"seed\": [1, 2]"
+}
+
+# Whether a rate below a quarter would be better still, for the widths that want low ones.
+low_rate_part() {
+    local OUTPUT=$OUTPUT/low_rate
+    QAT_RATE[0.5M]=3e-4
+    sweep 0.5M_low_middle 0.5M classic "\"tokens\": \"4M\", \"b\": [3, 6], $LONG, \"seed\": 1"
 }
 
 gpu_parts() {

@@ -129,9 +129,13 @@ std::vector<LossSample> read_samples(const Value& bootstrap) {
         for (size_t i = 0; i < values.size(); ++i) samples[i].*coefficient.value = values[i];
     }
     const std::vector<double> of_loss = bootstrap.at("loss_misfit").misfits(samples.size());
+    const std::vector<double> of_reference = bootstrap.at("full_precision_misfit").misfits(samples.size());
     const std::vector<double> of_fraction = bootstrap.at("fraction_misfit").misfits(samples.size());
-    for (size_t i = 0; i < samples.size(); ++i)
-        samples[i].loss_misfit = of_loss[i], samples[i].fraction_misfit = of_fraction[i];
+    for (size_t i = 0; i < samples.size(); ++i) {
+        samples[i].loss_misfit = of_loss[i];
+        samples[i].full_precision_misfit = of_reference[i];
+        samples[i].fraction_misfit = of_fraction[i];
+    }
     return samples;
 }
 

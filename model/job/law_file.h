@@ -6,7 +6,8 @@
 //                     "tokens_per_parameter_byte": [6.1, 786], "qat_fraction": [0.03, 0.68], "bits": [1, 2, 4],
 //                     "full_precision": {"parameters": [254528, 1008576], "tokens": [1.5e6, 1e7]}},
 //    "loss_law": {"coefficients": {"alpha": 2.1, ...},
-//                 "bootstrap": {"alpha": [2.0, ...], ..., "loss_misfit": [-0.01, ...], "fraction_misfit": [0.2, ...]}},
+//                 "bootstrap": {"alpha": [2.0, ...], ..., "loss_misfit": [-0.01, ...],
+//                               "full_precision_misfit": [0.02, ...], "fraction_misfit": [0.2, ...]}},
 //    "fraction_law": {"a": 5.1, "bootstrap": {"a": [5.0, ...], "misfit": [-0.3, ...]}},
 //    "optimal_fraction": "loss_law"}
 //

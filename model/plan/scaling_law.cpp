@@ -146,8 +146,9 @@ std::optional<Prediction> ScalingLaw::full_precision_loss(double parameters, dou
     const auto of = [&](const LossCoefficients& law) {
         return train_qat::full_precision_loss(law, parameters, tokens);
     };
-    return predict(of(coefficients), samples,
-                   [&](const LossSample& sample) { return of(sample) * std::exp(sample.loss_misfit); });
+    return predict(of(coefficients), samples, [&](const LossSample& sample) {
+        return of(sample) * std::exp(sample.full_precision_misfit);
+    });
 }
 
 Prediction ScalingLaw::loss(double parameters, double tokens, double bits, double fraction) const {

@@ -83,9 +83,9 @@ struct FittedRuns {
 };
 
 // A refit to resampled runs, and how far off the law was in one of the fitted cells, as it may be in any other: by what
-// the logarithm of the loss and the logit of f* differ.
+// the logarithm of the loss, quantized or in full precision, and the logit of f* differ.
 struct LossSample : LossCoefficients {
-    double loss_misfit = 0, fraction_misfit = 0;
+    double loss_misfit = 0, full_precision_misfit = 0, fraction_misfit = 0;
 };
 
 struct FractionSample {

@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from law import loss_fit, records
+from law.formula import FULL_PRECISION_BITS
 from law.intervals import interval
 
 
@@ -43,22 +44,27 @@ def refit_resampled(arguments):
 
 
 def cell_misfits(runs, fitted):
-    """Of every (N, D, B) the mean residual of log L, measured minus law, the luck of trunks taken out."""
+    """(of every quantized (N, D, B) the mean residual of log L, measured minus law, the luck of trunks taken out; the same of
+    those in full precision, where the form may be wrong by more; 0 if there are none)."""
     residual = np.log(runs.loss / loss_fit.predict(fitted.coefficients, runs)) - fitted.offset
     index, triples = records.cells(runs)
-    return np.bincount(index, residual, len(triples)) / np.bincount(index, minlength=len(triples))
+    means = np.bincount(index, residual, len(triples)) / np.bincount(index, minlength=len(triples))
+    reference = triples[:, 2] == FULL_PRECISION_BITS
+    return means[~reference], means[reference] if reference.any() else np.zeros(1)
 
 
 def refits(runs, fitted, count, progress=lambda done, left: None):
-    """`count` sets of coefficients and loss_misfit, the same for any number of processes."""
+    """`count` sets of coefficients and misfits of losses, the same for any number of processes."""
     begin = time.monotonic()
     results = []
-    misfits = np.random.default_rng(2).choice(cell_misfits(runs, fitted), count)
+    draw = np.random.default_rng(2)
+    misfits = [draw.choice(of, count) for of in cell_misfits(runs, fitted)]
     deviation = loss_fit.trunk_deviation(runs)
     jobs = ((runs, fitted, deviation, seed) for seed in range(count))
     with multiprocessing.get_context("fork").Pool(min(os.cpu_count() or 1, count)) as pool:
         for number, coefficients in enumerate(pool.imap(refit_resampled, jobs), 1):
-            results.append(coefficients | {"loss_misfit": float(misfits[number - 1])})
+            drawn = (float(of[number - 1]) for of in misfits)
+            results.append(coefficients | dict(zip(("loss_misfit", "full_precision_misfit"), drawn)))
             progress(number, (time.monotonic() - begin) / number * (count - number))
     return results
 

@@ -11,7 +11,7 @@ from law.formula import NAMES, tokens_per_parameter_byte
 
 FORMAT = "train_qat scaling law 2"
 LEAST_SAMPLES = 20
-MISFITS = ("loss_misfit", "fraction_misfit")  # of every refit, beside its coefficients
+MISFITS = ("loss_misfit", "full_precision_misfit", "fraction_misfit")  # of every refit, beside its coefficients
 
 
 def ranges(runs):
@@ -84,7 +84,8 @@ def read(path):
         of_fraction = law["fraction_law"]["bootstrap"]
         if not of_fraction["a"] or not all(map(is_number, [law["fraction_law"]["a"], *of_fraction["a"]])):
             raise UserError(f"{path}: fraction_law: a must be a number from 0, in the bootstrap too")
-        if not all(map(is_finite, [*samples[MISFITS[0]], *samples[MISFITS[1]], *of_fraction["misfit"]])) \
+        misfits = [value for name in MISFITS for value in samples[name]]
+        if not all(map(is_finite, [*misfits, *of_fraction["misfit"]])) \
                 or len(of_fraction["misfit"]) != len(of_fraction["a"]):
             raise UserError(f"{path}: misfits must be numbers, as many as there are refits")
         if law["optimal_fraction"] not in ("loss_law", "fraction_law"):

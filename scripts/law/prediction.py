@@ -78,17 +78,16 @@ class Law:
         s = tokens_per_parameter_byte(tokens, parameters, bits)
         return value_of(moved(formula.fraction_law(self.constants, s), self.constant_misfits))
 
-    def with_misfits(self, losses):
-        return value_of(np.array(losses) * np.exp(self.misfits("loss_misfit")))
-
     def loss(self, parameters, tokens, bits, fraction):
-        return self.with_misfits([formula.loss_at(c, parameters, tokens, bits, fraction) for c in self.sets])
+        losses = [formula.loss_at(c, parameters, tokens, bits, fraction) for c in self.sets]
+        return value_of(np.array(losses) * np.exp(self.misfits("loss_misfit")))
 
     def full_precision(self, parameters, tokens):
         """None: no run was trained at 16 bits."""
         if not self.ranges["full_precision"]:
             return None
-        return self.with_misfits([formula.full_precision_loss(c, parameters, tokens) for c in self.sets])
+        losses = [formula.full_precision_loss(c, parameters, tokens) for c in self.sets]
+        return value_of(np.array(losses) * np.exp(self.misfits("full_precision_misfit")))
 
     def best_loss(self, coefficients, parameters, tokens, bits):
         """With this law's f*, and a refit's coefficients. inf: no f*."""
@@ -108,8 +107,9 @@ class Law:
         return float(1 - np.exp(root(excess, low, high) - high)) if excess(low) > 0 else 1.0
 
     def matching_tokens(self, coefficients, parameters, tokens, bits):
-        """Tokens at which f* reaches the full-precision loss of `tokens`; inf: none do."""
-        target = float(formula.full_precision_loss(coefficients, parameters, tokens))
+        """Tokens at which f* reaches the full-precision loss of `tokens`, both off by their misfits; inf: none do."""
+        misfit = coefficients["full_precision_misfit"] - coefficients["loss_misfit"]
+        target = float(formula.full_precision_loss(coefficients, parameters, tokens)) * np.exp(misfit)
         excess = lambda x: self.best_loss(coefficients, parameters, np.exp(x), bits) - target
         low, high = np.log(tokens) - 1, np.log(tokens * MOST_TOKENS)
         if excess(high) > 0:

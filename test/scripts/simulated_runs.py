@@ -59,7 +59,8 @@ def law(random, by, vary=0.2, zeros=("psi", "nu", "rho", "theta")):
     samples = {name: [float(value * np.exp(random.normal(0, 0.02))) for _ in range(count)]
                for name, value in coefficients.items()}
     normal = lambda deviation, count: [float(value) for value in random.normal(0, deviation, count)]
-    samples |= {"loss_misfit": normal(0.01, count), "fraction_misfit": normal(0.3, count)}
+    samples |= {"loss_misfit": normal(0.01, count), "full_precision_misfit": normal(0.03, count),
+                "fraction_misfit": normal(0.3, count)}
     return {"format": "train_qat scaling law 2",
             "source": {"runs": 321, "vocabulary": 1024, "data": ["0123456789abcdef"], "cooldown": "classic"},
             "fitted_range": {"parameters": [2.5e5, 1e6], "tokens": [1.5e6, 1e7], "tokens_per_parameter_byte": [6.0, 800.0],

@@ -146,14 +146,18 @@ class LossFit(LawTest):
     def test_misfits_are_those_of_cells(self):
         lines = simulated.records(self.random, noise=1e-4, trunk_noise=0.0)
         for line in lines:
-            if (line["n"], line["tokens"], line["b"]) == (500_000, 4_000_000, 2):
+            if (line["n"], line["tokens"], line["b"]) in ((500_000, 4_000_000, 2), (250_000, 1_500_000, 16)):
                 line["validation_loss"] *= 1.05
         simulated.write(self.results, lines)
         runs = records.select(records.read_runs([self.results]))[0]
-        misfits = bootstrap.cell_misfits(runs, loss_fit.fit(runs, (), starts=8))
-        triple = [tuple(row) for row in records.cells(runs)[1]].index((500_000, 4_000_000, 2))
-        self.assertEqual(int(np.argmax(misfits)), triple)
-        self.assertGreater(misfits[triple], 0.04)
+        misfits, in_full_precision = bootstrap.cell_misfits(runs, loss_fit.fit(runs, (), starts=8))
+        triples = [tuple(row) for row in records.cells(runs)[1] if row[2] != 16]
+        self.assertEqual(triples[int(np.argmax(misfits))], (500_000, 4_000_000, 2))
+        self.assertGreater(misfits.max(), 0.04)
+        self.assertEqual(int(np.argmax(in_full_precision)), 0)
+        self.assertGreater(in_full_precision[0], 0.03)
+        quantized = records.take(runs, runs.bits != 16)
+        self.assertEqual(list(bootstrap.cell_misfits(quantized, loss_fit.fit(quantized, (), starts=4))[1]), [0.0])
 
     def test_trunk_luck_is_measured(self):
         runs = self.runs(noise=1e-4, trunk_noise=0.02, seeds=(1, 2, 3, 4), tokens=(10**6, 3 * 10**6, 10**7, 3 * 10**7))

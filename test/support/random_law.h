@@ -41,7 +41,8 @@ inline ScalingLaw random_law(std::mt19937_64& random, size_t samples = 25) {
     law.coefficients = random_coefficients(random);
     for (size_t i = 0; i < samples; ++i)
         law.samples.push_back(
-            {random_coefficients(random), uniform(random, -0.02, 0.02), uniform(random, -0.5, 0.5)});
+            {random_coefficients(random), uniform(random, -0.02, 0.02), uniform(random, -0.05, 0.05),
+             uniform(random, -0.5, 0.5)});
     law.fraction_constant = uniform(random, 3, 8);
     for (size_t i = 0; i < samples + 3; ++i)
         law.fraction_samples.push_back({uniform(random, 3, 8), uniform(random, -0.5, 0.5)});
@@ -59,6 +60,7 @@ inline nlohmann::ordered_json json_of(const ScalingLaw& law) {
     }
     for (const LossSample& sample : law.samples) {
         bootstrap["loss_misfit"].push_back(sample.loss_misfit);
+        bootstrap["full_precision_misfit"].push_back(sample.full_precision_misfit);
         bootstrap["fraction_misfit"].push_back(sample.fraction_misfit);
     }
     for (const FractionSample& sample : law.fraction_samples) {

@@ -206,7 +206,7 @@ TEST_CASE("a search that ends far from what was fitted says so", "[choice]") {
     law.path = "law.json";
     law.fitted = {9, 1024, "classic", {50e3, 60e3}, {1e6, 2e6}, {1, 9}, {0.1, 0.5}, {2, 4}, std::nullopt};
     law.coefficients.zeta = 1, law.coefficients.eta = 0.5;  // larger is better, tokens do not count
-    law.samples.assign(20, {law.coefficients, 0, 0});
+    law.samples.assign(20, {law.coefficients, 0, 0, 0});
     ChoiceRequest request;
     request.law = std::make_shared<const ScalingLaw>(law);
     request.tokens_per_step = 64;

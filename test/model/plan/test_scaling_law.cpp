@@ -169,7 +169,7 @@ TEST_CASE("intervals are those of the samples", "[scaling_law]") {
     };
     for (const LossSample& sample : law.samples) {
         losses.push_back(loss_at(sample, p, p.f) * std::exp(sample.loss_misfit));
-        full.push_back(full_precision_loss(sample, p.n, p.d) * std::exp(sample.loss_misfit));
+        full.push_back(full_precision_loss(sample, p.n, p.d) * std::exp(sample.full_precision_misfit));
         fractions.push_back(moved(optimal_fraction(sample, p.n, p.d, p.b), sample.fraction_misfit));
     }
     const double s = tokens_per_parameter_byte(p.d, p.n, p.b);
