@@ -16,10 +16,11 @@ QUICK ?=
 SCALE ?= cpu
 BENCH_FLAGS ?=
 
-# make bundle: BUNDLE_CUDA=0: for CPUs only; the CUDA architectures; the oldest processor
+# make bundle: BUNDLE_CUDA=0: for CPUs only; the CUDA architectures; the oldest processor; some programs instead of all
 BUNDLE_CUDA ?= 1
 BUNDLE_ARCHITECTURES ?= 80-real;90-real;100-real;120
 BUNDLE_MARCH ?= x86-64-v3
+BUNDLE_PROGRAMS ?=
 
 CUDA_FLAGS_1 = -DTRAIN_QAT_CUDA=ON "-DTRAIN_QAT_CUDA_ARCHITECTURES=80-real;90-real;100-real;120"
 CUDA_FLAGS_0 = -DTRAIN_QAT_CUDA=OFF
@@ -94,7 +95,7 @@ bench-gpu:
 bundle:
 	@BUILD="$(BUILD)/bundle" JOBS="$(JOBS)" DEPENDENCIES="$(DEPENDENCIES)" CMAKE_FLAGS="$(CMAKE_FLAGS)" \
 		BUNDLE_CUDA="$(BUNDLE_CUDA)" BUNDLE_ARCHITECTURES="$(BUNDLE_ARCHITECTURES)" BUNDLE_MARCH="$(BUNDLE_MARCH)" \
-		dev/bundle/bundle.sh
+		BUNDLE_PROGRAMS="$(BUNDLE_PROGRAMS)" dev/bundle/bundle.sh
 
 # Data and the outputs of runs stay.
 clean:

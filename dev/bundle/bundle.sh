@@ -13,6 +13,8 @@ OUTPUT=${OUTPUT:-out/bundle}
 BUNDLE_CUDA=${BUNDLE_CUDA:-1}
 BUNDLE_ARCHITECTURES=${BUNDLE_ARCHITECTURES:-80-real;90-real;100-real;120}
 BUNDLE_MARCH=${BUNDLE_MARCH:-x86-64-v3}
+# Some programs instead of all: train_qat alone is a bundle to train with.
+BUNDLE_PROGRAMS=${BUNDLE_PROGRAMS:-}
 CMAKE_FLAGS=${CMAKE_FLAGS:-}
 
 # What gpu_check.sh, bench_gpu.py and the parity tests need, at the same places as here.
@@ -42,7 +44,7 @@ find_nvcc() {
 
 check_tools() {
     local name
-    for name in cmake readelf strip tar xz; do
+    for name in cmake readelf objdump strip tar xz; do
         command -v "$name" >/dev/null || fail "$name is not installed (packages cmake, binutils, tar, xz-utils)"
     done
     [[ $BUNDLE_CUDA == [01] ]] || fail "BUNDLE_CUDA: must be 1, or 0 for CPUs only, is '$BUNDLE_CUDA'"
@@ -67,11 +69,13 @@ configure() {
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$ORIGIN/lib' \
         -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags $CMAKE_FLAGS ||
         { scripts/install_dependencies.sh --check build; exit 1; }
-    ! grep -q '^Catch2_DIR:PATH=.*-NOTFOUND' "$BUILD/CMakeCache.txt" || fail "the tests need Catch2: install the package catch2"
+    [[ $(programs) != *_test* ]] || ! grep -q '^Catch2_DIR:PATH=.*-NOTFOUND' "$BUILD/CMakeCache.txt" ||
+        fail "the tests need Catch2: install the package catch2, or make the bundle without them: BUNDLE_PROGRAMS=train_qat"
 }
 
 programs() {
     local name benchmarks
+    [[ -z $BUNDLE_PROGRAMS ]] || { echo "$BUNDLE_PROGRAMS"; return; }
     # gpu_check.sh names those that it runs.
     benchmarks=$(sed -n 's/^BENCHMARKS=.*:-\(.*\)}$/\1/p' dev/gpu_check.sh)
     echo train_qat train_qat_test train_qat_kernel_test train_qat_parity
@@ -108,15 +112,27 @@ cuda_libraries() {
     readelf -d "${files[@]}" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u | grep -E "$CUDA_LIBRARY" || true
 }
 
+# The newest version of a symbol that files ask a library for: newest PREFIX FILE...
+newest() {
+    local prefix=$1
+    shift
+    objdump -T "$@" | grep -o "${prefix}_[0-9.]*" | sort -uV | tail -n 1 | cut -d_ -f2
+}
+
+# env.sh reads it. The compiler's own libraries often ask for a newer C library than all the rest.
 versions() {
-    local folder=$1 commit toolkit="none, for CPUs only"
+    local folder=$1 commit toolkit="none, for CPUs only" file others=()
     commit=$(git describe --always --dirty --abbrev=12 2>/dev/null) || commit=unknown
     [[ $BUNDLE_CUDA == 0 ]] ||
         toolkit="$("$(find_nvcc)" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'), architectures $BUNDLE_ARCHITECTURES"
+    for file in "$folder"/lib/*.so*; do
+        [[ $(basename "$file") =~ ^lib(stdc\+\+|gcc_s)\. ]] || others+=("$file")
+    done
     echo "commit $commit"
     echo "processor $BUNDLE_MARCH or later"
-    # The newest version of a symbol that anything asks of the C library.
-    echo "glibc $(objdump -T "${files[@]}" "$folder"/lib/*.so* | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1 | cut -d_ -f2)"
+    echo "glibc $(newest GLIBC "${files[@]}" "${others[@]}")"
+    echo "libstdc++ $(newest GLIBCXX "${files[@]}" "${others[@]}"); the one in lib asks for" \
+         "glibc $(newest GLIBC "$folder"/lib/lib{stdc++,gcc_s}.so*)"
     echo "cuda $toolkit"
     echo "compiler $(g++ --version | head -n 1)"
 }

@@ -38,15 +38,43 @@ train_qat_find() {
     return 1
 }
 
+# Whether this machine's C library has a version: train_qat_glibc_has VERSION
+train_qat_glibc_has() {
+    local here
+    here=$(getconf GNU_LIBC_VERSION | cut -d' ' -f2)
+    [[ $(printf '%s\n' "$1" "$here" | sort -V | tail -n 1) == "$here" ]]
+}
+
+# Where the machine is older than the bundle's libstdc++ and libgcc_s, its own do if they are new enough. They are loaded
+# first, as the programs would else take those in lib/.
+train_qat_compiler_libraries() {
+    local wanted asks name path paths=()
+    wanted=$(sed -n 's/^libstdc++ \([0-9.]*\);.*/\1/p' "$1/VERSIONS")
+    asks=$(sed -n 's/^libstdc++ .* glibc //p' "$1/VERSIONS")
+    ! train_qat_glibc_has "$asks" || return 0
+    for name in libstdc++.so.6 libgcc_s.so.1; do
+        path=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p | awk -v name="$name" '$1 == name && /x86-64/ { print $NF; exit }')
+        paths+=("$path")
+    done
+    if ! grep -q "GLIBCXX_$wanted" "${paths[0]:-/dev/null}"; then
+        echo "env.sh: error: the programs need a libstdc++ with GLIBCXX_$wanted, that in lib/ asks for glibc $asks, and this" \
+             "machine's is older: build the bundle on a machine as old as this one" >&2
+        return 1
+    fi
+    [[ ${LD_PRELOAD:-} == *"${paths[0]}"* ]] || export LD_PRELOAD=${paths[0]}:${paths[1]}${LD_PRELOAD:+:$LD_PRELOAD}
+    echo "env.sh: ${paths[0]} and libgcc_s of this machine, as those in lib/ ask for glibc $asks (LD_PRELOAD)"
+}
+
 train_qat_environment() {
-    local root name place have need status=0
+    local root name place need status=0
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     need=$(sed -n 's/^glibc //p' "$root/VERSIONS")
-    have=$(getconf GNU_LIBC_VERSION | cut -d' ' -f2)
-    if [[ $(printf '%s\n' "$need" "$have" | sort -V | tail -n 1) != "$have" ]]; then
-        echo "env.sh: error: the bundle needs glibc $need, here is $have: build it on a machine as old as this one" >&2
-        status=1
+    if ! train_qat_glibc_has "$need"; then
+        echo "env.sh: error: the bundle needs glibc $need, here is $(getconf GNU_LIBC_VERSION): build it on a machine as old as" \
+             "this one" >&2
+        return 1
     fi
+    train_qat_compiler_libraries "$root" || status=1
     while read -r name; do
         if place=$(train_qat_find "$name"); then
             echo "env.sh: $name in ${place% *}"

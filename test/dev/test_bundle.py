@@ -58,8 +58,9 @@ class BundleTest(unittest.TestCase):
         self.write_versions("2.2.5")
         (self.bundle / "cuda_libraries.txt").write_text(LIBRARY + "\n")
 
-    def write_versions(self, glibc):
-        (self.bundle / "VERSIONS").write_text(f"commit {self.commit}\nglibc {glibc}\ncuda 13.0\n")
+    def write_versions(self, glibc, libstdcxx="3.4", asks="2.2.5"):
+        (self.bundle / "VERSIONS").write_text(
+            f"commit {self.commit}\nglibc {glibc}\nlibstdc++ {libstdcxx}; the one in lib asks for glibc {asks}\ncuda 13.0\n")
 
     def write_programs(self, worse=0.0, card=True):
         text = STAND_IN.replace("@PYTHON@", sys.executable).replace("@LOG@", str(self.log)).replace("@WORSE@", str(worse))
@@ -107,8 +108,20 @@ class BundleTest(unittest.TestCase):
         self.write_versions("9.99")
         (self.bundle / "cuda_libraries.txt").write_text("")
         result = self.bash("source env.sh; echo $?")
-        self.assertRegex(result.stdout, r"\Aenv\.sh: a bundle for CPUs [^\n]*\n1\n\Z")
-        self.assertRegex(result.stderr, r"\Aenv\.sh: error: the bundle needs glibc 9\.99, here is [0-9.]+: [^\n]*\n\Z")
+        self.assertEqual(result.stdout, "1\n")
+        self.assertRegex(result.stderr, r"\Aenv\.sh: error: the bundle needs glibc 9\.99, here is glibc [0-9.]+: [^\n]*\n\Z")
+
+    def test_an_older_machine_takes_its_own_libstdcxx(self):
+        (self.bundle / "cuda_libraries.txt").write_text("")
+        self.write_versions("2.2.5", "3.4", "9.99")
+        result = self.bash("source env.sh; source env.sh; echo $? $LD_PRELOAD; cat /dev/null")
+        line = r"env\.sh: (/\S+/libstdc\+\+\.so\.6) and libgcc_s of this machine[^\n]*\nenv\.sh: a bundle for CPUs [^\n]*\n"
+        self.assertRegex(result.stdout, rf"\A({line}){{2}}0 /\S+/libstdc\+\+\.so\.6:/\S+/libgcc_s\.so\.1\n\Z")
+        self.assertEqual(result.stderr, "")
+        self.write_versions("2.2.5", "9.9", "9.99")
+        result = self.bash("source env.sh; echo $? ${LD_PRELOAD:-none}")
+        self.assertRegex(result.stdout, r"\n1 none\n\Z")
+        self.assertRegex(result.stderr, r"\Aenv\.sh: error: the programs need a libstdc\+\+ with GLIBCXX_9\.9, [^\n]*\n\Z")
 
     # ---- gpu_check.sh --bundle
 
