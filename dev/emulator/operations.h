@@ -38,7 +38,7 @@ void store_matrix_row(void* row, const uint32_t (&registers)[4], bool transposed
 constexpr uint32_t sum_in_flight = 0x7fe5a5a5u;
 constexpr uint32_t sum_in_flight_bfloat16 = sum_in_flight >> 16;
 
-// sums (64 x n) (+)= a (64 x 16) b (16 x n). The bits of descriptors: kernels/cuda/platform/hopper/wgmma.cuh.
+// sums (64 x n) (+)= a (64 x 16) b (16 x n). The bits of descriptors: kernels/cuda/platform/hopper.cuh.
 struct Product {
     int n;
     uint64_t a, b;                // descriptors

@@ -7,8 +7,8 @@
 
 namespace train_qat::emulator {
 
-// As large and as aligned as CUtensorMap. Innermost dimension first.
-struct alignas(64) TensorMap {
+// As large as CUtensorMap. Innermost dimension first.
+struct TensorMap {
     static constexpr uint64_t right_mark = 0x7465'6e73'6f72'6d61;
     uint64_t mark = 0;
     unsigned char* address = nullptr;
@@ -19,7 +19,7 @@ struct alignas(64) TensorMap {
     int32_t element_bytes = 0;
     int32_t float32 = 0;  // 1: its elements can be added
     int32_t swizzled = 0;
-    int32_t unused[7] = {};
+    int32_t unused[11] = {};
 
     int64_t row_bytes() const { return int64_t{box[0]} * element_bytes; }
     int64_t box_bytes() const { return row_bytes() * box[1] * box[2]; }
