@@ -103,7 +103,7 @@ class Block {
     void end_thread();
     void end_hopper();
     void complete_barrier();
-    std::string deadlock() const;  // hopper/deadlock.cpp
+    std::string deadlock() const;  // deadlock.cpp
     std::string lanes_text(uint32_t lanes) const;
     std::string message(const std::string& text, const Location& location) const;
 

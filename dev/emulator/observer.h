@@ -43,7 +43,7 @@ class Observer {
     void shared(const void* address, int bytes, Access access, const Location& location);
     void ldmatrix(const void* row, const Location& location);
     void flops(int64_t flops, const Location& location);
-    // Of bulk copies and wgmma, whose own rules are theirs to check (hopper/).
+    // Of bulk copies and wgmma, whose own rules are theirs to check.
     void bulk_shared(const void* address, int64_t bytes, Access access, const Location& location);
     void bulk_global(const void* address, int64_t bytes, Access access, const Location& location);
     void bulk_add(const void* address, int64_t bytes, const Location& location);
