@@ -27,19 +27,20 @@ CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "weights")]
 KERNELS = ["kernels", "kernels/cpu", "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
 MODEL = ["model", "model/plan", "model/storage", "model/job", "model/run", "model/sweep"]
-TOOLKIT = "dev/emulator/cuda_emulator.h"
+TOOLKIT = "dev/emulator"
 LOWER = {
     "data": [],
     "kernels": [],
     "kernels/cpu": ["kernels"],
     "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
-    # The emulator is what CUDA's toolkit is otherwise, by one header in the include path (TOOLKIT).
+    # The emulator is what CUDA's toolkit is otherwise, by its headers in the include path (TOOLKIT).
     f"{CUDA}/platform": ["kernels", "dev/emulator"],
     **{room: ["kernels", f"{CUDA}/platform"] for room in CUDA_ROOMS},
     f"{CUDA}/matmul": ["kernels", f"{CUDA}/platform", f"{CUDA}/weights"],
     CUDA: ["kernels", f"{CUDA}/platform", *CUDA_ROOMS],
-    "dev/emulator": ["kernels"],
-    "dev/emulated_cuda": ["kernels", f"{CUDA}/platform", "dev/emulator"],
+    "dev/emulator/machine": [],
+    "dev/emulator": ["kernels", "dev/emulator/machine"],
+    "dev/emulated_cuda": ["kernels", f"{CUDA}/platform", "dev/emulator", "dev/emulator/machine"],
     "model": ["data", "kernels", "kernels/ranks"],
     "model/plan": ["model", "kernels", "kernels/ranks"],
     "model/storage": ["model", "kernels", "kernels/ranks"],
@@ -70,8 +71,8 @@ def includes(sources):
     found = collections.defaultdict(list)
     for name in sources:
         for line in lines_of(name):
-            match = re.match(r'\s*#\s*include\s+(?:"([^"]+)"|<cuda_emulator\.h>)', line)
-            included = (match[1] or TOOLKIT) if match else name
+            match = re.match(r'\s*#\s*include\s+(?:"([^"]+)"|<((?:cuda|hopper)_emulator\.h)>)', line)
+            included = (match[1] or f"{TOOLKIT}/{match[2]}") if match else name
             if room_of(included) != room_of(name):
                 found[room_of(name), room_of(included)].append(f"{name}: {included}")
     return found

@@ -322,6 +322,7 @@ int run_benchmark(const Benchmark& benchmark, int argc, char** argv) {
 #if !defined(__CUDACC__)
         emulator::Settings strict;
         strict.check_races = true;
+        strict.compute_capability = 90;
         const emulator::SettingsScope scope(strict);
 #endif
         return Program(benchmark, command_line).run() ? 0 : 1;

@@ -8,9 +8,10 @@
 #include <limits>
 #include <stdexcept>
 
-#include "dev/emulator/global_memory.h"
+#include "dev/emulator/emulator.h"
 #include "dev/emulator/launch.h"
-#include "dev/emulator/shared_memory.h"
+#include "dev/emulator/machine/global_memory.h"
+#include "dev/emulator/machine/shared_memory.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -50,11 +51,12 @@ Runtime::Runtime(int device) : state_(std::make_unique<State>()) {
     GlobalMemory::instance();  // made now, it outlives devices that live until the end of the process
     DeviceProperties& properties = state_->properties;
     properties.name = "emulated CUDA device";
-    properties.major = 8;
-    properties.minor = 0;
+    const int capability = emulator::settings().compute_capability;
+    properties.major = capability / 10;
+    properties.minor = capability % 10;
     properties.multiprocessors = 8;
     properties.memory = int64_t{8} << 30;
-    properties.shared_memory_per_block = emulator::shared_memory_limit;
+    properties.shared_memory_per_block = emulator::shared_memory_limit_of(capability);
     properties.libraries = "no libraries";
     // An A100's, so that whoever divides by them gets numbers; nothing here runs at these rates.
     properties.memory_bandwidth = 1.555e12;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "dev/emulator/emulator.h"
-#include "dev/emulator/warp.h"
+#include "dev/emulator/machine/warp.h"
 
 namespace train_qat::emulator {
 
@@ -19,6 +19,9 @@ class AccessLog {
     // `address`: in global memory, or an offset in shared memory. At most 16 bytes count as one access.
     void add(Traffic traffic, uint32_t warp, uint32_t lane, uint64_t address, int64_t bytes,
              const Location& location);
+    void add_bytes(Access access, int64_t bytes, const Location& location) {
+        (access == Access::load ? at(location).bytes_loaded : at(location).bytes_stored) += bytes;
+    }
     void add_flops(int64_t flops, const Location& location) { at(location).tensor_core_flops += flops; }
     // The warp's lanes have met or have all returned: its requests are complete.
     void close(uint32_t warp);

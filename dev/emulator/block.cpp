@@ -5,7 +5,8 @@
 #include <cstring>
 #include <exception>
 
-#include "dev/emulator/sanitizers.h"
+#include "dev/emulator/hopper.h"
+#include "dev/emulator/machine/sanitizers.h"
 
 namespace train_qat::emulator {
 
@@ -18,6 +19,14 @@ std::string text_of(const uint3& index) {
            ")";
 }
 
+uint3 index_in(const dim3& extent, int64_t number) {
+    const int64_t row = number / extent.x;
+    return {static_cast<unsigned>(number % extent.x), static_cast<unsigned>(row % extent.y),
+            static_cast<unsigned>(row / extent.y)};
+}
+
+}  // namespace
+
 std::string text_of(const Location& location) {
     return std::string(location.file_name()) + ":" + std::to_string(location.line());
 }
@@ -27,13 +36,9 @@ bool same_line(const Location& a, const Location& b) {
            (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
-uint3 index_in(const dim3& extent, int64_t number) {
-    const int64_t row = number / extent.x;
-    return {static_cast<unsigned>(number % extent.x), static_cast<unsigned>(row % extent.y),
-            static_cast<unsigned>(row / extent.y)};
-}
+Block::Block() : hopper_(std::make_unique<Hopper>()) {}
 
-}  // namespace
+Block::~Block() = default;
 
 Block* Block::running() {
     return running_block;
@@ -73,6 +78,8 @@ void Block::start(const Launch& launch, const Settings& settings, int64_t number
     }
     alive_ = count;
     at_barrier_ = barriers_ = 0;
+    hopper_used_ = false;
+    waits_.assign(count, Wait());
     observer_.start_block(settings, log, number, count, launch.shared_bytes);
     observer_.barrier(warps_);
     schedule_.start(warps_, settings.schedule_seed, static_cast<uint64_t>(number));
@@ -107,9 +114,16 @@ void Block::make_current(Thread& thread) {
     context.lane = thread.number % warp_size;
 }
 
+// Where no thread can go on, a bulk copy may let one.
 Block::Thread* Block::next_thread() {
-    const int number = schedule_.take();
-    return number < 0 ? nullptr : &threads_[static_cast<size_t>(number)];
+    if (hopper_used_ && schedule_.seeded()) hopper_->copies.maybe_land();
+    while (error_.empty()) {
+        const int number = schedule_.take();
+        if (number >= 0) return &threads_[static_cast<size_t>(number)];
+        if (alive_ == 0 || !hopper_used_ || !hopper_->copies.land_one()) break;
+    }
+    if (error_.empty() && alive_ > 0) error_ = deadlock();
+    return nullptr;
 }
 
 Fiber* Block::take_fiber() {
@@ -133,7 +147,7 @@ __attribute__((noinline)) void Block::yield() {
     observer_.thread_waits();
     Thread* waiting = current_;
     Thread* next = next_thread();
-    if (next == nullptr) fail("deadlock: all threads wait", barrier_);
+    if (next == nullptr) throw Failure{error_};
     if (next == waiting) return;
     make_current(*next);
     Fiber::switch_to(*waiting->fiber, fiber_of(*next));
@@ -185,11 +199,43 @@ void Block::end_thread() {
         fail(std::string("returns while ") + lanes_text(warp.arrived) + " in " + warp.function,
              warp.location);
     if (warp.alive == 0) observer_.warp_ends(warp_number());
+    if (hopper_used_) {
+        hopper_->copies.thread_ends(launch_->where);
+        hopper_->warpgroups.thread_ends(launch_->where);
+    }
     --alive_;
+    if (hopper_used_ && alive_ == 0) end_hopper();
     if (at_barrier_ > 0 && at_barrier_ == alive_) complete_barrier();
 }
 
+void Block::end_hopper() {
+    Location location = launch_->where;
+    hopper_->copies.block_ends();
+    std::string text = hopper_->named.left_over(location);
+    if (text.empty()) text = hopper_->warpgroups.left_over(location);
+    if (!text.empty()) fail(text, location);
+}
+
 // ---- waiting
+
+void Block::suspend(const Wait& wait) {
+    Wait& mine = waits_[current_->number];
+    mine = wait;
+    yield();
+    mine.kind = Wait::Kind::nothing;
+}
+
+void Block::wake(uint32_t thread) {
+    schedule_.add(thread / warp_size, 1u << thread % warp_size);
+}
+
+void Block::give_way() {
+    constexpr uint64_t one_in = 4;
+    if (!schedule_.seeded() || schedule_.draw(one_in) != 0) return;
+    wake(current_->number);
+    schedule_.maybe_reorder();
+    yield();
+}
 
 bool Block::arrive_at_warp(const char* function, Ordering ordering, const Location& location) {
     Warp& warp = *context.warp;
@@ -285,13 +331,32 @@ std::string Block::lanes_text(uint32_t lanes) const {
     return text + (std::popcount(lanes) == 1 ? " of its warp waits" : " of its warp wait");
 }
 
-std::string Block::message(const std::string& text, const Location& location) const {
+std::string Block::message_of(uint32_t thread, const std::string& text, const Location& location) const {
     return "kernel " + launch_->kernel + ", block " + text_of(blockIdx) + ", thread " +
-           text_of(current_->index) + ": " + text + " (" + text_of(location) + ")";
+           index_of_thread(thread) + ": " + text + " (" + text_of(location) + ")";
+}
+
+std::string Block::message(const std::string& text, const Location& location) const {
+    return message_of(current_->number, text, location);
+}
+
+void Block::end_with(const std::string& error) {
+    if (error_.empty()) error_ = error;
 }
 
 void Block::fail(const std::string& text, const Location& location) {
     throw Failure{message(text, location)};
+}
+
+Hopper& Block::hopper(const Location& location) {
+    if (settings_->compute_capability < 90)
+        fail("uses an instruction of compute capability 9.0; the emulated device has " +
+                 std::to_string(settings_->compute_capability / 10) + "." +
+                 std::to_string(settings_->compute_capability % 10) + " (Settings::compute_capability)",
+             location);
+    if (!hopper_used_) hopper_->start_block(*this, static_cast<uint32_t>(threads_.size()));
+    hopper_used_ = true;
+    return *hopper_;
 }
 
 // ---- the thread functions' side

@@ -11,20 +11,35 @@
 #include <vector>
 
 #include "dev/emulator/emulator.h"
-#include "dev/emulator/fiber.h"
 #include "dev/emulator/launch.h"
+#include "dev/emulator/machine/fiber.h"
+#include "dev/emulator/machine/schedule.h"
+#include "dev/emulator/machine/warp.h"
 #include "dev/emulator/observer.h"
-#include "dev/emulator/schedule.h"
-#include "dev/emulator/warp.h"
 
 namespace train_qat::emulator {
+
+struct Hopper;
+
+// "FILE:LINE"
+std::string text_of(const Location& location);
+bool same_line(const Location& a, const Location& b);
+
+// What a thread waits for that is not a meeting of its warp or block.
+struct Wait {
+    enum class Kind : uint8_t { nothing, barrier, named } kind = Kind::nothing;
+    int64_t id = 0;  // of the barrier: its offset in shared memory, or its number
+    uint32_t parity = 0;
+    Location location;
+};
 
 class Block {
   public:
     // On this OS thread; null outside of kernels.
     static Block* running();
 
-    Block() = default;
+    Block();
+    ~Block();
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
 
@@ -36,9 +51,22 @@ class Block {
     bool arrive_at_warp(const char* function, Ordering ordering, const Location& location);
     void release_lanes(Ordering ordering);
     void wait_for_block(const Location& location);
+    // The running thread goes on after somebody has called wake for it.
+    void suspend(const Wait& wait);
+    void wake(uint32_t thread);
+    // With a seed, others may go on before the running thread.
+    void give_way();
+    uint64_t draw(uint64_t below) { return schedule_.draw(below); }
+    // The state of an H100's instructions; fails for other devices.
+    Hopper& hopper(const Location& location);
+    Hopper& hopper() { return *hopper_; }
     // Unwinds the running thread, which ends the block.
     [[noreturn]] void fail(const std::string& text, const Location& location);
+    // Ends the block from outside of its threads.
+    void end_with(const std::string& error);
+    std::string message_of(uint32_t thread, const std::string& text, const Location& location) const;
     Observer& observer() { return observer_; }
+    const Settings& settings() const { return *settings_; }
     uint32_t thread_number() const { return current_->number; }
     uint32_t warp_number() const { return current_->number / warp_size; }
 
@@ -73,7 +101,9 @@ class Block {
     [[noreturn]] void thread_loop();
     void run_kernel();
     void end_thread();
+    void end_hopper();
     void complete_barrier();
+    std::string deadlock() const;  // deadlock.cpp
     std::string lanes_text(uint32_t lanes) const;
     std::string message(const std::string& text, const Location& location) const;
 
@@ -84,6 +114,9 @@ class Block {
     dim3 extent_{0, 0, 0};
     std::vector<Thread> threads_;  // of a block of that extent
     std::vector<Warp> warps_;
+    std::unique_ptr<Hopper> hopper_;
+    bool hopper_used_ = false;  // by this block
+    std::vector<Wait> waits_;   // by thread
     Thread* current_ = nullptr;
     std::string error_;
 

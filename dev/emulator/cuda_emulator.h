@@ -9,9 +9,10 @@
 #include <type_traits>
 
 #include "dev/emulator/launch.h"
-#include "dev/emulator/sanitizers.h"
-#include "dev/emulator/tensor_core.h"
-#include "dev/emulator/warp.h"
+#include "dev/emulator/machine/sanitizers.h"
+#include "dev/emulator/machine/tensor_core.h"
+#include "dev/emulator/machine/warp.h"
+#include "dev/emulator/operations.h"
 #include "kernels/tensor.h"
 
 #define CU_BACKEND cuda_emulated
@@ -80,6 +81,23 @@ struct alignas(sizeof(T) * N) Vector {
     const T& operator[](int i) const { return element[i]; }
 };
 
+// Finds sums of a wgmma that has not been waited for where they are used.
+inline void check_settled(float value, const Location& location) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffffu) == emulator::sum_in_flight) emulator::fail_unsettled(location);
+}
+inline void check_settled(bfloat16 value, const Location& location) {
+    if ((value.bits & 0x7fffu) == emulator::sum_in_flight_bfloat16) emulator::fail_unsettled(location);
+}
+template <typename T, int N>
+inline void check_settled(const Vector<T, N>& value, const Location& location) {
+    if constexpr (std::is_same_v<T, float> || std::is_same_v<T, bfloat16>)
+        for (const T& element : value.element) check_settled(element, location);
+}
+template <typename T>
+inline void check_settled(const T&, const Location&) {}
+
 template <typename T>
 inline T load(const T* address, const Location& location = Location::current()) {
     if (emulator::context.observed) emulator::observe_global(address, sizeof(T), Access::load, location);
@@ -87,6 +105,7 @@ inline T load(const T* address, const Location& location = Location::current()) 
 }
 template <typename T>
 inline void store(T* address, T value, const Location& location = Location::current()) {
+    if (emulator::context.wgmma) check_settled(value, location);
     if (emulator::context.observed) emulator::observe_global(address, sizeof(T), Access::store, location);
     *address = value;
 }
@@ -98,6 +117,7 @@ inline Vector<T, N> load_vector(const T* address, const Location& location = Loc
 template <int N, typename T>
 inline void store_vector(T* address, const Vector<T, N>& value,
                          const Location& location = Location::current()) {
+    if (emulator::context.wgmma) check_settled(value, location);
     if (emulator::context.observed) emulator::observe_global(address, sizeof(T) * N, Access::store, location);
     *reinterpret_cast<Vector<T, N>*>(address) = value;
 }
@@ -111,6 +131,7 @@ inline T load_shared(const T* address, const Location& location = Location::curr
 }
 template <typename T>
 inline void store_shared(T* address, T value, const Location& location = Location::current()) {
+    if (emulator::context.wgmma) check_settled(value, location);
     if (emulator::context.observed) emulator::observe_shared(address, sizeof(T), Access::store, location);
     *address = value;
 }
@@ -122,6 +143,7 @@ inline Vector<T, N> load_shared_vector(const T* address, const Location& locatio
 template <int N, typename T>
 inline void store_shared_vector(T* address, const Vector<T, N>& value,
                                 const Location& location = Location::current()) {
+    if (emulator::context.wgmma) check_settled(value, location);
     if (emulator::context.observed) emulator::observe_shared(address, sizeof(T) * N, Access::store, location);
     *reinterpret_cast<Vector<T, N>*>(address) = value;
 }
@@ -239,7 +261,11 @@ inline void mma_tile(float (&sum)[M / 16][N / 8][4], const uint32_t (&a)[M / 16]
 
 // ---- numbers
 
-inline uint32_t pack_bfloat16(float low, float high) {
+inline uint32_t pack_bfloat16(float low, float high, const Location& location = Location::current()) {
+    if (emulator::context.wgmma) {
+        check_settled(low, location);
+        check_settled(high, location);
+    }
     return static_cast<uint32_t>(bfloat16(high).bits) << 16 | bfloat16(low).bits;
 }
 inline float low_bfloat16(uint32_t packed) {

@@ -25,6 +25,7 @@ struct Settings {
     bool checked = true;             // addresses, alignment, extents, unwritten shared memory, cp.async waits
     bool check_races = false;        // conflicting accesses that no barrier orders; blocks run one by one
     uint64_t schedule_seed = 0;      // 0: threads run in their natural order; else in an order made from this
+    int compute_capability = 80;     // 90: an H100's instructions and shared memory
     int threads = 0;                 // of the CPU; 0: as many as OpenMP takes
     bool allow_host_memory = false;  // as global memory, besides Runtime::allocate's
     // Accesses of a thread without waiting or returning, before it is taken to wait in a loop; checked only.

@@ -9,7 +9,7 @@
 #include <numeric>
 
 #include "dev/emulator/block.h"
-#include "dev/emulator/sanitizers.h"
+#include "dev/emulator/machine/sanitizers.h"
 
 namespace train_qat::emulator {
 
@@ -36,10 +36,10 @@ void check_configuration(const Launch& launch) {
         refuse(launch, "no valid grid: " + text(grid));
     if (launch.threads() == 0 || launch.threads() > 1024 || block.z > 64)
         refuse(launch, "no valid block: " + text(block));
-    if (launch.shared_bytes < 0 || launch.shared_bytes > shared_memory_limit)
+    const int64_t limit = shared_memory_limit_of(current_settings.compute_capability);
+    if (launch.shared_bytes < 0 || launch.shared_bytes > limit)
         refuse(launch, std::to_string(launch.shared_bytes) +
-                           " bytes of shared memory asked, a block can have " +
-                           std::to_string(shared_memory_limit));
+                           " bytes of shared memory asked, a block can have " + std::to_string(limit));
 }
 
 // Runs a launch's blocks on all threads; remembers the first block that failed.

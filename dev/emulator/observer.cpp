@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "dev/emulator/block.h"
-#include "dev/emulator/sanitizers.h"
+#include "dev/emulator/machine/sanitizers.h"
 
 namespace train_qat::emulator {
 
@@ -34,23 +34,6 @@ int64_t address_of(const void* address) {
     return reinterpret_cast<intptr_t>(address);
 }
 
-// What an access of so many bytes must be a multiple of.
-int64_t alignment_of(int64_t bytes) {
-    return std::min<int64_t>(bytes & -bytes, 16);
-}
-
-std::string text_of(const void* address) {
-    constexpr char digits[] = "0123456789abcdef";
-    std::string text;
-    for (auto rest = static_cast<uint64_t>(address_of(address)); rest != 0; rest /= 16)
-        text.insert(text.begin(), digits[rest % 16]);
-    return "0x" + (text.empty() ? "0" : text);
-}
-
-const char* name_of(Access access) {
-    return access == Access::load ? "load" : "store";
-}
-
 [[noreturn]] void fail(const std::string& text, const Location& location) {
     Block::running()->fail(text, location);
 }
@@ -67,7 +50,7 @@ void Observer::start_block(const Settings& settings, AccessLog* log, int64_t blo
     settings_ = &settings;
     log_ = log;
     if (log_ != nullptr) log_->start_block((threads + warp_size - 1) / warp_size);
-    shared_memory_.reset(dynamic_bytes, settings.checked);
+    shared_memory_.reset(dynamic_bytes, settings.checked, settings.compute_capability >= 90);
     copies_.resize(static_cast<size_t>(threads));
     for (Copies& copies : copies_) {
         copies.open.clear();
@@ -98,24 +81,19 @@ void Observer::warp_meets(Warp& warp, uint32_t index, Ordering ordering) {
         warp.last_sync = order_.now = ++race_clock.now;
 }
 
+// Some of the block's threads are ordered, and which is not kept: as if all were, so races may be missed.
+void Observer::some_order() {
+    if (settings_->check_races) order_.now = order_.last_barrier = ++race_clock.now;
+}
+
 void Observer::warp_ends(uint32_t index) {
     if (log_ != nullptr) log_->close(index);
 }
 
-// ---- checks: the quick answer that all is well, and functions that find out what is not
+// ---- checks: the quick answer that all is well; explain... (explain.cpp) find out what is not
 
 inline bool Observer::plain(const void* address, int64_t bytes) {
     return ++accesses_ <= settings_->patience && (address_of(address) & (alignment_of(bytes) - 1)) == 0;
-}
-
-void Observer::explain(const void* address, int64_t bytes, const char* what, const Location& location) {
-    if (accesses_ > settings_->patience)
-        fail("has made " + std::to_string(settings_->patience) +
-                 " accesses without waiting or returning: it waits in a loop for another thread",
-             location);
-    fail(std::string("misaligned ") + what + ": " + std::to_string(bytes) + " bytes at " + text_of(address) +
-             ", which is not a multiple of " + std::to_string(alignment_of(bytes)),
-         location);
 }
 
 // Null for host memory, where that is allowed.
@@ -130,18 +108,6 @@ inline Allocation* Observer::check_global(const void* address, int64_t bytes, Ac
     return allocation;
 }
 
-void Observer::explain_global(const void* address, int64_t bytes, Access access, const Location& location) {
-    const std::string what =
-        std::string(name_of(access)) + " of " + std::to_string(bytes) + " bytes at " + text_of(address);
-    if (shared_memory_.contains(address)) fail("global " + what + ", which is in shared memory", location);
-    const Allocation* nearest = GlobalMemory::instance().below(address);
-    std::string where = ", outside of all allocations";
-    if (nearest != nullptr)
-        where += ": byte " + std::to_string(static_cast<const unsigned char*>(address) - nearest->begin) +
-                 " of one that has " + std::to_string(nearest->bytes);
-    fail("global memory out of bounds: " + what + where, location);
-}
-
 inline void Observer::check_shared(const void* address, int64_t bytes, Access access,
                                    const Location& location) {
     const int64_t offset = shared_memory_.offset_of(address);
@@ -151,21 +117,9 @@ inline void Observer::check_shared(const void* address, int64_t bytes, Access ac
         explain_shared(address, bytes, access, location);
 }
 
-void Observer::explain_shared(const void* address, int64_t bytes, Access access, const Location& location) {
-    const int64_t offset = shared_memory_.offset_of(address);
-    const std::string what = name_of(access);
-    if (!shared_memory_.contains(address))
-        fail("shared " + what + " at " + text_of(address) + ", which is not in shared memory", location);
-    if (!shared_memory_.all_inside(offset, bytes))
-        fail("shared memory out of bounds: " + what + " of " + std::to_string(bytes) + " bytes at " +
-                 shared_memory_.name_of(address),
-             location);
-    if (shared_memory_.any_pending(offset, bytes))
-        fail(std::string(access == Access::load ? "reads" : "writes") +
-                 " shared memory whose cp_async_16 has not been waited for: " +
-                 shared_memory_.name_of(address),
-             location);
-    fail("reads unwritten shared memory: " + shared_memory_.name_of(address), location);
+inline void Observer::note_store(int64_t offset, int64_t bytes) {
+    shared_memory_.mark(offset, bytes, SharedMemory::written);
+    shared_memory_.note_writer(offset, bytes, Block::running()->thread_number());
 }
 
 // ---- races
@@ -205,7 +159,7 @@ void Observer::race_global(Allocation* allocation, const void* address, int64_t 
     Race race;
     if (allocation->shadow->access(offset, bytes, access, Block::running()->thread_number(),
                                    context.warp->last_sync, order_, order_.launch_start, location, race))
-        fail_race(race, access, "global memory at " + text_of(address), location);
+        fail_race(race, access, "global memory at " + address_text(address), location);
 }
 
 // ---- accesses
@@ -228,8 +182,7 @@ void Observer::shared(const void* address, int bytes, Access access, const Locat
         if (!plain(address, bytes))
             explain(address, bytes, access == Access::load ? "shared load" : "shared store", location);
         check_shared(address, bytes, access, location);
-        if (access == Access::store)
-            shared_memory_.mark(shared_memory_.offset_of(address), bytes, SharedMemory::written);
+        if (access == Access::store) note_store(shared_memory_.offset_of(address), bytes);
     }
     if (settings_->check_races) race_shared(address, bytes, access, location);
     if (log_ != nullptr)
@@ -247,6 +200,33 @@ void Observer::ldmatrix(const void* row, const Location& location) {
     if (log_ != nullptr)
         log_->add(Traffic::ldmatrix, Block::running()->warp_number(), context.lane, address_of(row),
                   row_bytes, location);
+}
+
+// ---- bulk copies and wgmma
+
+void Observer::bulk_shared(const void* address, int64_t bytes, Access access, const Location& location) {
+    if (settings_->checked) check_shared(address, bytes, access, location);
+}
+
+void Observer::bulk_global(const void* address, int64_t bytes, Access access, const Location& location) {
+    Allocation* const allocation =
+        settings_->checked ? check_global(address, bytes, access, location) : nullptr;
+    if (settings_->check_races) race_global(allocation, address, bytes, access, location);
+    if (log_ != nullptr) log_->add_bytes(access, bytes, location);
+}
+
+void Observer::bulk_add(const void* address, int64_t bytes, const Location& location) {
+    if (settings_->checked) check_global(address, bytes, Access::store, location);
+    if (log_ != nullptr) log_->add_bytes(Access::store, bytes, location);
+}
+
+void Observer::check_fenced(int64_t offset, int64_t bytes, const char* reader, const Location& location) {
+    const int writer = settings_->checked ? shared_memory_.unfenced_writer(offset, bytes) : -1;
+    if (writer >= 0)
+        fail(std::string(reader) + " reads what thread " +
+                 Block::running()->index_of_thread(static_cast<uint32_t>(writer)) +
+                 " has written with no fence_async_proxy since: " + shared_memory_.name_at(offset),
+             location);
 }
 
 void Observer::flops(int64_t flops, const Location& location) {
@@ -315,8 +295,7 @@ bool Observer::next_due_copy(int pending, AsyncCopy& copy) {
         race_shared(copy.shared, copy_bytes, Access::store, copy.location);
         if (copy.valid > 0) race_global(nullptr, copy.global, copy.valid, Access::load, copy.location);
     }
-    if (settings_->checked)
-        shared_memory_.mark(shared_memory_.offset_of(copy.shared), copy_bytes, SharedMemory::written);
+    if (settings_->checked) note_store(shared_memory_.offset_of(copy.shared), copy_bytes);
     return true;
 }
 

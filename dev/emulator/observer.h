@@ -8,10 +8,10 @@
 
 #include "dev/emulator/access_log.h"
 #include "dev/emulator/emulator.h"
-#include "dev/emulator/global_memory.h"
-#include "dev/emulator/races.h"
-#include "dev/emulator/shared_memory.h"
-#include "dev/emulator/warp.h"
+#include "dev/emulator/machine/global_memory.h"
+#include "dev/emulator/machine/races.h"
+#include "dev/emulator/machine/shared_memory.h"
+#include "dev/emulator/machine/warp.h"
 
 namespace train_qat::emulator {
 
@@ -22,6 +22,14 @@ struct AsyncCopy {
     int valid, group;
     Location location;
 };
+
+// "0x..."
+std::string address_text(const void* address);
+// What an access of so many bytes must be a multiple of.
+constexpr int64_t alignment_of(int64_t bytes) {
+    const int64_t largest_power = bytes & -bytes;
+    return largest_power < 16 ? largest_power : 16;
+}
 
 class Observer {
   public:
@@ -35,6 +43,11 @@ class Observer {
     void shared(const void* address, int bytes, Access access, const Location& location);
     void ldmatrix(const void* row, const Location& location);
     void flops(int64_t flops, const Location& location);
+    // Of bulk copies and wgmma, whose own rules are theirs to check.
+    void bulk_shared(const void* address, int64_t bytes, Access access, const Location& location);
+    void bulk_global(const void* address, int64_t bytes, Access access, const Location& location);
+    void bulk_add(const void* address, int64_t bytes, const Location& location);
+    void check_fenced(int64_t offset, int64_t bytes, const char* reader, const Location& location);
     void start_copy(void* shared, const void* global, int valid, const Location& location);
     void close_group();
     // The oldest copy of a group that must be complete now, for the caller to make; false: there is none.
@@ -46,10 +59,13 @@ class Observer {
     // ---- what orders accesses
     void barrier(std::vector<Warp>& warps);
     void warp_meets(Warp& warp, uint32_t index, Ordering ordering);
+    void some_order();
     void warp_ends(uint32_t index);
     static void start_launch();
 
     void thread_waits() { accesses_ = 0; }
+    SharedMemory& shared_memory() { return shared_memory_; }
+    std::string place_of(const void* address) const;                 // for messages
     int64_t shared_bytes() const { return shared_memory_.bytes(); }  // of the block so far
 
   private:
@@ -61,6 +77,7 @@ class Observer {
     bool plain(const void* address, int64_t bytes);
     Allocation* check_global(const void* address, int64_t bytes, Access access, const Location& location);
     void check_shared(const void* address, int64_t bytes, Access access, const Location& location);
+    void note_store(int64_t offset, int64_t bytes);
     [[noreturn]] void explain(const void* address, int64_t bytes, const char* what, const Location& location);
     [[noreturn]] void explain_global(const void* address, int64_t bytes, Access access,
                                      const Location& location);

@@ -18,7 +18,8 @@
 //   * Shuffles, ballot and mma_tile exchange values and order no memory; block_sync, warp_sync and ldmatrix do.
 //   * No inline assembly, no atomics, no cooperative groups; `#pragma unroll` is written CU_UNROLL.
 //   * threadIdx, blockIdx, blockDim, gridDim, dim3, __global__, __device__, __launch_bounds__ as in CUDA.
-// Tensor cores are used at the level that all targets have (sm_80: mma.sync, ldmatrix, cp.async).
+// Tensor cores are used at the level that all targets have (sm_80: mma.sync, ldmatrix, cp.async); what only Hopper has:
+// hopper.cuh.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#include "dev/emulator/sanitizers.h"
+#include "dev/emulator/machine/sanitizers.h"
 
 namespace train_qat::emulator {
 

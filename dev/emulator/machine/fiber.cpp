@@ -1,4 +1,4 @@
-#include "dev/emulator/fiber.h"
+#include "dev/emulator/machine/fiber.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

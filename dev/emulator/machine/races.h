@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "dev/emulator/warp.h"
+#include "dev/emulator/machine/warp.h"
 
 namespace train_qat::emulator {
 

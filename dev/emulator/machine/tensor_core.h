@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "dev/emulator/sanitizers.h"
-#include "dev/emulator/warp.h"
+#include "dev/emulator/machine/sanitizers.h"
+#include "dev/emulator/machine/warp.h"
 
 namespace train_qat::emulator {
 

@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "dev/emulator/warp.h"
+#include "dev/emulator/machine/warp.h"
 
 namespace train_qat::emulator {
 
@@ -35,6 +35,8 @@ class Schedule {
         return static_cast<int>(w * warp_size + lane);
     }
     void maybe_reorder();
+    // Below `below`; 0 without a seed.
+    uint64_t draw(uint64_t below) { return seeded() ? random_() % below : 0; }
 
   private:
     uint32_t ranks_of(uint32_t lanes) const;

@@ -1,4 +1,4 @@
-#include "dev/emulator/schedule.h"
+#include "dev/emulator/machine/schedule.h"
 
 #include <algorithm>
 #include <numeric>

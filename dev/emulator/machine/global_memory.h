@@ -7,7 +7,7 @@
 #include <memory>
 #include <mutex>
 
-#include "dev/emulator/races.h"
+#include "dev/emulator/machine/races.h"
 
 namespace train_qat::emulator {
 

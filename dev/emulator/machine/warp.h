@@ -44,6 +44,7 @@ struct Context {
     Warp* warp = nullptr;
     uint32_t lane = 0;
     bool observed = false;  // accesses are checked or recorded
+    bool wgmma = false;     // the block has had sums in flight
 };
 inline constinit thread_local Context context;
 

@@ -1,11 +1,11 @@
-#include "dev/emulator/shared_memory.h"
+#include "dev/emulator/machine/shared_memory.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
-#include "dev/emulator/sanitizers.h"
+#include "dev/emulator/machine/sanitizers.h"
 
 namespace train_qat::emulator {
 
@@ -40,8 +40,15 @@ SharedMemory::~SharedMemory() {
     unpoison_memory(arena_.get(), capacity);
 }
 
-void SharedMemory::reset(int64_t dynamic_bytes, bool checked) {
+void SharedMemory::reset(int64_t dynamic_bytes, bool checked, bool hopper) {
     checked_ = checked;
+    hopper_ = hopper && checked;
+    limit_ = hopper ? hopper_shared_memory_limit : shared_memory_limit;
+    if (hopper_) {
+        readers_.assign(capacity / chunk_bytes, 0);
+        writers_.assign(capacity, 0);
+        fences_.assign(size_t{1} << thread_bits, 1);
+    }
     variables_.clear();
     // Before the thread sanitizer, memory of another block is other memory.
     if (one_fiber_per_thread) make_arena();
@@ -68,13 +75,50 @@ unsigned char* SharedMemory::variable(const void* tag, const char* name, int64_t
     const int64_t lead = std::max<int64_t>(alignment, 4);
     const int64_t offset = round_up(used_ + gap_bytes, std::max(gap_bytes, 2 * lead)) + lead;
     static_bytes_ = round_up(static_bytes_, alignment) + bytes;
-    if (static_bytes_ > static_shared_memory_limit || this->bytes() > shared_memory_limit ||
+    if (static_bytes_ > static_shared_memory_limit || this->bytes() > limit_ ||
         offset + bytes + gap_bytes > capacity)
         return nullptr;
     used_ = round_up(offset + bytes, gap_bytes);
     open(offset, bytes);
     variables_.push_back({tag, name, offset, bytes});
     return arena_.get() + offset;
+}
+
+// ---- Hopper
+
+void SharedMemory::lock(int64_t offset, int64_t bytes) {
+    if (!hopper_) return;
+    for (int64_t at = offset; at < offset + bytes; at += chunk_bytes)
+        if (readers_[static_cast<size_t>(at / chunk_bytes)]++ == 0)
+            for (int64_t i = at; i < at + chunk_bytes; ++i) states_[static_cast<size_t>(i)] |= locked;
+}
+
+void SharedMemory::unlock(int64_t offset, int64_t bytes) {
+    if (!hopper_) return;
+    for (int64_t at = offset; at < offset + bytes; at += chunk_bytes)
+        if (--readers_[static_cast<size_t>(at / chunk_bytes)] == 0)
+            for (int64_t i = at; i < at + chunk_bytes; ++i)
+                states_[static_cast<size_t>(i)] &= static_cast<uint8_t>(~locked);
+}
+
+void SharedMemory::note_writer(int64_t offset, int64_t bytes, uint32_t thread) {
+    if (!hopper_) return;
+    std::fill_n(writers_.begin() + offset, bytes, fences_[thread] << thread_bits | thread);
+}
+
+void SharedMemory::forget_writers(int64_t offset, int64_t bytes) {
+    if (hopper_) std::fill_n(writers_.begin() + offset, bytes, 0u);
+}
+
+int SharedMemory::unfenced_writer(int64_t offset, int64_t bytes) const {
+    if (!hopper_) return -1;
+    for (int64_t i = offset; i < offset + bytes; ++i) {
+        const uint32_t writer = writers_[static_cast<size_t>(i)];
+        const uint32_t thread = writer & ((1u << thread_bits) - 1);
+        if (writer != 0 && writer >> thread_bits == (fences_[thread] & (~0u >> thread_bits)))
+            return static_cast<int>(thread);
+    }
+    return -1;
 }
 
 std::string SharedMemory::name_of(const void* address) const {

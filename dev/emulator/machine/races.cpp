@@ -1,4 +1,4 @@
-#include "dev/emulator/races.h"
+#include "dev/emulator/machine/races.h"
 
 #include <sys/mman.h>
 

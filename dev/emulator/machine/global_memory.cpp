@@ -1,10 +1,10 @@
-#include "dev/emulator/global_memory.h"
+#include "dev/emulator/machine/global_memory.h"
 
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
 
-#include "dev/emulator/sanitizers.h"
+#include "dev/emulator/machine/sanitizers.h"
 
 namespace train_qat::emulator {
 
