@@ -145,12 +145,22 @@ kernels_of() {
         }' "$1"
 }
 
+# label, NAME of bench_cuda_NAME, its options
+benchmark() {
+    local rows
+    step "benchmark: $1" "$BUILD/bench_cuda_$2" "${@:3}" || true
+    mapfile -t rows < <(kernels_of "$(log_of "benchmark: $1")")
+    table+=("${rows[@]}")
+}
+
 benchmarks() {
-    local name rows
+    local name
     for name in $BENCHMARKS; do
-        step "benchmark: $name" "$BUILD/bench_cuda_$name" || true
-        mapfile -t rows < <(kernels_of "$(log_of "benchmark: $name")")
-        table+=("${rows[@]}")
+        benchmark "$name" "$name"
+        if [ "$name" = attention ]; then
+            benchmark "attention, heads of 32" attention --head_dim 32 --heads 24 --kv_heads 24
+            benchmark "attention, heads of 96" attention --head_dim 96 --heads 8 --kv_heads 8
+        fi
     done
 }
 

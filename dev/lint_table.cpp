@@ -19,7 +19,6 @@ namespace {
 
 // One block of a small model, with sizes that are whole vectors but not all whole tiles.
 constexpr int64_t B = 2, T = 192, M = B * T, C = 512, H = 8, G = 4, D = 64, F = 1408, V = 4000;
-constexpr int64_t qkv_columns = (H + 2 * G) * D;
 
 class LintTable {
   public:
@@ -185,12 +184,15 @@ void add_layers(LintTable& table, Backend& backend) {
 }
 
 void add_attention(LintTable& table, Backend& backend, int64_t head_dim) {
-    const AttentionShape shape{B, T, H * D / head_dim, G * D / head_dim, head_dim};
+    const int64_t kv_heads = G * D / head_dim, width = H / G * kv_heads * head_dim;
+    const AttentionShape shape{B, T, H / G * kv_heads, kv_heads, head_dim};
+    const int64_t qkv_columns = shape.qkv_columns();
     const Tensor qkv = table.narrow({M, qkv_columns}), dqkv = table.narrow({M, qkv_columns}),
-                 y = table.narrow({M, C}), dy = table.narrow({M, C}), lse = table.wide({B, shape.heads, T}),
-                 scale = table.wide({qkv_columns}), angles = table.wide({T, head_dim / 2});
+                 y = table.narrow({M, width}), dy = table.narrow({M, width}),
+                 lse = table.wide({B, shape.heads, T}), scale = table.wide({qkv_columns}),
+                 angles = table.wide({T, head_dim / 2});
     void* workspace = table.bytes(backend.attention_backward_workspace(shape));
-    const double flops = 2.0 * B * T * T * C;  // of the two products, half of it hidden by the mask
+    const double flops = 2.0 * B * T * T * width;  // of the two products, half of it hidden by the mask
     const std::string size = ", D = " + std::to_string(head_dim);
     table.add(("rope_forward" + size).c_str(), 0, M * qkv_columns * 4, [&] {
         backend.rope_forward(
@@ -200,9 +202,9 @@ void add_attention(LintTable& table, Backend& backend, int64_t head_dim) {
         backend.rope_backward(
             {.dqkv = dqkv, .cosines = angles, .sines = angles, .column_scale = scale, .shape = shape});
     });
-    table.add(("attention_forward" + size).c_str(), flops, 2 * (M * qkv_columns + M * C),
+    table.add(("attention_forward" + size).c_str(), flops, 2 * (M * qkv_columns + M * width),
               [&] { backend.attention_forward({.y = y, .log_sum_exp = lse, .qkv = qkv, .shape = shape}); });
-    table.add(("attention_backward" + size).c_str(), 2.5 * flops, 4 * M * qkv_columns + 2 * M * C, [&] {
+    table.add(("attention_backward" + size).c_str(), 2.5 * flops, 4 * M * qkv_columns + 2 * M * width, [&] {
         backend.attention_backward({.dqkv = dqkv,
                                     .dy = dy,
                                     .qkv = qkv,
@@ -267,8 +269,7 @@ void print_table() {
     add_matmuls(table, *backend, "4-bit codes", Grid::integer4, 0.5);
     add_matmuls(table, *backend, "8-bit codes", Grid::integer8, 1);
     add_layers(table, *backend);
-    add_attention(table, *backend, 64);
-    add_attention(table, *backend, 128);
+    for (int64_t head_dim : {16, 32, 64, 96, 128}) add_attention(table, *backend, head_dim);
     add_optimizer(table, *backend);
 }
 

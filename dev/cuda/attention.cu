@@ -317,11 +317,11 @@ int main(int argc, char** argv) {
     using namespace train_qat::CU_BACKEND;
     return run_benchmark({"attention",
                           "Causal attention with grouped key/value heads in bfloat16, forward and backward.",
-                          {{"batch", 16, {2, 1, 1}},
-                           {"sequence", 1024, {67, 1, 130}},
-                           {"heads", 12, {4, 2, 1}},
-                           {"kv_heads", 12, {2, 2, 1}},
-                           {"head_dim", 64, {18, 64, 128}}},
+                          {{"batch", 16, {2, 1, 1, 1, 2}},
+                           {"sequence", 1024, {67, 1, 130, 131, 65}},
+                           {"heads", 12, {4, 2, 1, 2, 2}},
+                           {"kv_heads", 12, {2, 2, 1, 1, 2}},
+                           {"head_dim", 64, {18, 64, 128, 32, 96}}},
                           [](CudaBackend& backend, const Sizes& sizes) {
                               return std::make_unique<Attention>(backend, sizes);
                           }},

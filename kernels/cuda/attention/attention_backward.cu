@@ -39,9 +39,8 @@ constexpr int block_rows = 128;
 // A warp has as many rows as leave enough registers for the D columns of their gradients.
 template <int D>
 struct BackwardTiles {
-    static constexpr int rows = 2048 / D;  // of a warp
+    static constexpr int rows = D <= 64 ? 32 : 16;  // of a warp
     static constexpr int warps = block_rows / rows, threads = 32 * warps;
-    static constexpr int blocks = D == 64 ? 2 : 1;  // on a multiprocessor
 };
 
 // What key_value_gradient wants to know of the queries, ready for cp.async: for each 32 queries of a head
@@ -64,8 +63,9 @@ CU_DEVICE T* query_statistics(T* statistics, int batch, int head, int query, con
 
 template <int D>
 struct QueryGradientTiles : BackwardTiles<D> {
-    static constexpr int keys = 64;             // of a tile
-    static constexpr int strip = D / 4;         // keys whose weights exist at a time
+    static constexpr int blocks = D <= 32 ? 3 : D <= 64 ? 2 : 1;  // on a multiprocessor
+    static constexpr int keys = 64;                               // of a tile
+    static constexpr int strip = D <= 64 ? 16 : 32;               // keys whose weights exist at a time
     static constexpr int stage = 2 * keys * D;  // elements of a tile of keys and one of values
     static constexpr int shared_bytes = 2 * stage * 2;
     static_assert(stage == block_rows * D);  // they also hold the block's q and dy, and in the end dq
@@ -90,7 +90,7 @@ CU_DEVICE void load_query_side(uint32_t (&q)[D / 16][BackwardTiles<D>::rows / 16
 }
 
 template <int D>
-__global__ void __launch_bounds__(BackwardTiles<D>::threads, BackwardTiles<D>::blocks)
+__global__ void __launch_bounds__(BackwardTiles<D>::threads, QueryGradientTiles<D>::blocks)
     query_gradient(bfloat16* dqkv, float* statistics, const bfloat16* dy, const bfloat16* qkv,
                    const float* log_sum_exp, AttentionSizes s) {
     using Tiles = QueryGradientTiles<D>;
@@ -171,8 +171,9 @@ __global__ void __launch_bounds__(BackwardTiles<D>::threads, BackwardTiles<D>::b
 
 template <int D>
 struct KeyValueGradientTiles : BackwardTiles<D> {
-    static constexpr int queries = statistics_queries;  // of a tile
-    static constexpr int stage = 2 * queries * D;       // elements of a tile of queries and one of dy
+    static constexpr int blocks = D <= 16 ? 3 : D <= 64 ? 2 : 1;  // on a multiprocessor
+    static constexpr int queries = statistics_queries;            // of a tile
+    static constexpr int stage = 2 * queries * D;  // elements of a tile of queries and one of dy
     static constexpr int shared_bytes =
         (2 * block_rows * D + 2 * stage) * 2 + 2 * 2 * queries * static_cast<int>(sizeof(float));
 };
@@ -185,7 +186,7 @@ CU_DEVICE void load_columns(Vector<float, 2> (&numbers)[N / 8], const float* sha
 }
 
 template <int D>
-__global__ void __launch_bounds__(BackwardTiles<D>::threads, BackwardTiles<D>::blocks)
+__global__ void __launch_bounds__(BackwardTiles<D>::threads, KeyValueGradientTiles<D>::blocks)
     key_value_gradient(bfloat16* dqkv, const bfloat16* dy, const bfloat16* qkv, const float* statistics,
                        AttentionSizes s) {
     using Tiles = KeyValueGradientTiles<D>;
@@ -286,9 +287,10 @@ int64_t attention_backward_workspace(const AttentionShape& shape) {
 void attention_backward(Device& device, const AttentionBackward& a) {
     float* statistics = static_cast<float*>(a.workspace);
     if (tensor_cores_apply(a.qkv.dtype, a.shape, a.qkv.data, a.dqkv.data, a.dy.data, a.workspace)) {
-        const auto launch = a.shape.head_dim == 64 ? launch_backward<64> : launch_backward<128>;
-        launch(device.stream(), a.dqkv.as<bfloat16>(), a.dy.as<bfloat16>(), a.qkv.as<bfloat16>(),
-               a.log_sum_exp.as<float>(), a.shape, statistics);
+        with_head_dim(TensorCoreHeadDims(), a.shape.head_dim, [&]<int D>() {
+            launch_backward<D>(device.stream(), a.dqkv.as<bfloat16>(), a.dy.as<bfloat16>(),
+                               a.qkv.as<bfloat16>(), a.log_sum_exp.as<float>(), a.shape, statistics);
+        });
         return;
     }
     with_compute_type(a.name, a.qkv.dtype, [&]<typename T>() {

@@ -35,9 +35,10 @@ template <int D>
 struct ForwardTiles {
     static constexpr int rows = 32;  // queries of a warp
     static constexpr int warps = 4, threads = 32 * warps, queries = rows * warps;
-    static constexpr int keys = 4096 / D;  // of a tile; more would not leave enough registers
-    static constexpr bool queries_in_registers = D == 64;
-    static constexpr int stage = 2 * keys * D;  // elements of a tile of keys and one of values
+    static constexpr int keys = D <= 64 ? 64 : 32;  // of a tile; more would not leave enough registers
+    static constexpr bool queries_in_registers = D <= 64;
+    static constexpr int blocks = D <= 32 ? 3 : 2;  // on a multiprocessor
+    static constexpr int stage = 2 * keys * D;      // elements of a tile of keys and one of values
     static constexpr int shared_bytes = (queries * D + 2 * stage) * 2;
 };
 
@@ -99,7 +100,7 @@ CU_DEVICE void finish_rows(const HeadRows<bfloat16>& y, float* log_sum_exp, int 
 }
 
 template <int D>
-__global__ void __launch_bounds__(ForwardTiles<D>::threads, 2)
+__global__ void __launch_bounds__(ForwardTiles<D>::threads, ForwardTiles<D>::blocks)
     forward_tiles(bfloat16* y, float* log_sum_exp, const bfloat16* qkv, AttentionSizes s) {
     using Tiles = ForwardTiles<D>;
     constexpr int M = Tiles::rows, N = Tiles::keys;
@@ -174,8 +175,10 @@ void launch_forward(CuStream stream, bfloat16* y, float* log_sum_exp, const bflo
 
 void attention_forward(Device& device, const AttentionForward& a) {
     if (tensor_cores_apply(a.qkv.dtype, a.shape, a.qkv.data, a.y.data)) {
-        const auto launch = a.shape.head_dim == 64 ? launch_forward<64> : launch_forward<128>;
-        launch(device.stream(), a.y.as<bfloat16>(), a.log_sum_exp.as<float>(), a.qkv.as<bfloat16>(), a.shape);
+        with_head_dim(TensorCoreHeadDims(), a.shape.head_dim, [&]<int D>() {
+            launch_forward<D>(device.stream(), a.y.as<bfloat16>(), a.log_sum_exp.as<float>(),
+                              a.qkv.as<bfloat16>(), a.shape);
+        });
         return;
     }
     with_compute_type(a.name, a.qkv.dtype, [&]<typename T>() {

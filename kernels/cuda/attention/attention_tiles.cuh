@@ -1,10 +1,13 @@
 // The parts that the tensor-core kernels of attention are made of: tiles of a head's rows in shared memory,
 // and products of a warp's rows with such tiles.
 //
-// A tile (rows, D) lies in shared memory row by row; of row r the vector v of 8 elements, 16 bytes, has place
-// v ^ (r % 8). The same vector of 8 neighbouring rows - what ldmatrix reads for one 8x8 matrix - then lies in
-// 8 different groups of four banks, and so do 8 neighbouring vectors of a row - what copies and stores move:
-// there are no bank conflicts.
+// A tile (rows, D) lies in shared memory row by row, D a multiple of 16. Vectors of 8 elements, 16 bytes, lie
+// in 8 groups of four banks. Let g be the largest power of two, at most 8, that divides the D / 8 vectors of a
+// row: the starts of 8 / g neighbouring rows lie in different multiples of g groups, and the next 8 / g rows
+// start in the same ones. So rows r take turns within each g vectors: vector v has place v ^ (r / (8 / g) % g).
+// The same vector of 8 neighbouring rows - what ldmatrix reads for one 8x8 matrix - then lies in 8 different
+// groups, and so do 8 neighbouring vectors of a row, or of its end and the next one's start - what copies and
+// stores move: there are no bank conflicts.
 //
 // A warp owns M = 16 or 32 rows of a product and all its columns. Lane 4g + t holds, in sum[i][j], rows 16i +
 // g and 16i + g + 8 and columns 8j + 2t and 8j + 2t + 1 - the layout of mma.m16n8k16, which wants its left
@@ -14,6 +17,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <numeric>
+#include <utility>
 
 #include "kernels/cuda/attention/attention_heads.cuh"
 #include "kernels/cuda/platform/portable.cuh"
@@ -24,20 +29,26 @@ namespace train_qat::CU_BACKEND::attention {
 
 template <int D>
 CU_DEVICE int tile_offset(int row, int vector) {
-    return row * D + (vector & ~7) * 8 + ((vector ^ row) & 7) * 8;
+    static_assert(D % 16 == 0);
+    constexpr int g = std::gcd(D / 8, 8);
+    return row * D + (vector & ~(g - 1)) * 8 +
+           ((vector ^ static_cast<int>(static_cast<unsigned>(row) / (8 / g))) & (g - 1)) * 8;
 }
 
 // Starts copying `rows` rows from `first` on; rows behind the last one become zero.
 template <int D, int rows, int threads>
 CU_DEVICE void copy_tile(bfloat16* tile, const HeadRows<const bfloat16>& source, int first) {
     constexpr int vectors = D / 8;
-    static_assert(rows * vectors % threads == 0 && threads % vectors == 0);
-    const int row = static_cast<int>(threadIdx.x) / vectors, vector = static_cast<int>(threadIdx.x) % vectors;
+    // After that many copies a thread is back at its first column, `step` rows further down.
+    constexpr int round = vectors / std::gcd(threads, vectors), step = round * threads / vectors;
     CU_UNROLL
-    for (int i = 0; i < rows; i += threads / vectors) {
-        const bool exists = first + row + i < source.count;
-        const bfloat16* from = source.row(exists ? first + row + i : 0) + 8 * vector;
-        cp_async_16(tile + tile_offset<D>(row + i, vector), from, exists ? 16 : 0);
+    for (int i = 0; i * threads < rows * vectors; ++i) {
+        const int place = static_cast<int>(threadIdx.x) + i % round * threads;
+        const int row = place / vectors + i / round * step, vector = place % vectors;
+        if ((i + 1) * threads > rows * vectors && row >= rows) break;
+        const bool exists = first + row < source.count;
+        const bfloat16* from = source.row(exists ? first + row : 0) + 8 * vector;
+        cp_async_16(tile + tile_offset<D>(row, vector), from, exists ? 16 : 0);
     }
 }
 
@@ -229,11 +240,21 @@ CU_DEVICE void store_rows(const HeadRows<bfloat16>& target, int first, bfloat16*
 
 // ---- choice
 
+// The head dimensions that the tensor-core kernels are compiled for. The templates take every multiple of 16
+// up to 128.
+using TensorCoreHeadDims = std::integer_sequence<int, 16, 32, 64, 96, 128>;
+
+// Calls function.operator()<D>() with D = head_dim where that is one of the list; returns whether it is.
+template <int... D, typename Function>
+bool with_head_dim(std::integer_sequence<int, D...>, int64_t head_dim, Function&& function) {
+    return ((head_dim == D && (function.template operator()<D>(), true)) || ...);
+}
+
 // Whether the tensor-core kernels take this shape and matrices at these addresses. Rows have multiples of D
 // elements, so that all of them, and all heads in them, are aligned when the first is.
 template <typename... Address>
 bool tensor_cores_apply(DType dtype, const AttentionShape& shape, const Address*... addresses) {
-    return dtype == DType::bfloat16 && (shape.head_dim == 64 || shape.head_dim == 128) &&
+    return dtype == DType::bfloat16 && with_head_dim(TensorCoreHeadDims(), shape.head_dim, []<int>() {}) &&
            ((reinterpret_cast<uintptr_t>(addresses) % 16 == 0) && ...);
 }
 

@@ -20,6 +20,7 @@ namespace {
 
 constexpr DType type = DType::bfloat16;
 constexpr double slack = 0x1p-8;  // as in test_attention.cpp
+constexpr int64_t tensor_core_head_dims[] = {16, 32, 64, 96, 128};
 
 std::vector<BackendUnderTest> cuda_backends() {
     std::vector<BackendUnderTest> result;
@@ -135,9 +136,16 @@ TEST_CASE("attention over several tiles equals the double-precision formula",
           "[cuda][attention_forward][attention_backward][device]") {
     // Sequences that end in the first and in the last row of a warp's tile, one row before and behind a
     // block's.
-    const std::vector<AttentionShape> shapes = {{1, 300, 4, 2, 64},  {1, 300, 2, 1, 128}, {2, 129, 3, 1, 64},
-                                                {2, 129, 2, 2, 128}, {1, 255, 2, 1, 64},  {1, 161, 1, 1, 128},
-                                                {1, 385, 1, 1, 64},  {1, 48, 6, 1, 128},  {3, 16, 2, 1, 64}};
+    std::vector<AttentionShape> shapes = {
+        {1, 300, 4, 2, 64},  {1, 300, 2, 1, 128}, {2, 129, 3, 1, 64}, {2, 129, 2, 2, 128}, {1, 255, 2, 1, 64},
+        {1, 161, 1, 1, 128}, {1, 385, 1, 1, 64},  {1, 48, 6, 1, 128}, {3, 16, 2, 1, 64},   {1, 300, 4, 2, 32},
+        {2, 129, 3, 1, 32},  {1, 255, 2, 1, 96},  {2, 129, 4, 2, 96}, {1, 127, 2, 2, 96},  {1, 129, 2, 1, 16},
+        {2, 1, 2, 1, 16},    {3, 1, 2, 2, 32},    {2, 1, 6, 2, 96}};
+    Random drawn(80);
+    for (int64_t D : tensor_core_head_dims) {
+        const int64_t kv_heads = drawn.integer(1, 2);
+        shapes.push_back({1, 2 * drawn.integer(1, 60) + 1, kv_heads * drawn.integer(1, 3), kv_heads, D});
+    }
     for (const AttentionShape& s :
          affordable(shapes, 140, [](const AttentionShape& shape) { return shape.sequence; })) {
         Random random(71);
@@ -162,6 +170,7 @@ TEST_CASE("addresses that tensor-core kernels cannot take, and large heads",
     };
     // Heads of 512 leave room for few warps in a block: tiles of keys and of queries differ in size.
     for (Case c : {Case{{1, 70, 2, 1, 64}, 1, type}, Case{{1, 45, 2, 2, 128}, 4, type},
+                   Case{{1, 45, 2, 1, 32}, 2, type}, Case{{1, 33, 2, 1, 96}, 7, type},
                    Case{{2, 45, 2, 1, 512}, 0, type}, Case{{1, 45, 3, 1, 512}, 0, DType::float32},
                    Case{{1, 70, 1, 1, 256}, 0, DType::float32}}) {
         // The same tiles in fewer blocks.
@@ -187,7 +196,7 @@ TEST_CASE("addresses that tensor-core kernels cannot take, and large heads",
 TEST_CASE("attention's running maximum may rise at every key, fall, or start at -infinity",
           "[cuda][attention_forward][device]") {
     // With q = (8, 0, ...) and k[u] = (x, 0, ...) a score is 8 x / sqrt(D).
-    for (int64_t D : {64, 128}) {
+    for (int64_t D : tensor_core_head_dims) {
         const AttentionShape s{1, 150, 1, 1, D};
         for (const std::string kind : {"rising", "falling", "waves", "hidden start"}) {
             Random random(73);
@@ -229,7 +238,7 @@ TEST_CASE("nearly even attention keeps the gradients of queries and keys",
           "[cuda][attention_backward][device]") {
     // All values are near 64, and so is y: its rounding is as large as what makes one value differ from
     // another.
-    for (int64_t D : {64, 128, 32}) {
+    for (int64_t D : {16, 32, 64, 96, 128, 40}) {
         const AttentionShape s{1, 150, 2, 1, D};
         const int64_t columns = s.qkv_columns(), turned = 3 * D;
         Random random(79);
@@ -257,7 +266,7 @@ TEST_CASE("nearly even attention keeps the gradients of queries and keys",
 
 TEST_CASE("tensor-core attention is causal to the bit",
           "[cuda][attention_forward][attention_backward][device]") {
-    for (int64_t D : {64, 128}) {
+    for (int64_t D : tensor_core_head_dims) {
         const AttentionShape s{2, 140, 2, 1, D};
         const int64_t columns = s.qkv_columns(), width = s.heads * D;
         Random random(74);
@@ -290,7 +299,7 @@ TEST_CASE("tensor-core attention is causal to the bit",
 
 TEST_CASE("tensor-core attention shows what is not a number, in its own sequence only",
           "[cuda][attention_forward][attention_backward][device]") {
-    for (int64_t D : {64, 128}) {
+    for (int64_t D : tensor_core_head_dims) {
         const AttentionShape s{3, 40, 2, 1, D};
         const int64_t columns = s.qkv_columns(), width = s.heads * D;
         for (double special : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL})
@@ -319,7 +328,7 @@ TEST_CASE("tensor-core attention shows what is not a number, in its own sequence
 
 TEST_CASE("attention gives the same bits in any order of its threads, without races",
           "[cuda][attention_forward][attention_backward]") {
-    for (int64_t D : {64, 128, 10}) {
+    for (int64_t D : {16, 32, 64, 96, 128, 10}) {
         const AttentionShape s{1, 140, 2, 1, D};
         Random random(76);
         const Array qkv = random.normals(s.rows() * s.qkv_columns(), type);
@@ -359,7 +368,7 @@ void check_memory_system(const emulator::LaunchReport& launch) {
 
 TEST_CASE("attention kernels compute no more than their tiles, without bank conflicts",
           "[cuda][lint][attention_forward][attention_backward]") {
-    for (int64_t D : {64, 128}) {
+    for (int64_t D : tensor_core_head_dims) {
         const AttentionShape s{2, 256, 4, 2, D};
         const int64_t T = s.sequence, heads = s.batch * s.heads, row = D * size_of(type);
         Random random(77);
@@ -375,9 +384,12 @@ TEST_CASE("attention kernels compute no more than their tiles, without bank conf
         for (const emulator::LaunchReport& launch : recorder.launches()) check_memory_system(launch);
 
         // A product of T x T x D is 2 D FLOP a weight: two of them forward; two and three; four.
-        const int64_t warp = 2048 / D;  // rows of a warp in the backward pass
-        CHECK(forward.tensor_core_flops == 2 * 2 * D * heads * computed_weights(T, 32, 4096 / D, false));
-        CHECK(queries.tensor_core_flops == 5 * 2 * D * heads * computed_weights(T, warp, D / 4, false));
+        const bool wide = D > 64;
+        const int64_t warp = wide ? 16 : 32;  // rows of a warp in the backward pass
+        CHECK(forward.tensor_core_flops ==
+              2 * 2 * D * heads * computed_weights(T, 32, wide ? 32 : 64, false));
+        CHECK(queries.tensor_core_flops ==
+              5 * 2 * D * heads * computed_weights(T, warp, wide ? 32 : 16, false));
         CHECK(keys.tensor_core_flops == 4 * 2 * D * heads * computed_weights(T, warp, 32, true));
 
         // Blocks of 128 rows read their own rows once and those of the other side up to, or from, the
@@ -396,7 +408,7 @@ TEST_CASE("attention kernels compute no more than their tiles, without bank conf
 TEST_CASE("attention kernels for any head dimension have no bank conflicts",
           "[cuda][lint][attention_forward][attention_backward]") {
     for (DType dtype : {DType::float32, DType::bfloat16}) {
-        const AttentionShape s{1, 96, 2, 1, 96};
+        const AttentionShape s{1, 96, 2, 1, 160};
         Random random(78);
         Run run(emulated(), s, random.normals(s.rows() * s.qkv_columns(), dtype), 0, dtype);
         const emulator::Recorder recorder;
