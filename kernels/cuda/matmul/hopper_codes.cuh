@@ -33,6 +33,9 @@ template <int bits>
 struct CodeLevels {
     static constexpr int low_place = bits <= 2 ? 1 : 0, high_place = bits <= 2 ? 1 + bits : 0;
     uint32_t factor, offset;
+    // 128 in both halves. As an argument of the kernel it is a number that the compiler does not know: the mask, which it
+    // does, and this one then go into one instruction.
+    uint32_t base = 0x43004300u;
 
     explicit CodeLevels(Grid grid)
         : factor(of_halves([grid](float unit) { return level_step(grid) / unit; })),
@@ -42,7 +45,7 @@ struct CodeLevels {
     // Of the pair of codes that code_pairs has found.
     CU_DEVICE uint32_t levels(uint32_t pair) const {
         constexpr uint32_t code = bits == 8 ? 0x7fu : (1u << bits) - 1u;
-        constexpr uint32_t mask = code << high_place << 16 | code << low_place, base = 0x43004300u;
+        constexpr uint32_t mask = code << high_place << 16 | code << low_place;
         constexpr uint32_t eighth_bits = bits == 8 ? 0x00800080u : 0u;
         return fma_bfloat16((pair & mask) | base, factor, offset ^ (pair & eighth_bits));
     }
