@@ -6,7 +6,8 @@
     dev/ptxas_table.py kernels/cuda/rows/rmsnorm.cu     of one file, printed
 
 Needs nvcc, no GPU. Occupancy counts registers, threads and static shared memory; dynamic shared memory is an argument
-of the launch (dev/results/lint.md shows it) and can lower it. Exit status 1 when a kernel spills registers.
+of the launch (dev/results/lint.md shows it) and can lower it. Files named hopper_* are compiled for sm_90a, in place of
+sm_90, and for no other target. Exit status 1 when a kernel spills registers, or ptxas says that it makes wgmma wait.
 """
 import argparse
 import concurrent.futures
@@ -39,23 +40,34 @@ def find_nvcc():
     return nvcc
 
 
+def is_for(source, architecture):
+    return architecture == "90" or not os.path.basename(source).startswith("hopper_")
+
+
+def target_of(source, architecture):
+    return architecture + "a" if os.path.basename(source).startswith("hopper_") else architecture
+
+
 def compile_to(nvcc, source, architecture, kind):
     """(messages, output text) of one compilation; kind: ptx or cubin."""
     with tempfile.TemporaryDirectory() as directory:
         output = os.path.join(directory, "out")
-        command = [nvcc, *FLAGS, f"-arch=sm_{architecture}", f"-{kind}", "-o", output, source]
+        command = [nvcc, *FLAGS, f"-arch=sm_{target_of(source, architecture)}", f"-{kind}", "-o", output, source]
         if kind == "cubin":
             command += ["-Xptxas", "-v"]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             sys.exit(f"dev/ptxas_table.py: error: {source} does not compile:\n{result.stderr}")
+        slow = re.search(r".*\(C75\d\d\).*", result.stderr)  # wgmma serialized, or a wait added
+        if slow:
+            sys.exit(f"dev/ptxas_table.py: error: {source} for sm_{target_of(source, architecture)}: {slow[0]}")
         with open(output, errors="replace") as file:
             return result.stderr, file.read()
 
 
 def threads_of(nvcc, source):
     """{name: threads of a block, as __launch_bounds__ says: the same for all targets}"""
-    _, ptx = compile_to(nvcc, source, "80", "ptx")
+    _, ptx = compile_to(nvcc, source, "90", "ptx")
     matches = re.findall(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", ptx, re.DOTALL)
     return {name: int(count) for name, (_, count) in zip(demangle([name for name, _ in matches]), matches)}
 
@@ -127,7 +139,8 @@ def table(results, architectures, version):
     lines = ["# Registers, shared memory, spills and occupancy of every kernel", "",
              f"`dev/ptxas_table.py --architectures {' '.join(architectures)}`, {version}. Instances of one "
              "template stand in one line.", "Occupancy: the least of them, of registers, threads and static shared memory; "
-             "dynamic shared memory is in", "[lint.md](lint.md).", ""]
+             "dynamic shared memory is in", "[lint.md](lint.md). Files named `hopper_*` are compiled for sm_90a and stand under "
+             "sm_90; their warpgroups share", "a block's registers out anew.", ""]
     spilling = []
     for architecture in architectures:
         lines += [f"## sm_{architecture}", "",
@@ -152,7 +165,8 @@ def main():
     arguments = parser.parse_args()
     nvcc = find_nvcc()
     files = [os.path.abspath(file) for file in arguments.files] or kernel_files()
-    tasks = [(os.path.relpath(file, CUDA), architecture, file) for architecture in arguments.architectures for file in files]
+    tasks = [(os.path.relpath(file, CUDA), architecture, file) for architecture in arguments.architectures for file in files
+             if is_for(file, architecture)]
     results = {}
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         threads = dict(zip(files, pool.map(lambda file: threads_of(nvcc, file), files)))

@@ -4,14 +4,18 @@
 //   2 fused, packed codes      codes become levels between shared memory and the tensor cores
 //   3 fused, float32 master    the same from the master weights, which become levels on their way
 //   4 fused, bfloat16 master
+//   5 as 2 by Hopper's instructions, codes become levels in registers: tiles of 64 rows
+//   6                                                                  tiles of 256 rows
 //
 // and so on: both matmuls, for each number of bits, the last with several scales per row. 3 and 4 need no second copy of
-// the weights, but quantize each of them once per tile of rows. The limit is the tensor cores', as for all matmuls of
+// the weights, but quantize each of them once per tile of rows. 5 and 6 are there on cards of compute capability 9.0, for
+// outputs and inputs that are multiples of 8. The limit is the tensor cores', as for all matmuls of
 // many rows; few rows (--rows 16) are bound by the bytes of the weights.
 #include <deque>
 
 #include "dev/cuda/bench.h"
 #include "kernels/codes.h"
+#include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
 #include "kernels/cuda/matmul/packed_codes.cuh"
 #include "kernels/cuda/matmul/tile_matmul.cuh"
 
@@ -161,7 +165,9 @@ class FakeQuantMatmul final : public Problem {
           // The same numbers in float32.
           master_(Tensor(memory(N_ * K_ * 4), DType::float32, {N_, K_}), narrow_master_.pattern()),
           z_(output(DType::bfloat16, {M_, N_})),
-          dx_(output(DType::bfloat16, {M_, K_})) {
+          dx_(output(DType::bfloat16, {M_, K_})),
+          hopper_(backend.device().properties().major == 9 && hopper_refusal(N_, K_, K_).empty()) {
+        if (hopper_) require_hopper(backend.device());
         upload(master_);
         for (const Grid grid : benchmark_grids) add(grid, K_);
         constexpr int64_t group = 64;
@@ -262,21 +268,35 @@ class FakeQuantMatmul final : public Problem {
             else
                 backend().matmul_input_gradient({.dx = out, .dz = left, .weight = q});
         };
-        return {{"unpack, then matmul",
-                 [=, this, &weight] {
-                     unpack(weight);
-                     dense_or_packed(weight.levels);
-                 }},
-                {"fused, packed codes", [=, &weight] { dense_or_packed(weight.codes); }},
-                {"fused, float32 master",
-                 [=, this, &weight] {
-                     multiply_master<form, float>(stream(), out, left, master_.tensor(),
-                                                  weight.scale.tensor(), weight.grid);
-                 }},
-                {"fused, bfloat16 master", [=, this, &weight] {
-                     multiply_master<form, bfloat16>(stream(), out, left, narrow_master_.tensor(),
-                                                     weight.scale.tensor(), weight.grid);
-                 }}};
+        std::vector<Variant> result = {
+            {"unpack, then matmul",
+             [=, this, &weight] {
+                 unpack(weight);
+                 dense_or_packed(weight.levels);
+             }},
+            {"fused, packed codes", [=, &weight] { dense_or_packed(weight.codes); }},
+            {"fused, float32 master",
+             [=, this, &weight] {
+                 multiply_master<form, float>(stream(), out, left, master_.tensor(), weight.scale.tensor(),
+                                              weight.grid);
+             }},
+            {"fused, bfloat16 master",
+             [=, this, &weight] {
+                 multiply_master<form, bfloat16>(stream(), out, left, narrow_master_.tensor(),
+                                                 weight.scale.tensor(), weight.grid);
+             }},
+        };
+        if (hopper_)
+            for (const TileSize size : {TileSize::small, TileSize::large})
+                result.push_back(
+                    {size == TileSize::small ? "Hopper, 64 rows" : "Hopper, 256 rows", [=, this, &weight] {
+                         Device& device = backend().device();
+                         if constexpr (form == MatmulForm::nt)
+                             hopper_matmul_forward(device, out, left, weight.codes, size);
+                         else
+                             hopper_matmul_input_gradient(device, out, left, weight.codes, size);
+                     }});
+        return result;
     }
 
     // ---- oracle
@@ -310,6 +330,7 @@ class FakeQuantMatmul final : public Problem {
     int64_t M_, N_, K_;
     Numbers x_, dz_, narrow_master_, master_;
     Tensor z_, dx_;
+    bool hopper_;                 // its kernels take these products
     std::deque<Weight> weights_;  // elements stay where they are
 };
 
@@ -322,7 +343,7 @@ int main(int argc, char** argv) {
     return run_benchmark(
         {"fakequant_matmul",
          "Matmuls with quantized weights in bfloat16, forward and input gradient.",
-         {{"rows", 8192, {67, 1, 33}}, {"outputs", 4096, {71, 3, 130}}, {"inputs", 1024, {41, 5, 192}}},
+         {{"rows", 8192, {67, 1, 33}}, {"outputs", 4096, {71, 3, 136}}, {"inputs", 1024, {41, 5, 192}}},
          [](CudaBackend& backend, const Sizes& sizes) {
              return std::make_unique<FakeQuantMatmul>(backend, sizes);
          }},

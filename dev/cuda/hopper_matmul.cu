@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "dev/cuda/bench.h"
+#include "kernels/cuda/matmul/hopper_ring.cuh"
 #include "kernels/cuda/platform/tensor_map.cuh"
 
 namespace train_qat::CU_BACKEND {
@@ -28,38 +29,26 @@ struct Steps {
 };
 
 template <int tile_columns, int stages>
-struct Ring {
+struct Stages {
     static constexpr int x_bytes = tile_rows * slice * 2, stage_bytes = x_bytes + tile_columns * slice * 2;
     static constexpr int outputs = stages * stage_bytes;
     static constexpr int bytes = outputs + 2 * output_buffers * output_bytes + swizzle_atom_bytes;
-    int stage = 0;
-    uint32_t parity;
-    CU_DEVICE explicit Ring(uint32_t first_parity) : parity(first_parity) {}
-    CU_DEVICE void advance() {
-        if (++stage < stages) return;
-        stage = 0;
-        parity ^= 1;
-    }
-};
-
-struct Barriers {
-    Barrier *full, *empty;
 };
 
 template <int tile_columns, int stages>
-CU_DEVICE void produce(const TensorMap* x, const TensorMap* q, unsigned char* memory, Barriers barriers,
+CU_DEVICE void produce(const TensorMap* x, const TensorMap* q, unsigned char* memory, RingBarriers barriers,
                        Steps steps) {
-    using Stages = Ring<tile_columns, stages>;
-    Stages ring(1);
+    using Ring = Stages<tile_columns, stages>;
+    RingPlace<stages> ring(1);
     for (int tile = static_cast<int>(blockIdx.x); tile < steps.tiles; tile += static_cast<int>(gridDim.x)) {
         const int row = tile % steps.row_tiles * tile_rows, column = tile / steps.row_tiles * tile_columns;
         for (int k = 0; k < steps.slices; ++k, ring.advance()) {
-            unsigned char* const stage = memory + ring.stage * Stages::stage_bytes;
+            unsigned char* const stage = memory + ring.stage * Ring::stage_bytes;
             Barrier* const full = barriers.full + ring.stage;
             barrier_wait(barriers.empty + ring.stage, ring.parity);
-            barrier_arrive_expect(full, Stages::stage_bytes);
+            barrier_arrive_expect(full, Ring::stage_bytes);
             tensor_load(stage, x, k * slice, row, full);
-            tensor_load(stage + Stages::x_bytes, q, k * slice, column, full);
+            tensor_load(stage + Ring::x_bytes, q, k * slice, column, full);
         }
     }
 }
@@ -104,22 +93,22 @@ CU_DEVICE void store_tile(const float (&sum)[count], const TensorMap* z, unsigne
 }
 
 template <int tile_columns, int stages>
-CU_DEVICE void consume(const TensorMap* z, unsigned char* memory, Barriers barriers, Steps steps,
+CU_DEVICE void consume(const TensorMap* z, unsigned char* memory, RingBarriers barriers, Steps steps,
                        int consumer) {
-    using Stages = Ring<tile_columns, stages>;
-    Stages ring(0);
-    unsigned char* const buffers = memory + Stages::outputs + consumer * output_buffers * output_bytes;
+    using Ring = Stages<tile_columns, stages>;
+    RingPlace<stages> ring(0);
+    unsigned char* const buffers = memory + Ring::outputs + consumer * output_buffers * output_bytes;
     const bool arrives = lane_index() == 0;
     int stored = 0;
     float sum[tile_columns / 2];
     for (int tile = static_cast<int>(blockIdx.x); tile < steps.tiles; tile += static_cast<int>(gridDim.x)) {
         int last = 0;
         for (int k = 0; k < steps.slices; ++k, ring.advance()) {
-            const unsigned char* const stage = memory + ring.stage * Stages::stage_bytes;
+            const unsigned char* const stage = memory + ring.stage * Ring::stage_bytes;
             barrier_wait(barriers.full + ring.stage, ring.parity);
             wgmma_fence();
             multiply_slice(sum, stage + consumer * rows_of_consumer * swizzle_row_bytes,
-                           stage + Stages::x_bytes, k > 0);
+                           stage + Ring::x_bytes, k > 0);
             wgmma_commit();
             // The slice before has been read.
             wgmma_wait<1>();
@@ -145,19 +134,14 @@ __global__ void __launch_bounds__(roles* warpgroup, 1)
         CU_SHARED(full, Barrier[stages]);
         CU_SHARED(empty, Barrier[stages]);
         unsigned char* const memory = align_shared(dynamic);
+        const RingBarriers barriers{full, empty};
         if (threadIdx.x == 0) {
             prefetch_tensor_map(&x);
             prefetch_tensor_map(&q);
             prefetch_tensor_map(&z);
-            for (int stage = 0; stage < stages; ++stage) {
-                barrier_init(&full[stage], 1);
-                barrier_init(&empty[stage], (roles - 1) * warpgroup / 32);
-            }
-            fence_barrier_init();
-            fence_async_proxy();
+            init_ring<stages>(barriers, (roles - 1) * warpgroup / 32);
         }
         block_sync();
-        const Barriers barriers{full, empty};
         const int role = static_cast<int>(threadIdx.x) / warpgroup;
         if (role == 0) {
             shrink_registers<24>();
@@ -213,7 +197,7 @@ class HopperMatmul final : public Problem {
                           static_cast<int>(blocks_for(K_, slice))};
         CU_LAUNCH((ring_matmul<tile_columns, stages>),
                   static_cast<unsigned>(std::min(steps.tiles, multiprocessors_)), roles * warpgroup,
-                  (Ring<tile_columns, stages>::bytes), stream(), x_map, q_map, z_map, steps);
+                  (Stages<tile_columns, stages>::bytes), stream(), x_map, q_map, z_map, steps);
     }
 
     Comparison compare() {

@@ -244,6 +244,15 @@ inline void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row,
     pick_column_pairs(registers, exchange_rows("ldmatrix_x4_trans", ldmatrix_row(row, location), location));
 }
 
+inline uint32_t transpose_8x8(uint32_t matrix, const Location& location = Location::current()) {
+    const uint64_t* values = exchange("transpose_8x8", matrix, location);
+    const unsigned lane = emulator::context.lane, column = lane / 4, shift = column % 2 * 16;
+    const auto element = [&](unsigned row) {
+        return value_of_lane<uint32_t>(values, 4 * row + column / 2) >> shift & 0xffffu;
+    };
+    return element(lane % 4 * 2 + 1) << 16 | element(lane % 4 * 2);
+}
+
 // One meeting for the whole tile.
 template <int M, int N>
 inline void mma_tile(float (&sum)[M / 16][N / 8][4], const uint32_t (&a)[M / 16][4],
@@ -273,6 +282,17 @@ inline float low_bfloat16(uint32_t packed) {
 }
 inline float high_bfloat16(uint32_t packed) {
     return __uint_as_float(packed & 0xffff0000u);
+}
+inline uint32_t fma_bfloat16(uint32_t a, uint32_t b, uint32_t c) {
+    return pack_bfloat16(std::fma(low_bfloat16(a), low_bfloat16(b), low_bfloat16(c)),
+                         std::fma(high_bfloat16(a), high_bfloat16(b), high_bfloat16(c)));
+}
+inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = uint64_t{high} << 32 | low;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i)
+        result |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return result;
 }
 inline float fast_exp2(float x) {
     return std::exp2(x);

@@ -90,6 +90,13 @@ function(add_cuda_backend library)
   # A library of its own: the host compiler's options mean nothing to nvcc.
   add_library(train_qat_cuda STATIC ${cuda_sources})
   target_include_directories(train_qat_cuda PRIVATE ${CMAKE_SOURCE_DIR})
+  # Files with Hopper's own instructions are compiled for those too, beside the build's targets; cards take what fits them best.
+  if(CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.0 AND NOT "${CMAKE_CUDA_ARCHITECTURES}" MATCHES "90a")
+    set(hopper_sources ${cuda_sources})
+    list(FILTER hopper_sources INCLUDE REGEX "/hopper_[a-z_]+[.]cu$")
+    set_source_files_properties(${hopper_sources} PROPERTIES COMPILE_OPTIONS
+                                "--generate-code=arch=compute_90a,code=[sm_90a]")
+  endif()
   target_compile_options(train_qat_cuda PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wno-restrict
                          -Xcudafe=--display_error_number)
   set_target_properties(train_qat_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RESOLVE_DEVICE_SYMBOLS OFF)

@@ -20,6 +20,7 @@ namespace {
 
 QatGemm qat_gemm(const std::string& name) {
     if (name == "fused") return QatGemm::fused;
+    if (name == "hopper") return QatGemm::hopper;
     return name == "cublaslt" ? QatGemm::cublaslt : QatGemm::automatic;
 }
 
@@ -90,6 +91,8 @@ std::unique_ptr<Backend> Job::make_backend(const Options& options, int ranks, st
     }
     if (options.master == "off")
         throw std::runtime_error("-master off: only the CUDA backend rounds stochastically, and " + missing);
+    if (options.qat_gemm == "hopper")
+        throw std::runtime_error("-qat_gemm hopper: needs a card of compute capability 9.0, and " + missing);
     std::unique_ptr<Backend> backend = make_cpu_backend(cpu_threads(options));
     log << "device: " << backend->describe() << (missing.empty() ? "" : " (-device auto: " + missing + ")")
         << "\n";

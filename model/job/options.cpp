@@ -172,9 +172,9 @@ void add_run_flags(CLI::App& app, Options& o) {
     app.add_option("--dtype", o.dtype, "bf16, fp32, or auto: bf16 where the device is fast at it")
         ->group(group)
         ->capture_default_str();
-    app.add_option(
-           "--qat_gemm", o.qat_gemm,
-           "CUDA matmuls of quantized weights: fused (packed codes), cublaslt, or auto: the faster one")
+    app.add_option("--qat_gemm", o.qat_gemm,
+                   "CUDA matmuls of quantized weights: fused (packed codes), cublaslt, or auto: the faster one; "
+                   "hopper: fused for compute capability 9.0, so far run on an emulated card only")
         ->group(group)
         ->capture_default_str();
     app.add_option("--master", o.master,
@@ -200,7 +200,8 @@ void add_rank_flags(CLI::App& app, Options& o) {
     app.add_option("--rendezvous", o.rendezvous,
                    "a path on a shared file system where ranks meet that no MPI connects (srun)")
         ->group(group);
-    app.add_option("--sweep", o.sweep, "train every combination of a grid: a JSON file, see model/sweep/README.md")
+    app.add_option("--sweep", o.sweep,
+                   "train every combination of a grid: a JSON file, see model/sweep/README.md")
         ->group(group);
     app.add_option("--sweep_ranks", o.sweep_ranks, "ranks that train one run of a sweep together")
         ->group(group)
@@ -252,8 +253,11 @@ void check(const Options& o) {
     require(o.master == "on" || o.master == "off", "-master: must be on or off, is '" + o.master + "'");
     require(o.master == "on" || o.device != "cpu",
             "-master off: the CPU backend keeps float32 masters; use -device cuda");
-    require(o.qat_gemm == "auto" || o.qat_gemm == "fused" || o.qat_gemm == "cublaslt",
-            "-qat_gemm: must be auto, fused or cublaslt, is '" + o.qat_gemm + "'");
+    require(
+        o.qat_gemm == "auto" || o.qat_gemm == "fused" || o.qat_gemm == "cublaslt" || o.qat_gemm == "hopper",
+        "-qat_gemm: must be auto, fused, cublaslt or hopper, is '" + o.qat_gemm + "'");
+    require(o.qat_gemm != "hopper" || o.device != "cpu",
+            "-qat_gemm hopper: needs a card of compute capability 9.0; use -device cuda");
 }
 
 // What asks for the law's choice, and what it needs.

@@ -3,7 +3,7 @@
 //     input gradient   dx = dz q
 //     weight gradient  dq = dzᵀ x
 // and the choice of their kernels: by the form that the weight has, and of that form for quantized weights. Our own
-// kernels: matmul_bfloat16.cu, matmul_float32.cu, fakequant_matmul.cu.
+// kernels: matmul_bfloat16.cu, matmul_float32.cu, fakequant_matmul.cu, hopper_fakequant_matmul.cu.
 //
 // Floor: 2 M N K FLOP each, over the tensor cores' peak.
 #include "kernels/cuda/matmul/matmul.h"
@@ -12,6 +12,7 @@
 #include <string>
 
 #include "kernels/cuda/matmul/fakequant_matmul.h"
+#include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
 #include "kernels/cuda/weights/weight_layout.h"
 
 namespace train_qat::CU_BACKEND {
@@ -22,11 +23,19 @@ Tensor dense_weight(const ComputeWeight& weight) {
     return Tensor(layout_of(weight).numbers, weight.dtype, {weight.rows, weight.columns});
 }
 
+// What Hopper's kernels do not take goes to those of all cards; stores_codes has said so.
+bool on_hopper(const Device& device, const ComputeWeight& weight, const Tensor& out) {
+    return device.options().qat_gemm == QatGemm::hopper && out.dtype == DType::bfloat16 &&
+           hopper_refusal(weight.rows, weight.columns, weight.code_group).empty();
+}
+
 }  // namespace
 
 void matmul_forward(Device& device, DenseMatmul& dense, const MatmulForward& a) {
     if (a.weight.codes == Grid::none)
         dense.multiply(MatmulForm::nt, a.z, a.x, dense_weight(a.weight), false);
+    else if (on_hopper(device, a.weight, a.z))
+        hopper_matmul_forward(device, a.z, a.x, a.weight);
     else
         fakequant_matmul_forward(device.stream(), a.z, a.x, a.weight);
 }
@@ -34,6 +43,8 @@ void matmul_forward(Device& device, DenseMatmul& dense, const MatmulForward& a) 
 void matmul_input_gradient(Device& device, DenseMatmul& dense, const MatmulInputGradient& a) {
     if (a.weight.codes == Grid::none)
         dense.multiply(MatmulForm::nn, a.dx, a.dz, dense_weight(a.weight), false);
+    else if (on_hopper(device, a.weight, a.dx))
+        hopper_matmul_input_gradient(device, a.dx, a.dz, a.weight);
     else
         fakequant_matmul_input_gradient(device.stream(), a.dx, a.dz, a.weight);
 }
@@ -80,14 +91,26 @@ bool codes_are_faster(Device& device, DenseMatmul& dense, const ComputeWeight& w
     return seconds[1] < seconds[0];
 }
 
+void report_hopper_refusal(Device& device, const ComputeWeight& weight, int64_t group) {
+    const std::string refusal = hopper_refusal(weight.rows, weight.columns, group);
+    if (!refusal.empty())
+        device.report_once("-qat_gemm hopper: matmul " + std::to_string(weight.rows) + " x " +
+                           std::to_string(weight.columns) + ": " + refusal + ": fused");
+}
+
 }  // namespace
+
+void check_qat_gemm(Device& device) {
+    if (device.options().qat_gemm == QatGemm::hopper) require_hopper(device);
+}
 
 bool stores_codes(Device& device, DenseMatmul& dense, const ComputeWeight& weight, Grid grid, int64_t group) {
     const CudaOptions& options = device.options();
     const bool possible = grid != Grid::none && weight.dtype == DType::bfloat16 && !weight.embedding &&
                           (group == weight.columns || group == 32 || group == 64 || group == 128);
     if (!possible || options.qat_gemm == QatGemm::cublaslt) return false;
-    if (options.qat_gemm == QatGemm::fused) return true;
+    if (options.qat_gemm == QatGemm::hopper) report_hopper_refusal(device, weight, group);
+    if (options.qat_gemm == QatGemm::fused || options.qat_gemm == QatGemm::hopper) return true;
     const std::string key = "qat-gemm-" + std::to_string(weight.rows) + "x" + std::to_string(weight.columns) +
                             "-" + std::to_string(code_bits(grid)) + "bit-group" + std::to_string(group) +
                             "-rows" + std::to_string(options.matmul_rows);

@@ -17,6 +17,22 @@ namespace train_qat::CU_BACKEND {
 
 constexpr int tile_depth = 32;  // of the inner dimension, in one step of the main loop
 
+// ---- the order of blocks
+
+// Blocks that run at the same time should share what they read through the L2 cache: they go down a band of
+// `band_height` tiles, then down its next column.
+constexpr int band_height = 8;
+
+struct TilePlace {
+    int row, column;  // in tiles
+};
+CU_DEVICE TilePlace place_in_band(int index, int tile_rows, int tile_columns) {
+    const int band = index / (band_height * tile_columns), first_row = band * band_height;
+    const int height = tile_rows - first_row < band_height ? tile_rows - first_row : band_height;
+    const int within = index - first_row * tile_columns;
+    return {first_row + within % height, within / height};
+}
+
 // ---- tiles of operands
 
 // Which dimension of an operand runs along the rows of memory.

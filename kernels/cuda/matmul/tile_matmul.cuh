@@ -55,20 +55,6 @@ constexpr Order right_order(MatmulForm form) {
     return form == MatmulForm::nt ? Order::inner_along_rows : Order::outer_along_rows;
 }
 
-// Blocks that run at the same time should share what they read through the L2 cache: they go down a band of
-// `band_height` tiles, then down its next column.
-constexpr int band_height = 8;
-
-struct TilePlace {
-    int row, column;  // in tiles
-};
-CU_DEVICE TilePlace place_in_band(int index, int tile_rows, int tile_columns) {
-    const int band = index / (band_height * tile_columns), first_row = band * band_height;
-    const int height = tile_rows - first_row < band_height ? tile_rows - first_row : band_height;
-    const int within = index - first_row * tile_columns;
-    return {first_row + within % height, within / height};
-}
-
 template <typename Block, MatmulForm form, typename LeftSource, typename RightSource>
 struct TileMatmul {
     using Left = Operand<LeftSource, left_order(form), Block::rows, Block::threads>;

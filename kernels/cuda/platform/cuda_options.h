@@ -15,6 +15,7 @@ enum class QatGemm : uint8_t {
     automatic,  // per shape, whichever is faster on this device
     fused,      // our own: packed codes become levels on their way into the tensor cores
     cublaslt,   // bfloat16 levels in memory and cuBLASLt; without that library our bfloat16 kernel
+    hopper,     // as fused, by the instructions of compute capability 9.0; never chosen by `automatic`
 };
 
 struct CudaOptions {
@@ -22,8 +23,8 @@ struct CudaOptions {
     QatGemm qat_gemm = QatGemm::automatic;
     int64_t matmul_rows = 8192;  // rows of activations that `automatic` is timed with
     std::string tuning_file;     // keeps what was chosen by timing (tuning_table.h); "": not kept
-    std::function<void(const std::string&)>
-        report;  // told each choice of `automatic` in one line; may be empty
+    // Told in one line each: choices of `automatic`, and what `hopper` leaves to `fused`; may be empty.
+    std::function<void(const std::string&)> report;
 };
 
 // "" or, in one line, why CUDA device number `device` cannot be used.

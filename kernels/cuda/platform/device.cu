@@ -21,6 +21,10 @@ Device::Device(const CudaOptions& options)
       runtime_(options.device),
       tuning_(options.tuning_file, tuning_name(runtime_.properties())) {}
 
+void Device::report_once(const std::string& line) {
+    if (reported_.insert(line).second && options_.report) options_.report(line);
+}
+
 void Device::release(void* memory) {
     records_.clear();
     runtime_.release(memory);

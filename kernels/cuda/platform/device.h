@@ -7,6 +7,8 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
+#include <string>
 
 #include "kernels/backend.h"
 #include "kernels/device_memory.h"
@@ -31,6 +33,8 @@ class Device {
     Runtime& runtime() { return runtime_; }
     const Runtime& runtime() const { return runtime_; }
     TuningTable& tuning() { return tuning_; }
+    // Tells CudaOptions::report, the first time.
+    void report_once(const std::string& line);
 
     void* allocate(int64_t bytes) { return runtime_.allocate(bytes); }
     void release(void* memory);  // drops all records: they may hold the address
@@ -52,6 +56,7 @@ class Device {
     CudaOptions options_;
     Runtime runtime_;
     TuningTable tuning_;
+    std::set<std::string> reported_;
     std::map<ReplayKey, Record> records_;
     bool recording_ = false;
     DeviceBuffer scratch_;

@@ -13,9 +13,10 @@
 //   * Elements in global memory are read and written by load... and store..., elements of shared memory by
 //     load_shared... and store_shared...: the emulator checks and counts there. Addresses may be computed freely.
 //   * Barriers: block_sync() by all threads of the block that have not returned; warp_sync() by all 32 lanes.
-//   * Warp functions (shuffle..., warp_sum, ldmatrix, mma_tile) are called by all 32 lanes together, so blocks have a
-//     multiple of 32 threads wherever one of these is used.
-//   * Shuffles, ballot and mma_tile exchange values and order no memory; block_sync, warp_sync and ldmatrix do.
+//   * Warp functions (shuffle..., warp_sum, ldmatrix, transpose_8x8, mma_tile) are called by all 32 lanes together, so
+//     blocks have a multiple of 32 threads wherever one of these is used.
+//   * Shuffles, ballot, transpose_8x8 and mma_tile exchange values and order no memory; block_sync, warp_sync and
+//     ldmatrix do.
 //   * No inline assembly, no atomics, no cooperative groups; `#pragma unroll` is written CU_UNROLL.
 //   * threadIdx, blockIdx, blockDim, gridDim, dim3, __global__, __device__, __launch_bounds__ as in CUDA.
 // Tensor cores are used at the level that all targets have (sm_80: mma.sync, ldmatrix, cp.async); what only Hopper has:
@@ -190,6 +191,13 @@ CU_DEVICE void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row) {
                  : "memory");
 }
 
+// An 8x8 matrix of 16-bit elements, spread over the warp as ldmatrix leaves it, transposed.
+CU_DEVICE uint32_t transpose_8x8(uint32_t matrix) {
+    uint32_t result;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+    return result;
+}
+
 // sum (M x N, float32) += a (M x 16, bfloat16) b (16 x N, bfloat16), M a multiple of 16, N of 8, spread over
 // the warp as mma.m16n8k16 wants it. With g = lane / 4 and t = lane % 4, for tile (i, j):
 //   sum[i][j][0..3]: rows 16i + g, g, g+8, g+8; columns 8j + 2t, 2t+1, 2t, 2t+1
@@ -224,6 +232,17 @@ CU_DEVICE float low_bfloat16(uint32_t packed) {
 }
 CU_DEVICE float high_bfloat16(uint32_t packed) {
     return __uint_as_float(packed & 0xffff0000u);
+}
+
+// a b + c of two bfloat16 numbers in a register each; sums that bfloat16 can hold are exact.
+CU_DEVICE uint32_t fma_bfloat16(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t result;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+// Byte i is number (selector >> 4i) % 8 of the bytes of `low` (0 ... 3) and `high` (4 ... 7).
+CU_DEVICE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    return __byte_perm(low, high, selector);
 }
 
 // 2^x, within 2^-21 of the truth relative to it; 2^-infinity = 0.

@@ -1,5 +1,6 @@
 // The fused matmuls with packed codes on the emulated device: all grids, granularities, forms and tile sizes. Levels are
-// exact, so only sums and the final rounding may differ from double precision.
+// exact, so only sums and the final rounding may differ from double precision. Hopper's kernels, where they take the shape,
+// are checked along; test_hopper_fakequant_matmul.cpp has what is theirs alone.
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -8,7 +9,7 @@
 #include "kernels/codes.h"
 #include "kernels/cuda/matmul/fakequant_matmul.h"
 #include "kernels/cuda/weights/weight_layout.h"
-#include "test/kernels/cuda/matmul_fixture.h"
+#include "test/kernels/cuda/codes_fixture.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
 
@@ -17,100 +18,6 @@ using namespace train_qat::test;
 using CU_BACKEND::fakequant_matmul_forward;
 using CU_BACKEND::fakequant_matmul_input_gradient;
 using CU_BACKEND::TileSize;
-
-namespace {
-
-// ---- weights
-
-// A weight on the host whose master is bfloat16 numbers.
-HostParameter random_weight(Random& random, int64_t N, int64_t K, Grid grid, int64_t group) {
-    HostParameter host = random_parameter(random, N, K, grid, group);
-    host.master = reference::rounded(DType::bfloat16, host.master);
-    return host;
-}
-
-// Four numbers to a float32 of device memory, which any bytes fit into.
-Tensor place_bytes(Bench& bench, std::vector<unsigned char> bytes) {
-    bytes.resize((bytes.size() + 3) / 4 * 4);
-    Tensor memory = bench.update("bytes", Array(bytes.size() / 4, 0.0), DType::float32,
-                                 {static_cast<int64_t>(bytes.size()) / 4});
-    bench.backend().copy_to_device(memory.data, bytes.data(), static_cast<int64_t>(bytes.size()));
-    return memory;
-}
-
-// Codes and, with several to a row, effective scales, as the device has them (kernels/cuda/weights/weight_layout.h).
-std::vector<unsigned char> packed(const HostParameter& host) {
-    const int bits = code_bits(host.grid);
-    const int64_t row_bytes = code_row_bytes(host.columns, bits);
-    std::vector<unsigned char> codes(host.rows * row_bytes, 0);
-    for (int64_t n = 0; n < host.rows; ++n)
-        for (int64_t k = 0; k < host.columns; ++k) {
-            const int64_t i = n * host.columns + k;
-            const double scale = reference::effective_scale(host.scale[i / host.group]);
-            const double level = reference::level(host.grid, reference::ratio(host.master[i], scale));
-            const auto code =
-                static_cast<unsigned>((level - lowest_level(host.grid)) / level_step(host.grid));
-            codes[n * row_bytes + k * bits / 8] |= static_cast<unsigned char>(code << (k * bits % 8));
-        }
-    if (host.one_scale_per_row()) return codes;
-    for (const double scale : host.scale) {
-        const auto effective = static_cast<float>(reference::effective_scale(scale));
-        const auto* bytes = reinterpret_cast<const unsigned char*>(&effective);
-        codes.insert(codes.end(), bytes, bytes + sizeof effective);
-    }
-    return codes;
-}
-
-ComputeWeight place_codes(Bench& bench, const HostParameter& host) {
-    ComputeWeight weight;
-    weight.rows = host.rows;
-    weight.columns = host.columns;
-    weight.codes = host.grid;
-    weight.code_group = host.group;
-    weight.storage = place_bytes(bench, packed(host)).data;
-    return weight;
-}
-
-// ---- products
-
-struct Shape {
-    int64_t M, N, K;
-};
-std::string text(const Shape& s) {
-    return "M " + std::to_string(s.M) + " N " + std::to_string(s.N) + " K " + std::to_string(s.K);
-}
-
-// "" or what is wrong with z = x qᵀ.
-std::string check_forward(const HostParameter& host, const Shape& s, DType z_type, TileSize size) {
-    Random random(1);
-    Bench bench(emulated_device());
-    const ComputeWeight weight = place_codes(bench, host);
-    const Array x = random.normals(s.M * s.K, DType::bfloat16);
-    const Tensor z = bench.output("z", z_type, {s.M, s.N});
-    fakequant_matmul_forward(emulated_stream(), z, bench.input("x", x, DType::bfloat16, {s.M, s.K}), weight,
-                             size);
-    const Array q = host.quantized(DType::bfloat16).q;
-    const reference::Result expected = reference::matmul_forward(x, {q, {}}, s.M, s.N, s.K);
-    return difference(bench.read(z), expected, z_type, float32_sum(s.K)) + bench.damage();
-}
-
-// "" or what is wrong with dx = dz q.
-std::string check_input_gradient(const HostParameter& host, const Shape& s, TileSize size) {
-    Random random(2);
-    Bench bench(emulated_device());
-    const ComputeWeight weight = place_codes(bench, host);
-    const Array dz = random.normals(s.M * s.N, DType::bfloat16, 1e-3);
-    const Tensor dx = bench.output("dx", DType::bfloat16, {s.M, s.K});
-    fakequant_matmul_input_gradient(emulated_stream(), dx, bench.input("dz", dz, DType::bfloat16, {s.M, s.N}),
-                                    weight, size);
-    const Array q = host.quantized(DType::bfloat16).q;
-    const std::string wrong =
-        difference(bench.read(dx), reference::matmul_input_gradient(dz, q, s.M, s.N, s.K), DType::bfloat16,
-                   float32_sum(s.N));
-    return wrong + bench.damage();
-}
-
-}  // namespace
 
 TEST_CASE("fused matmuls know every grid and granularity", "[fakequant_matmul][cuda]") {
     const Shape s{21, 40, 128};
