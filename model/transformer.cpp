@@ -5,21 +5,15 @@
 
 namespace train_qat {
 
-namespace {
-
-// Rows of logits that exist at a time. Fewer cost matmul efficiency, more cost cache.
-constexpr int64_t maximum_chunk_rows = 512;
-
-}  // namespace
-
 Transformer::Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
-                         DType compute_type, int64_t batch, const StateShard& shard)
+                         DType compute_type, int64_t batch, const StateShard& shard, int64_t logit_rows)
     : backend_(backend),
       config_(config),
       quantization_(quantization),
       compute_type_(compute_type),
       batch_(batch),
-      chunk_rows_(std::min(maximum_chunk_rows, batch * config.sequence_length)),
+      asked_logit_rows_(logit_rows),
+      chunk_rows_(logit_chunk_rows(backend, config, batch, logit_rows)),
       parameters_(config_, quantization, compute_type, backend, parameter_arena_, shard),
       layers_(config.layers) {
     place_activations();

@@ -31,12 +31,16 @@ struct LayerActivations {
     Tensor hidden;              // (M, F)
 };
 
+// Rows of logits that exist at a time in micro-batches of `batch` sequences: `asked`, at most all of them; 0: as many
+// as suit the device (Backend::preferred_logit_rows).
+int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int64_t batch, int64_t asked);
+
 class Transformer {
   public:
     // Lays out all memory for micro-batches of up to `batch` sequences, allocates nothing.
-    // shard: of the optimizer's state, where ranks divide it.
+    // shard: of the optimizer's state, where ranks divide it. logit_rows: what logit_chunk_rows is asked for.
     Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
-                DType compute_type, int64_t batch, const StateShard& shard = {});
+                DType compute_type, int64_t batch, const StateShard& shard = {}, int64_t logit_rows = 0);
     Transformer(const Transformer&) = delete;
     Transformer& operator=(const Transformer&) = delete;
 
@@ -97,6 +101,7 @@ class Transformer {
     const QuantizationConfig quantization_;
     const DType compute_type_;
     const int64_t batch_;
+    const int64_t asked_logit_rows_;
     const int64_t chunk_rows_;  // rows of logits that exist at a time
     Arena parameter_arena_, activation_arena_;
     Parameters parameters_;

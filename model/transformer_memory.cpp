@@ -12,6 +12,9 @@ namespace train_qat {
 
 namespace {
 
+// Steps with fewer rows of logits at a time are slow.
+constexpr int64_t fewest_advised_logit_rows = 128;
+
 std::string gibibytes(int64_t bytes) {
     const bool large = bytes >= int64_t{1} << 30;
     return formatted("%.2f %s", static_cast<double>(bytes) / (large ? 1 << 30 : 1 << 20),
@@ -19,6 +22,12 @@ std::string gibibytes(int64_t bytes) {
 }
 
 }  // namespace
+
+int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int64_t batch, int64_t asked) {
+    if (asked < 0) throw std::logic_error("logit_chunk_rows: asked for " + std::to_string(asked) + " rows");
+    const int64_t rows = batch * config.sequence_length;
+    return asked > 0 ? std::min(asked, rows) : backend.preferred_logit_rows(rows, config.vocabulary);
+}
 
 void Transformer::place_activations() {
     const int64_t rows = batch_ * config_.sequence_length, width = config_.width;
@@ -56,10 +65,10 @@ void Transformer::place_activations() {
     arena.place(passing, d_hidden_, compute_type_, {rows, config_.ffn});
     arena.place(passing, d_attention_, compute_type_, {rows, head_columns});
     arena.place(passing, d_qkv_, compute_type_, {rows, shape_.qkv_columns()});
-    arena.place("a chunk of logits and their gradient", logits_, DType::float32,
-                {chunk_rows_, config_.vocabulary});
-    arena.place("a chunk of logits and their gradient", d_logits_, compute_type_,
-                {chunk_rows_, config_.vocabulary});
+    const std::string chunk =
+        format_exact(chunk_rows_) + (chunk_rows_ == 1 ? " row" : " rows") + " of logits and their gradient";
+    arena.place(chunk, logits_, DType::float32, {chunk_rows_, config_.vocabulary});
+    arena.place(chunk, d_logits_, compute_type_, {chunk_rows_, config_.vocabulary});
     arena.place_bytes("workspace of operations", workspace_,
                       std::max(backend_.rmsnorm_backward_workspace(rows, width),
                                backend_.attention_backward_workspace(shape_)));
@@ -93,10 +102,17 @@ void Transformer::allocate() {
 }
 
 std::string Transformer::what_would_fit(int64_t bytes) const {
-    const auto needed = [this](int64_t batch) {
-        return Transformer(backend_, config_, quantization_, compute_type_, batch, parameters_.shard())
+    const auto needed_with = [this](int64_t batch, int64_t logit_rows) {
+        return Transformer(backend_, config_, quantization_, compute_type_, batch, parameters_.shard(),
+                           logit_rows)
             .memory_bytes();
     };
+    const auto needed = [&](int64_t batch) { return needed_with(batch, asked_logit_rows_); };
+    // Chunks of any size give the same step.
+    for (int64_t rows = chunk_rows_ / 2; rows >= fewest_advised_logit_rows; rows /= 2)
+        if (needed_with(batch_, rows) <= bytes)
+            return "-logit_rows " + std::to_string(rows) + " would fit (" +
+                   gibibytes(needed_with(batch_, rows)) + ")";
     if (needed(1) > bytes)
         return "with -batch 1 it needs " + gibibytes(needed(1)) +
                ": reduce -n or -seq_len, or use another device";

@@ -95,6 +95,11 @@ bool CpuBackend::supports(DType compute_type) const {
             matmuls_->supports(compute_type));
 }
 
+// More cost cache, fewer cost efficiency of the matmuls: 128 rows 12% of a step.
+int64_t CpuBackend::preferred_logit_rows(int64_t rows, int64_t) const {
+    return std::min<int64_t>(rows, 512);
+}
+
 void* CpuBackend::allocate(int64_t bytes) {
     // Large arenas in large pages: otherwise address translation costs several percent of a step, more or
     // less by the luck of the allocation.

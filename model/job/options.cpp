@@ -181,6 +181,12 @@ void add_run_flags(CLI::App& app, Options& o) {
                    "float32 master weights: on, or off: bfloat16 weights, rounded stochastically (CUDA)")
         ->group(group)
         ->capture_default_str();
+    app.add_option(
+           "--logit_rows", o.logit_rows,
+           "rows of logits to compute at a time: few take little memory, many are fast on a GPU; 0: what "
+           "suits the device")
+        ->group(group)
+        ->capture_default_str();
     app.add_option("--threads", o.threads, "CPU threads; 0: all")->group(group)->capture_default_str();
 }
 
@@ -224,6 +230,8 @@ void check(const Options& o) {
     require(o.sequence_length >= 1 && o.sequence_length <= 1'000'000, "-seq_len: must be from 1 to 1000000");
     require(!o.vocabulary || (*o.vocabulary >= 2 && *o.vocabulary <= INT32_MAX),
             "-vocab: must be from 2 to " + std::to_string(INT32_MAX));
+    require(o.logit_rows >= 0 && o.logit_rows <= 1'000'000,
+            "-logit_rows: must be from 1 to 1000000, or 0 for what suits the device");
     require(o.threads >= 0 && o.threads <= 1024, "-threads: must be from 0 (all) to 1024");
     require(o.print_every >= 1, "-print_every: must be at least 1");
     require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,

@@ -48,6 +48,7 @@ struct Options {
     std::string dtype = "auto";
     std::string qat_gemm = "auto";
     std::string master = "on";
+    int64_t logit_rows = 0;  // computed at a time; 0: what suits the device
     int threads = 0;
     uint64_t seed = 1;
     OptimizerConfig optimizer;

@@ -6,6 +6,7 @@
 
 #include "kernels/ranks/agreement.h"
 #include "model/storage/checksum.h"
+#include "model/transformer.h"
 
 namespace train_qat {
 
@@ -53,6 +54,7 @@ RunSettings run_settings(const Options& options, const RunPlan& run, const Backe
         {"zero", run.layout.zero, sharding},
         {"batch", run.layout.batch, layout},
         {"grad_accum", run.layout.gradient_accumulation, layout},
+        {"logit_rows", logit_chunk_rows(backend, config, run.layout.batch, options.logit_rows), layout},
         {"device", backend.host_addressable() ? "cpu" : "cuda", arithmetic},
         {"qat_gemm", options.qat_gemm, arithmetic},
         {"val_every", options.validate_every, measurement},

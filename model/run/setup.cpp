@@ -16,7 +16,7 @@ std::unique_ptr<Transformer> plan_model(const Options& options, const RunPlan& r
     if (options.zero == 1) shard = {communicator.rank(), communicator.size()};
     return std::make_unique<Transformer>(backend, run_plan.config, quantization,
                                          compute_type(options, backend, console), run_plan.layout.batch,
-                                         shard);
+                                         shard, options.logit_rows);
 }
 
 }  // namespace

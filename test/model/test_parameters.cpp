@@ -237,11 +237,68 @@ TEST_CASE("memory is known before it is taken", "[parameters][device]") {
              {"master weights", "gradients", "moments", "activations", "workspace", "total"})
             CHECK_THAT(table, contains_text(word));
 
+        // Logits and their gradient, float32 both here, as many rows as asked for or as there are.
+        const auto bytes_with = [&](int64_t logit_rows) {
+            return Transformer(backend, wider_config(), {}, DType::float32, 101, {}, logit_rows)
+                .memory_bytes();
+        };
+        const auto rounded = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
+        const int64_t rows = 101 * wider_config().sequence_length, vocabulary = wider_config().vocabulary;
+        const int64_t one_row = bytes_with(1);
+        for (int64_t asked :
+             {int64_t{2}, int64_t{127}, int64_t{512}, rows - 1, rows, rows + 1, int64_t{1} << 40}) {
+            INFO(asked << " rows of logits");
+            const int64_t bytes = 4 * vocabulary * std::min(asked, rows);
+            CHECK(bytes_with(asked) - one_row == 2 * (rounded(bytes) - rounded(4 * vocabulary)));
+        }
+        CHECK(larger.memory_bytes() == bytes_with(backend.preferred_logit_rows(rows, vocabulary)));
+
         Transformer too_large(backend, wider_config(), {}, DType::float32, int64_t{1} << 32);
         REQUIRE(too_large.memory_bytes() > backend.available_memory());
         const std::string error = error_of([&] { too_large.allocate(); });
         CHECK_THAT(error,
                    contains_text("not enough memory") && contains_text("GiB") && contains_text("-batch"));
         CHECK(error.find('\n') == std::string::npos);
+    }
+}
+
+TEST_CASE("what the memory table says is taken, no more", "[parameters][device]") {
+    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
+        Backend& backend = *device.backend;
+        // A CPU's memory is also other processes', a GPU gives whole pages.
+        if (device.device == "cpu" || !backend.host_addressable()) continue;
+        for (int64_t logit_rows : {0, 1, 37, 1000}) {
+            INFO(device.name << ", -logit_rows " << logit_rows);
+            Transformer model(backend, wider_config(), {4, 16}, DType::float32, 7, {}, logit_rows);
+            const int64_t before = backend.available_memory();
+            model.allocate();
+            CHECK(before - backend.available_memory() == model.memory_bytes());
+            const int64_t rows = 7 * wider_config().sequence_length;
+            const std::string shown = std::to_string(logit_rows == 0 ? rows : std::min(logit_rows, rows)) +
+                                      (logit_rows == 1 ? " row" : " rows") + " of logits and their gradient";
+            CHECK_THAT(model.memory_table(), contains_text(shown));
+        }
+    }
+}
+
+TEST_CASE("where fewer rows of logits would fit, the error says how many", "[parameters][device]") {
+    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
+        INFO(device.name);
+        Backend& backend = *device.backend;
+        ModelConfig config = tiny_config();
+        config.vocabulary = 200'003;
+        // Logits and their gradient, a little more than there is.
+        const int64_t rows = backend.available_memory() / (8 * config.vocabulary) + 100;
+        const int64_t batch = rows / config.sequence_length + 1;
+        Transformer too_large(backend, config, {}, DType::float32, batch, {}, rows);
+        const std::string error = error_of([&] { too_large.allocate(); });
+        CHECK_THAT(error, contains_text("not enough memory") && contains_text("-logit_rows ") &&
+                              contains_text("would fit"));
+        const size_t place = error.find("-logit_rows ");
+        REQUIRE(place != std::string::npos);
+        const int64_t advised = std::stoll(error.substr(place + 12));
+        CHECK(advised < rows);
+        CHECK(Transformer(backend, config, {}, DType::float32, batch, {}, advised).memory_bytes() <
+              backend.available_memory());
     }
 }

@@ -111,6 +111,42 @@ TEST_CASE("two micro-batches accumulate to the gradients of one batch", "[transf
             }
 }
 
+TEST_CASE("losses and gradients do not depend on how many rows of logits there are at a time",
+          "[transformer][device]") {
+    constexpr int64_t batch = 3;
+    const int64_t T = tiny_config().sequence_length, rows = batch * T, V = tiny_config().vocabulary;
+    Random random(41);
+    for (DType dtype : compute_types())
+        for (const BackendUnderTest& device : backends_under_test(dtype))
+            for (const QuantizationConfig& quantization : {QuantizationConfig{}, QuantizationConfig{4, 0}}) {
+                TinyModel whole(*device.backend, dtype, quantization, batch, tiny_config(), rows);
+                const uint64_t seed = static_cast<uint64_t>(random.integer(0, 1 << 30));
+                const Tokens tokens = whole.tokens(2 * batch, seed);
+                whole.train(tokens, 2);
+                const double trained = whole.model.loss(), evaluated = loss_of(whole, tokens);
+                std::vector<float> expected_logits(T * V), logits(T * V);
+                whole.model.logits(tokens.inputs.data(), 0, T, expected_logits.data());
+                for (int64_t chunk : {int64_t{1}, random.integer(2, rows - 1), rows + 1000}) {
+                    INFO(device.name << ", " << name_of(dtype) << ", " << quantization.bits << " bits, seed "
+                                     << seed << ", " << chunk << " rows at a time");
+                    TinyModel chunked(*device.backend, dtype, quantization, batch, tiny_config(), chunk);
+                    chunked.train(chunked.tokens(batch, 99));  // the next step must overwrite its gradients
+                    chunked.train(tokens, 2);
+                    const double tolerance = dtype == DType::float32 ? 1e-5 : 1e-2;
+                    CHECK(chunked.model.loss() == Approx(trained).epsilon(tolerance));
+                    CHECK(loss_of(chunked, tokens) == Approx(evaluated).epsilon(tolerance));
+                    for (size_t i = 0; i < whole.parameters().all().size(); ++i) {
+                        INFO(whole.parameters().all()[i].name);
+                        const Array expected = whole.gradient(i);
+                        CHECK(distance(chunked.gradient(i), expected) <= tolerance * norm(expected));
+                    }
+                    chunked.model.logits(tokens.inputs.data(), 0, T, logits.data());
+                    const Array all(expected_logits.begin(), expected_logits.end());
+                    CHECK(distance(Array(logits.begin(), logits.end()), all) <= tolerance * norm(all));
+                }
+            }
+}
+
 TEST_CASE("a step has the same bits on any number of threads, and again", "[transformer][device]") {
     SameBits same;
     for (DType dtype : compute_types())

@@ -19,7 +19,7 @@ import sys
 import time
 import unittest.mock
 
-from program_fixture import (LIMIT_SECONDS, SEQUENCE, SHAPE, VOCABULARY, ProgramTest, checkpoint, checkpoints,
+from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, SHAPE, VOCABULARY, ProgramTest, checkpoint, checkpoints,
                              expected_shapes, parameter_count, read_bytes, read_metrics, read_safetensors,
                              run_tests, sentencepiece_model, snapshot, write_shards)
 from shard_files import fnv1a_64
@@ -143,6 +143,22 @@ class WholeRunTest(ProgramTest):
                 self.run_program(f"-steps 8 -qat_frac 0.5 -grad_accum 2 -dtype {dtype} -threads {threads}",
                                  output=f"{dtype}_{threads}")
             self.same_run(self.path(f"{dtype}_1"), self.path(f"{dtype}_2"))
+
+    def test_rows_of_logits_change_the_last_places_alone(self):
+        flags = "-b 16 -qat_frac 0 -steps 6 -dtype fp32"
+        self.run_program(flags, output="whole")
+        self.run_program(flags, "-logit_rows 7 -until 3", output="chunks")
+        printed = self.run_program(flags, "-logit_rows 5 -resume", output="chunks")
+        self.assertIn("resume: step 3 from", printed)
+        self.assertIn("\n  5 rows of logits and their gradient ", printed)
+        losses = []
+        for output, rows in (("whole", BATCH * SEQUENCE), ("chunks", 5)):
+            record = json.loads(read_bytes(self.path(output, "run.json")))
+            self.assertEqual(record["layout"]["logit_rows"], rows)
+            losses.append([record["loss"] for record in read_metrics(self.path(output))[0]])
+        self.assertEqual(len(losses[1]), 6)
+        for whole, chunks in zip(*losses):
+            self.assertAlmostEqual(chunks / whole, 1, delta=1e-5)
 
     def test_seed_and_precision_change_numbers(self):
         losses = set()
@@ -469,6 +485,8 @@ class ErrorTest(ProgramTest):
                 ("-steps 4 -qat_frac 0.5 -vocab 9000000000000000000", ["-vocab"]),
                 ("-steps 4 -qat_frac 0.5 -threads 100000", ["-threads"]),
                 ("-steps 4 -qat_frac 0.5 -threads -1", ["-threads"]),
+                ("-steps 4 -qat_frac 0.5 -logit_rows -1", ["-logit_rows", "from 1"]),
+                ("-steps 4 -qat_frac 0.5 -logit_rows 1000001", ["-logit_rows", "1000000"]),
                 ("-steps 4 -qat_frac 0.5 -keep -1", ["-keep"]),
                 ("-steps 4 -qat_frac 0.5 -device tpu", ["-device", "'tpu'"]),
                 ("-steps 4 -qat_frac 0.5 -dtype fp8", ["-dtype", "'fp8'"]),
@@ -615,6 +633,13 @@ class PlanTest(ProgramTest):
             self.assertIn("used", text)
             self.assertAlmostEqual(self.number(r"\n  QAT +\[\d+, \d+\) +(\d+) ", text) / steps, optimal, delta=1e-4)
 
+    def test_memory_of_logits(self):
+        for asked, rows in ((0, 512), (1, 1), (100, 100), (999999, 10 * 256)):
+            text = self.plan(f"-n 1.5M -qat_frac 0.5 -steps 9 -batch 10 -device cpu -dtype fp32 -logit_rows {asked}")
+            shown = f"{rows:,} row{'s' if rows > 1 else ''} of logits and their gradient"
+            mebibytes = self.number(rf"\n  {shown} +(\S+) MiB\n", text)
+            self.assertAlmostEqual(mebibytes, rows * 32000 * 8 / 2**20, delta=0.006)
+
     def test_vocabulary_of_the_shards(self):
         text = self.plan(f"-layers 2 -width 32 -steps 9 -qat_frac 0.5 -i {self.train}")
         self.assertRegex(text, r"vocabulary +61\n")
@@ -623,7 +648,7 @@ class PlanTest(ProgramTest):
         options = """n layers width heads kv_heads ffn vocab seq_len b group qat_frac tokens steps schedule cooldown
             cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_sequences
             save_every keep resume print_every prompt sample temperature batch grad_accum weight_decay beta1 beta2 eps
-            clip scale_lr seed device dtype qat_gemm master threads from until total_batch zero rank_timeout rendezvous
+            clip scale_lr seed device dtype qat_gemm master logit_rows threads from until total_batch zero rank_timeout rendezvous
             sweep sweep_ranks retry_failed law memory flops""".split()
         for flag in ("-h", "--help", "-help"):
             result = self.start([self.program, flag])

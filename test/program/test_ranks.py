@@ -144,7 +144,8 @@ class RecordTest(RanksTest):
         printed = self.run_job(ranks, flags, "-steps 8 -qat_frac 0.5 -val_every 3 -save_every 3")
         out = self.path("out")
         record = read_run_record(out)
-        self.assertEqual(record["layout"], {"ranks": ranks, "zero": zero, "batch": batch, "grad_accum": accumulation})
+        self.assertEqual(record["layout"], {"ranks": ranks, "zero": zero, "batch": batch, "grad_accum": accumulation,
+                                            "logit_rows": min(batch * SEQUENCE, 512)})
         self.assertEqual(record["configuration"]["total_batch"], TOTAL_BATCH)
         self.assertEqual(record["plan"]["tokens_per_step"], TOTAL_BATCH * SEQUENCE)
         weight_bytes = {"fp32": 4, "bf16": 2}[dtype]

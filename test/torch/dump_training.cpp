@@ -37,6 +37,7 @@ struct Options {
         {"group", "0"},        {"fp_steps", "3"},      {"qat_steps", "3"},
         {"clip_norm", "1"},    {"seed", "1"},          {"dtype", "float32"},
         {"vocabulary", "131"}, {"weight_factor", "4"}, {"scale_rate_factor", "1"},
+        {"logit_rows", "0"},
     };
 
     int64_t integer(const std::string& name) const { return std::stoll(values.at(name)); }
@@ -133,7 +134,8 @@ class ParityRun {
           config_(model_config(options)),
           quantization_{options.number("bits"), options.integer("group")},
           backend_(make_cpu_backend()),
-          model_(*backend_, config_, quantization_, options.dtype(), options.integer("batch")),
+          model_(*backend_, config_, quantization_, options.dtype(), options.integer("batch"), {},
+                 options.integer("logit_rows")),
           optimizer_config_(optimizer_config(options)),
           dump_(*backend_),
           random_(options.integer("seed")) {

@@ -44,6 +44,8 @@ SHAPES = {
     "2 micro-batches": {"micro_batches": 2, "batch": 2},
     "3 micro-batches": {"micro_batches": 3, "batch": 1, "sequence": 33},
     "several logit chunks": {"batch": 9, "sequence": 64, "fp_steps": 2, "qat_steps": 2},
+    "7 rows of logits at a time": {"logit_rows": 7},
+    "one row of logits at a time": {"logit_rows": 1, "batch": 2},
     "only full precision": {"qat_steps": 0},
     "only QAT": {"fp_steps": 0},
     "no clipping": {"clip_norm": 0},

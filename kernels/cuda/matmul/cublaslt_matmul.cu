@@ -190,14 +190,16 @@ class CublasLtMatmul final : public DenseMatmul {
     void choose_algorithm(Plan& plan, const Operands& o, const std::string& key) {
         const std::vector<Proposal> candidates = propose(plan, o);
         if (candidates.empty()) return;
-        // Timing writes: not over the real output, which may be a sum that goes on.
-        const DeviceBuffer trial(device_, o.out.bytes() + 256);
+        // Timing writes: not over a sum that goes on. Other outputs are about to be written anyway, and a chunk of logits
+        // may be more than what is left of the memory.
+        DeviceBuffer trial;
+        if (o.accumulate) trial = DeviceBuffer(device_, o.out.bytes());
+        void* const out = o.accumulate ? trial.data() : o.out.data;
         double best = 0;
         for (const Proposal& candidate : candidates) {
             const cublasLtMatmulAlgo_t chosen = plan.algorithm;
             plan.algorithm = candidate.algorithm;
-            const double seconds =
-                device_.runtime().seconds([&] { run(plan, o, trial.data()); }, repetitions);
+            const double seconds = device_.runtime().seconds([&] { run(plan, o, out); }, repetitions);
             if (plan.supported && seconds >= best) plan.algorithm = chosen;
             best = plan.supported ? std::min(best, seconds) : seconds;
             plan.supported = true;

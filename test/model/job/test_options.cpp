@@ -64,6 +64,7 @@ TEST_CASE("defaults of the command line", "[options]") {
     CHECK(options.device == "auto");
     CHECK(options.dtype == "auto");
     CHECK(options.threads == 0);
+    CHECK(options.logit_rows == 0);
     CHECK(options.seed == 1);
     CHECK(options.optimizer.beta1 == 0.9);
     CHECK(options.optimizer.beta2 == 0.95);
@@ -104,7 +105,8 @@ TEST_CASE("every flag reaches its option", "[options]") {
         "-temperature 0.5 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 0.99 -eps 1e-6 -clip "
         "3 "
         "-from runs/b/step_00000003 -until 44 -zero 0 -rank_timeout 1.5 -rendezvous shared/meet "
-        "-scale_lr 0.25 -seed 18446744073709551615 -device cpu -dtype bf16 -threads 4");
+        "-scale_lr 0.25 -seed 18446744073709551615 -device cpu -dtype bf16 -threads 4 "
+        "-logit_rows 1536");
     CHECK(options.size == "1.5M");
     CHECK(options.shape.layers == 3);
     CHECK(options.shape.width == 96);
@@ -157,6 +159,7 @@ TEST_CASE("every flag reaches its option", "[options]") {
     CHECK(options.device == "cpu");
     CHECK(options.dtype == "bf16");
     CHECK(options.threads == 4);
+    CHECK(options.logit_rows == 1536);
     CHECK(parse("-steps 12").plan.steps == 12);
     CHECK_FALSE(parse("-qat_frac auto").plan.qat_fraction);
 }
@@ -235,6 +238,9 @@ TEST_CASE("an error is one line that names the flag", "[options]") {
     check("-vocab 2147483648", {"-vocab", "2147483647"});
     check("-threads -1", {"-threads"});
     check("-threads 1025", {"-threads", "1024"});
+    check("-logit_rows -1", {"-logit_rows", "1000000", "0"});
+    check("-logit_rows 1000001", {"-logit_rows"});
+    check("-logit_rows x", {"logit_rows", "x"});
     check("-print_every 0", {"-print_every"});
     check("-val_every -1", {"-val_every"});
     check("-save_every -1", {"-save_every"});
@@ -271,6 +277,8 @@ TEST_CASE("the limits of the ranges are inside", "[options]") {
                              "-vocab 2",
                              "-vocab 2147483647",
                              "-threads 1024",
+                             "-logit_rows 1",
+                             "-logit_rows 1000000",
                              "-temperature 0",
                              "-beta1 0",
                              "-beta2 0",

@@ -48,6 +48,21 @@ TEST_CASE("run.json and checkpoints keep the settings that they always kept, in 
           "qat_lr final_lr_frac scale_lr beta1 beta2 eps weight_decay clip seed dtype master ");
 }
 
+TEST_CASE("the rows of logits in use are part of the layout", "[settings]") {
+    const auto logit_rows = [](int64_t asked, int64_t batch) {
+        Options options = some_options();
+        options.logit_rows = asked;
+        const RunSettings settings = settings_of({{1, 1, batch, 5}, some_config(), some_plan()}, options);
+        CHECK_FALSE(recorded(settings).contains("logit_rows"));  // a resumed run may have others
+        return with_roles(settings, layout_roles)["logit_rows"].get<int64_t>();
+    };
+    const int64_t T = some_config().sequence_length;
+    CHECK(logit_rows(0, 3) == 3 * T);
+    CHECK(logit_rows(0, 1000) == 512);  // a CPU's
+    CHECK(logit_rows(7, 3) == 7);
+    CHECK(logit_rows(1'000'000, 3) == 3 * T);
+}
+
 TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[settings]") {
     const nlohmann::ordered_json trunk = with_roles(some_settings(), trunk_roles);
     const nlohmann::ordered_json settings = recorded(some_settings());
@@ -63,8 +78,9 @@ TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[set
 
 TEST_CASE("a job of a sweep is told apart by all that changes its bits", "[settings]") {
     const nlohmann::ordered_json job = with_roles(some_settings(), job_roles);
-    for (const char* key : {"ranks", "batch", "grad_accum", "device", "qat_gemm", "dtype", "master", "group",
-                            "scale_lr", "seed", "total_batch", "val_every", "val_sequences"})
+    for (const char* key :
+         {"ranks", "batch", "grad_accum", "logit_rows", "device", "qat_gemm", "dtype", "master", "group",
+          "scale_lr", "seed", "total_batch", "val_every", "val_sequences"})
         CHECK(job.contains(key));
     CHECK_FALSE(job.contains("zero"));  // the same bits either way
     CHECK_FALSE(job.contains("b"));     // the plan's, of which trunks are independent

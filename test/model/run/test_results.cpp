@@ -18,7 +18,7 @@ TEST_CASE("run.json holds settings, results and where they are from", "[results]
         run_record(some_settings(), some_plan(), results, "a processor", {9.89e14, "data sheet"});
     CHECK(record["configuration"] == recorded(some_settings()));
     // Other programs read them: keys and their order stay.
-    CHECK(record["layout"].dump() == R"({"ranks":1,"zero":1,"batch":3,"grad_accum":5})");
+    CHECK(record["layout"].dump() == R"({"ranks":1,"zero":1,"batch":3,"grad_accum":5,"logit_rows":48})");
     CHECK(record["plan"]["bits"] == some_plan().bits);
     CHECK(record["plan"]["fp_steps"] == some_plan().fp_steps);
     CHECK(record["plan"]["qat_fraction"] == some_plan().qat_fraction);
