@@ -374,7 +374,8 @@ class SweepTest(RanksTest):
         first = f"{SWEEP} -batch 4"
         self.run_program(first, self.grid(grid))
         before = snapshot(self.path("out", "runs"))
-        for flags, ranks in (("-batch 2 -grad_accum 2", 0), ("-batch 2 -total_batch 4 -sweep_ranks 2", 2)):
+        for flags, ranks in (("-batch 2 -grad_accum 2", 0), ("-batch 2 -total_batch 4 -sweep_ranks 2", 2),
+                             ("-batch 4 -logit_rows 5", 1)):
             trained, known = self.trained_steps(), set(glob.glob(self.path("out", "runs", "*")))
             self.run_job(ranks, SWEEP, flags, self.grid(grid))
             self.assertGreater(self.trained_steps(), trained)
