@@ -283,10 +283,11 @@ speed_of() {
 }
 
 speed() {
-    local shards=$output/chain_50304 gemm name
+    local shards=$output/chain_50304 gemm name gemms="fused cublaslt"
     local shape="-layers 12 -width 768 -heads 12 -ffn 2048 -seq_len 1024 -batch $SPEED_BATCH -steps 60"
     step "shards for the speed" write_shards "$shards" 50304 1200000 || return 0
-    for gemm in fused cublaslt; do
+    [[ $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader) != 9.0* ]] || gemms+=" hopper"
+    for gemm in $gemms; do
         name="speed of 124M, qat_gemm $gemm"
         # shellcheck disable=SC2086
         step "$name" train "$output/speed_$gemm" "$shards" $shape -val_sequences 16 -device cuda -qat_gemm $gemm || continue

@@ -533,6 +533,15 @@ class ErrorTest(ProgramTest):
     def test_weights_without_masters_need_the_gpu(self):
         self.fails("-steps 4 -qat_frac 0.5 -device cpu -master off", text=["-master off", "-device cuda"])
 
+    def test_hopper_matmuls_need_the_gpu(self):
+        hidden = unittest.mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="")
+        hidden.start()
+        self.addCleanup(hidden.stop)
+        for device, remedy in (("cpu", "use -device cuda"), ("auto", "9.0, and ")):
+            self.fails("-steps 4 -qat_frac 0.5 -qat_gemm hopper", "-device " + device,
+                       text=["-qat_gemm hopper: needs a card of compute capability 9.0", remedy])
+        self.fails("-steps 4 -qat_frac 0.5 -qat_gemm blas", text=["-qat_gemm: must be auto, fused, cublaslt or hopper"])
+
     def test_output_directory(self):
         with open(self.path("out"), "w") as file:
             file.write("precious")
