@@ -125,6 +125,7 @@ def parameter_count():
 def read_run_record(directory):
     """run.json without the measured speeds."""
     record = json.loads(read_bytes(directory, "run.json"))
+    record["peak"].pop("flops_per_second")
     for phase in ("fp", "qat"):
         record["results"].pop(f"tokens_per_second_{phase}")
     return record
