@@ -331,7 +331,7 @@ class Predicting(LawTest):
         content = simulated.law(self.random, "loss_law", vary=0, zeros=())
         law = prediction.Law(content)
         for _ in range(5):
-            c, d, b = simulated.TRUTH, float(self.random.uniform(2e6, 2e7)), float(self.random.choice([1, 2, 4]))
+            c, d, b = law.sets[0], float(self.random.uniform(2e6, 2e7)), float(self.random.choice([1, 2, 4]))
             share = law.wasted(c, 5e5, d, b, 0.1)
             reached = law.best_loss(c, 5e5, d * (1 - share), b)
             self.assertAlmostEqual(reached, float(formula.loss_at(c, 5e5, d, b, 0.1)), 8)
