@@ -21,8 +21,8 @@ def pairs(runs):
     for row in zip(of.parameters, of.tokens, of.bits, of.qat_tokens, of.seed, of.cooldown, of.loss):
         (fused if row[5] == "fused" else classic)[row[:5]] = row[6]
     result = collections.defaultdict(lambda: collections.defaultdict(list))
-    for parameters, tokens, bits, qat_tokens, seed in sorted(fused.keys() & classic.keys()):
-        key = (parameters, tokens, bits, qat_tokens, seed)
+    for key in sorted(fused.keys() & classic.keys()):
+        parameters, tokens, bits, _, seed = key
         result[bits][parameters, tokens, seed].append((fused[key], classic[key]))
     return result
 

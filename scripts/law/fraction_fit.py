@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from law.formula import fraction_law
 from law.intervals import interval
+from law.optima import inside
 
 LEAST_OPTIMA = 3
 NORMAL_90 = 1.645
@@ -90,7 +91,7 @@ def fit_constant(found, seed=0, draws=DRAWS // 4):
 
 def measured(found):
     """Optima that lie within the measured fractions: others are only known to be beyond them."""
-    return [o for o in found if o.first < o.fraction < o.last]
+    return [o for o in found if inside(o)]
 
 
 def logit_misfits(found, predict):

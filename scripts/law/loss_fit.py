@@ -105,15 +105,18 @@ def evaluate(point, free, of):
     return np.log(total), np.array([rows[name] for name in free]) / total
 
 
+def luck(offsets, of):
+    """What the trunks' offsets add to log L, a run each. offsets: in units of their deviation; there may be none."""
+    return of.deviation * offsets[of.trunk] if len(offsets) else np.zeros_like(of.target)
+
+
 def objective(point, free, of):
     """Minus the logarithm of the likelihood, a run: Huber loss of log L in units of its scale, and the offsets' own cost.
     And its gradient. The point: logarithms of the free names, then the offsets in units of their deviation."""
     count = len(free)
     offsets = point[count:]
     prediction, derivatives = evaluate(point[:count], free, of)
-    if len(offsets):
-        prediction = prediction + of.deviation * offsets[of.trunk]
-    residual = (prediction - of.target) / of.scale
+    residual = (prediction + luck(offsets, of) - of.target) / of.scale
     size = np.abs(residual)
     value = np.where(size <= HUBER, 0.5 * residual**2, HUBER * (size - 0.5 * HUBER))
     slope = of.weight * np.clip(residual, -HUBER, HUBER) / of.scale
@@ -128,11 +131,8 @@ def objective(point, free, of):
 
 def residual_scale(point, free, of):
     """Of log L once the offsets are taken out: 1.4826 median |residual|, the standard deviation of normal ones."""
-    prediction = evaluate(point[:len(free)], free, of)[0]
-    offsets = point[len(free):]
-    if len(offsets):
-        prediction = prediction + of.deviation * offsets[of.trunk]
-    return max(1.4826 * float(np.median(np.abs(prediction - of.target))), LEAST_SCALE)
+    residual = evaluate(point[:len(free)], free, of)[0] + luck(point[len(free):], of) - of.target
+    return max(1.4826 * float(np.median(np.abs(residual))), LEAST_SCALE)
 
 
 def offset_count(of):
@@ -173,10 +173,8 @@ def descend(start, free, of, iterations=ITERATIONS, fixed=()):
 
 
 def to_fit(result, free, of):
-    offsets = result.x[len(free):]
-    offset = of.deviation * offsets[of.trunk] if len(offsets) else np.zeros_like(of.target)
-    return Fit(to_coefficients(result.x[:len(free)], free, of), float(result.fun), free, offset, of.scale,
-               bool(result.success))
+    return Fit(to_coefficients(result.x[:len(free)], free, of), float(result.fun), free, luck(result.x[len(free):], of),
+               of.scale, bool(result.success))
 
 
 def to_coefficients(point, free, of):

@@ -4,6 +4,7 @@ import math
 from law import comparison, fraction_fit
 from law.formula import COEFFICIENTS, NAMES, PAPER_CONSTANT, fraction_law
 from law.intervals import interval
+from law.optima import inside
 from law.prediction import short
 
 
@@ -20,7 +21,7 @@ def optima_table(found, a):
     lines = [f"{'N':>8} {'D':>7} {'bits':>5} {'S':>6}  {'f* measured [90%]':<24} {'a = %.3f' % a:>9} "
              f"{'a = %.4f' % PAPER_CONSTANT:>10} {'loss':>7} {'runs':>4}"]
     for o in sorted(found, key=lambda o: (o.bits, o.parameters, o.tokens)):
-        mark = "" if o.first < o.fraction < o.last else " outside" 
+        mark = "" if inside(o) else " outside"
         lines.append(f"{short(o.parameters):>8} {short(o.tokens):>7} {o.bits:>5g} {o.s:>6.1f}  "
                      f"{f'{o.fraction:.3f} [{o.low:.3f}, {o.high:.3f}]{mark}':<24} {fraction_law(a, o.s):>9.3f} "
                      f"{fraction_law(PAPER_CONSTANT, o.s):>10.3f} {o.loss:>7.4f} {o.runs:>4}")
