@@ -33,20 +33,10 @@ template <MatmulForm form>
 void multiply(CuStream stream, const Tensor& out, const Tensor& left, const ComputeWeight& weight,
               TileSize size) {
     const Product product = product_of(out, false);
-    const auto launch = [&]<int bits>() {
+    with_code_bits(weight.codes, [&]<int bits>() {
         const PackedCodes<bits> codes = packed_codes<bits>(weight);
         launch_product<form>(stream, product, left, true, codes, codes, size);
-    };
-    switch (code_bits(weight.codes)) {
-        case 1:
-            return launch.template operator()<1>();
-        case 2:
-            return launch.template operator()<2>();
-        case 4:
-            return launch.template operator()<4>();
-        default:
-            return launch.template operator()<8>();
-    }
+    });
 }
 
 }  // namespace

@@ -95,7 +95,7 @@ void multiply(Device& device, const Tensor& out, const Tensor& left, const Compu
               TileSize size) {
     const std::string refusal = hopper_refusal(weight.rows, weight.columns, weight.code_group);
     if (!refusal.empty()) throw std::logic_error("hopper_matmul: " + refusal);
-    const auto with_bits = [&]<int bits>() {
+    with_code_bits(weight.codes, [&]<int bits>() {
         const auto with_scales = [&]<bool grouped>() {
             if (wide(device, out, size))
                 launch<CodeMatmul<bits, form, grouped, wide_tokens>>(device, out, left, weight);
@@ -106,17 +106,7 @@ void multiply(Device& device, const Tensor& out, const Tensor& left, const Compu
             with_scales.template operator()<true>();
         else
             with_scales.template operator()<false>();
-    };
-    switch (code_bits(weight.codes)) {
-        case 1:
-            return with_bits.template operator()<1>();
-        case 2:
-            return with_bits.template operator()<2>();
-        case 4:
-            return with_bits.template operator()<4>();
-        default:
-            return with_bits.template operator()<8>();
-    }
+    });
 }
 
 }  // namespace

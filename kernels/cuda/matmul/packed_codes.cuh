@@ -17,6 +17,21 @@
 
 namespace train_qat::CU_BACKEND {
 
+// function.template operator()<bits>() with the bits that a code of the grid takes: 1, 2, 4 or 8.
+template <typename Function>
+void with_code_bits(Grid grid, const Function& function) {
+    switch (code_bits(grid)) {
+        case 1:
+            return function.template operator()<1>();
+        case 2:
+            return function.template operator()<2>();
+        case 4:
+            return function.template operator()<4>();
+        default:
+            return function.template operator()<8>();
+    }
+}
+
 // ---- scales
 
 // (rows, groups) float32; null: all are one.
