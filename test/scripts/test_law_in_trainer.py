@@ -24,7 +24,8 @@ from law.prediction import Law  # noqa: E402
 SEED = int.from_bytes(os.urandom(4), "little")
 program = "./train_qat"
 VALUE = r"(\d+\.\d+) \[(\d+\.\d+), (\d+\.\d+)\]"
-PRINTED = 6e-5  # half of the last of four digits, and rounding
+PRINTED = 6e-5   # half of the last of four digits, and rounding
+ROUNDING = 1e-9  # relative: near S = 1 the optimal fraction is so small that a loss there can have 15 digits before its point
 
 
 class TwoPlaces(unittest.TestCase):
@@ -51,7 +52,7 @@ class TwoPlaces(unittest.TestCase):
 
     def same(self, value, printed, message):
         for expected, number in zip(value, printed):
-            self.assertAlmostEqual(expected, number, delta=PRINTED, msg=f"{message}, seed {SEED}")
+            self.assertAlmostEqual(expected, number, delta=PRINTED + ROUNDING * abs(expected), msg=f"{message}, seed {SEED}")
 
     def test_losses_and_fractions_are_the_same(self):
         for round_ in range(12):
