@@ -87,12 +87,20 @@ function(add_cuda_backend library)
   if(nccl_found)
     list(APPEND cuda_sources ${CMAKE_SOURCE_DIR}/kernels/ranks/nccl_communicator.cu)
   endif()
+  # Kernels of Hopper's own instructions: for that target whatever the others are, which would leave them empty.
+  set(hopper_sources ${cuda_sources})
+  list(FILTER hopper_sources INCLUDE REGEX "/hopper_[a-z_]+\\.cu$")
+  list(REMOVE_ITEM cuda_sources ${hopper_sources})
+  add_library(train_qat_cuda_hopper OBJECT ${hopper_sources})
   # A library of its own: the host compiler's options mean nothing to nvcc.
-  add_library(train_qat_cuda STATIC ${cuda_sources})
-  target_include_directories(train_qat_cuda PRIVATE ${CMAKE_SOURCE_DIR})
-  target_compile_options(train_qat_cuda PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wno-restrict
-                         -Xcudafe=--display_error_number)
-  set_target_properties(train_qat_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RESOLVE_DEVICE_SYMBOLS OFF)
+  add_library(train_qat_cuda STATIC ${cuda_sources} $<TARGET_OBJECTS:train_qat_cuda_hopper>)
+  foreach(target train_qat_cuda train_qat_cuda_hopper)
+    target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
+    target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wno-restrict
+                           -Xcudafe=--display_error_number)
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RESOLVE_DEVICE_SYMBOLS OFF)
+  endforeach()
+  set_target_properties(train_qat_cuda_hopper PROPERTIES CUDA_ARCHITECTURES 90a-real)
   # Everything below is private to this library and to the link: files that the host compiler builds must be compiled alike
   # with CUDA and without, so that `make` and `make CUDA=0` in turn build them once.
   target_link_libraries(train_qat_cuda PRIVATE CUDA::cudart_static)

@@ -12,7 +12,9 @@ CudaBackend::CudaBackend(const CudaOptions& options)
       dense_(make_dense_matmul(device_)),
       tables_(device_, [this](const ComputeWeight& weight, Grid grid, int64_t group) {
           return stores_codes(device_, *dense_, weight, grid, group);
-      }) {}
+      }) {
+    require_attention_kernels(device_);
+}
 
 std::string CudaBackend::describe() const {
     const DeviceProperties& card = device_.properties();

@@ -177,6 +177,12 @@ void add_run_flags(CLI::App& app, Options& o) {
            "CUDA matmuls of quantized weights: fused (packed codes), cublaslt, or auto: the faster one")
         ->group(group)
         ->capture_default_str();
+    app.add_option(
+           "--attention", o.attention,
+           "CUDA attention: mma, hopper (H100 and H200, heads of 64 and 128; no card has run it yet), or "
+           "auto: mma")
+        ->group(group)
+        ->capture_default_str();
     app.add_option("--master", o.master,
                    "float32 master weights: on, or off: bfloat16 weights, rounded stochastically (CUDA)")
         ->group(group)
@@ -254,6 +260,10 @@ void check(const Options& o) {
             "-master off: the CPU backend keeps float32 masters; use -device cuda");
     require(o.qat_gemm == "auto" || o.qat_gemm == "fused" || o.qat_gemm == "cublaslt",
             "-qat_gemm: must be auto, fused or cublaslt, is '" + o.qat_gemm + "'");
+    require(o.attention == "auto" || o.attention == "mma" || o.attention == "hopper",
+            "-attention: must be auto, mma or hopper, is '" + o.attention + "'");
+    require(o.attention != "hopper" || o.device != "cpu",
+            "-attention hopper: the CPU backend has its own kernels; use -device cuda");
 }
 
 // What asks for the law's choice, and what it needs.

@@ -47,6 +47,7 @@ struct Options {
     std::string device = "auto";
     std::string dtype = "auto";
     std::string qat_gemm = "auto";
+    std::string attention = "auto";
     std::string master = "on";
     int threads = 0;
     uint64_t seed = 1;
