@@ -188,9 +188,12 @@ struct Consumer {
         release(&barriers.key_empty[key.stage]);
         key.advance();
     }
-    CU_DEVICE void release_values() {
-        release(&barriers.value_empty[value.stage]);
+    CU_DEVICE void wait_for_values() { barrier_wait(&barriers.value_full[value.stage], value.parity); }
+    // Moves on; what to release when the tile before has been multiplied with.
+    CU_DEVICE Barrier* next_values() {
+        Barrier* const empty = &barriers.value_empty[value.stage];
         value.advance();
+        return empty;
     }
     // The buffer that was stored from before has long been read, when the next scores are under way.
     CU_DEVICE void release_stored() {
@@ -235,30 +238,35 @@ struct Consumer {
         uint32_t weights[tile_rows / 16][4];
         barrier_wait(&barriers.query_full[query.stage], query.parity);
         first_weights(weights);
+        wait_for_values();
         for (int left = before; left > 0; --left) {
             float scores[tile_rows / 2], factor[2];
             barrier_wait(&barriers.key_full[key.stage], key.parity);
             start_scores<D>(scores, own_queries(), tiles.keys(key.stage));
-            barrier_wait(&barriers.value_full[value.stage], value.parity);
             start_values(out, weights, tiles.values(value.stage), left < before);
             wgmma_wait<1>();
             keep_registers(scores);
             release_keys();
             const bool raised = raise_maximum(state, factor, scores, scale);
             make_weights(state, scores, scale, [](float x, int i) { return Form::exponential(x, i); });
-            finish_values(out, weights);
+            // Weights are made while the tensor cores are busy: left alone, the compiler would wait for these first. A loop
+            // stops it, and that for the next tile of values has to stand somewhere.
+            keep_registers(scores);
+            Barrier* const multiplied = next_values();
+            wait_for_values();
+            finish_values(out, weights, multiplied);
             if (raised) scale_rows(out, factor);
             pack_weights(weights, scores);
         }
-        barrier_wait(&barriers.value_full[value.stage], value.parity);
         start_values(out, weights, tiles.values(value.stage), before > 0);
-        finish_values(out, weights);
+        finish_values(out, weights, next_values());
     }
-    CU_DEVICE void finish_values(float (&out)[D / 2], uint32_t (&weights)[tile_rows / 16][4]) {
+    CU_DEVICE void finish_values(float (&out)[D / 2], uint32_t (&weights)[tile_rows / 16][4],
+                                 Barrier* multiplied) {
         wgmma_wait<0>();
         keep_registers(out);
         for (auto& operand : weights) keep_registers(operand);
-        release_values();
+        release(multiplied);
     }
 
     // y = o / l and log_sum_exp = m ln 2 + ln l. first: position of the warpgroup's first query; log_sum_exp: of this head.
