@@ -277,5 +277,8 @@ inline float high_bfloat16(uint32_t packed) {
 inline float fast_exp2(float x) {
     return std::exp2(x);
 }
+inline float flushed_exp2(float x) {
+    return x < -126.0f ? 0.0f : std::exp2(x);
+}
 
 }  // namespace train_qat::cuda_emulated

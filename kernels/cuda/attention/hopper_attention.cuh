@@ -30,7 +30,7 @@ struct HopperForm {
     // Whether the first warpgroup leaves out those 64 keys of the diagonal tile that are later than all its queries.
     static constexpr bool skips_hidden_keys = false;
     // 2^x, for register `index` of a row's scores.
-    CU_DEVICE static float exponential(float x, int /*index*/) { return fast_exp2(x); }
+    CU_DEVICE static float exponential(float x, int /*index*/) { return flushed_exp2(x); }
 };
 
 constexpr int warpgroup_threads = 128, consumers = 2, hopper_threads = (1 + consumers) * warpgroup_threads;
@@ -217,7 +217,7 @@ struct Consumer {
         hide_later_keys(scores, number * consumer_queries);
         state.clear();
         raise_maximum(state, factor, scores, scale);
-        make_weights(state, scores, scale, [](float x, int) { return fast_exp2(x); });
+        make_weights(state, scores, scale, [](float x, int) { return flushed_exp2(x); });
     }
 
     CU_DEVICE void first_weights(uint32_t (&weights)[tile_rows / 16][4]) {

@@ -58,7 +58,7 @@ CU_DEVICE bool raise_maximum(RowState& state, float (&factor)[2], const float (&
         const float candidate = row_max(largest[half]) * scale;
         float& maximum = state.maximum[half];
         const bool raise = candidate > maximum + hopper_headroom;
-        factor[half] = raise ? fast_exp2(maximum - candidate) : 1.0f;
+        factor[half] = raise ? flushed_exp2(maximum - candidate) : 1.0f;
         maximum = raise ? candidate : maximum;
         state.sum[half] *= factor[half];
         any = any || raise;
