@@ -6,7 +6,8 @@
     dev/ptxas_table.py kernels/cuda/rows/rmsnorm.cu     of one file, printed
 
 Needs nvcc, no GPU. Occupancy counts registers, threads and static shared memory; dynamic shared memory is an argument
-of the launch (dev/results/lint.md shows it) and can lower it. Exit status 1 when a kernel spills registers.
+of the launch (dev/results/lint.md shows it) and can lower it. Files hopper_*.cu are compiled for sm_90a, as the build does,
+and stand under sm_90 alone. Exit status 1 when a kernel spills registers or ptxas serializes its wgmmas (messages C75xx).
 """
 import argparse
 import concurrent.futures
@@ -32,6 +33,10 @@ def kernel_files():
     return sorted(path for path in paths if path.endswith(".cu") and os.path.basename(path) not in HOST_ONLY)
 
 
+def is_hopper(source):
+    return os.path.basename(source).startswith("hopper_")
+
+
 def find_nvcc():
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not os.path.exists(nvcc):
@@ -43,7 +48,8 @@ def compile_to(nvcc, source, architecture, kind):
     """(messages, output text) of one compilation; kind: ptx or cubin."""
     with tempfile.TemporaryDirectory() as directory:
         output = os.path.join(directory, "out")
-        command = [nvcc, *FLAGS, f"-arch=sm_{architecture}", f"-{kind}", "-o", output, source]
+        target = "90a" if is_hopper(source) else architecture
+        command = [nvcc, *FLAGS, f"-arch=sm_{target}", f"-{kind}", "-o", output, source]
         if kind == "cubin":
             command += ["-Xptxas", "-v"]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -91,6 +97,8 @@ def occupancy(registers, threads, shared, architecture):
 def kernels_of(nvcc, source, architecture, threads):
     """[(kernel, threads, registers, spilled bytes, static shared bytes, occupancy)]"""
     messages, _ = compile_to(nvcc, source, architecture, "cubin")
+    for message in re.findall(r".*\bC75\d\d\b.*", messages):
+        sys.exit(f"dev/ptxas_table.py: error: {source}: {message}")
     pattern = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
                          r"(\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n", re.DOTALL)
     found = pattern.findall(messages)
@@ -152,7 +160,8 @@ def main():
     arguments = parser.parse_args()
     nvcc = find_nvcc()
     files = [os.path.abspath(file) for file in arguments.files] or kernel_files()
-    tasks = [(os.path.relpath(file, CUDA), architecture, file) for architecture in arguments.architectures for file in files]
+    tasks = [(os.path.relpath(file, CUDA), architecture, file) for architecture in arguments.architectures for file in files
+             if architecture == "90" or not is_hopper(file)]
     results = {}
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         threads = dict(zip(files, pool.map(lambda file: threads_of(nvcc, file), files)))

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "dev/cuda/bench.h"
+#include "kernels/cuda/platform/hopper_ring.cuh"
 #include "kernels/cuda/platform/tensor_map.cuh"
 
 namespace train_qat::CU_BACKEND {
@@ -28,18 +29,11 @@ struct Steps {
 };
 
 template <int tile_columns, int stages>
-struct Ring {
+struct Ring : RingPosition<stages> {
+    using RingPosition<stages>::RingPosition;
     static constexpr int x_bytes = tile_rows * slice * 2, stage_bytes = x_bytes + tile_columns * slice * 2;
     static constexpr int outputs = stages * stage_bytes;
     static constexpr int bytes = outputs + 2 * output_buffers * output_bytes + swizzle_atom_bytes;
-    int stage = 0;
-    uint32_t parity;
-    CU_DEVICE explicit Ring(uint32_t first_parity) : parity(first_parity) {}
-    CU_DEVICE void advance() {
-        if (++stage < stages) return;
-        stage = 0;
-        parity ^= 1;
-    }
 };
 
 struct Barriers {
