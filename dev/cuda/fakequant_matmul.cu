@@ -18,6 +18,7 @@
 #include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
 #include "kernels/cuda/matmul/packed_codes.cuh"
 #include "kernels/cuda/matmul/tile_matmul.cuh"
+#include "kernels/cuda/platform/hopper_device.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -167,7 +168,7 @@ class FakeQuantMatmul final : public Problem {
           z_(output(DType::bfloat16, {M_, N_})),
           dx_(output(DType::bfloat16, {M_, K_})),
           hopper_(backend.device().properties().major == 9 && hopper_refusal(N_, K_, K_).empty()) {
-        if (hopper_) require_hopper(backend.device());
+        if (hopper_) require_hopper(backend.device(), "fakequant_matmul", "use such a card");
         upload(master_);
         for (const Grid grid : benchmark_grids) add(grid, K_);
         constexpr int64_t group = 64;

@@ -8,10 +8,10 @@
 //
 // For cards of compute capability 9.0; rows of x, q and z must be multiples of 16 bytes (8 numbers).
 #include <algorithm>
-#include <stdexcept>
 
 #include "dev/cuda/bench.h"
-#include "kernels/cuda/matmul/hopper_ring.cuh"
+#include "kernels/cuda/platform/hopper_device.h"
+#include "kernels/cuda/platform/hopper_ring.cuh"
 #include "kernels/cuda/platform/tensor_map.cuh"
 
 namespace train_qat::CU_BACKEND {
@@ -165,11 +165,8 @@ class HopperMatmul final : public Problem {
           x_(normals(DType::bfloat16, {M_, K_})),
           q_(normals(DType::bfloat16, {N_, K_})),
           z_(output(DType::bfloat16, {M_, N_})) {
-        const DeviceProperties& card = backend.device().properties();
-        multiprocessors_ = card.multiprocessors;
-        if (card.major != 9)
-            throw std::runtime_error("hopper_matmul needs a card of compute capability 9.0, not " +
-                                     std::to_string(card.major) + "." + std::to_string(card.minor));
+        require_hopper(backend.device(), "hopper_matmul", "use such a card");
+        multiprocessors_ = backend.device().properties().multiprocessors;
     }
 
     std::vector<Operation> operations() override {

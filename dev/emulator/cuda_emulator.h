@@ -297,5 +297,8 @@ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
 inline float fast_exp2(float x) {
     return std::exp2(x);
 }
+inline float flushed_exp2(float x) {
+    return x < -126.0f ? 0.0f : std::exp2(x);
+}
 
 }  // namespace train_qat::cuda_emulated

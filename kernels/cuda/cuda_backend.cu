@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "kernels/cuda/platform/data_sheet.h"
+#include "kernels/cuda/platform/hopper_device.h"
 
 namespace train_qat {
 
@@ -16,7 +17,9 @@ CudaBackend::CudaBackend(const CudaOptions& options)
       tables_(device_, [this](const ComputeWeight& weight, Grid grid, int64_t group) {
           return stores_codes(device_, *dense_, weight, grid, group);
       }) {
-    check_qat_gemm(device_);
+    if (options.qat_gemm == QatGemm::hopper) require_hopper(device_, "-qat_gemm hopper", "use auto");
+    if (options.attention == AttentionKernels::hopper)
+        require_hopper(device_, "-attention hopper", "use auto");
 }
 
 std::string CudaBackend::describe() const {

@@ -172,9 +172,16 @@ void add_run_flags(CLI::App& app, Options& o) {
     app.add_option("--dtype", o.dtype, "bf16, fp32, or auto: bf16 where the device is fast at it")
         ->group(group)
         ->capture_default_str();
-    app.add_option("--qat_gemm", o.qat_gemm,
-                   "CUDA matmuls of quantized weights: fused (packed codes), cublaslt, or auto: the faster one; "
-                   "hopper: fused for compute capability 9.0, so far run on an emulated card only")
+    app.add_option(
+           "--qat_gemm", o.qat_gemm,
+           "CUDA matmuls of quantized weights: fused (packed codes), cublaslt, or auto: the faster one; "
+           "hopper: fused for compute capability 9.0, so far run on an emulated card only")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option(
+           "--attention", o.attention,
+           "CUDA attention: mma, hopper (H100 and H200, heads of 64 and 128; no card has run it yet), or "
+           "auto: mma")
         ->group(group)
         ->capture_default_str();
     app.add_option("--master", o.master,
@@ -266,6 +273,10 @@ void check(const Options& o) {
         "-qat_gemm: must be auto, fused, cublaslt or hopper, is '" + o.qat_gemm + "'");
     require(o.qat_gemm != "hopper" || o.device != "cpu",
             "-qat_gemm hopper: needs a card of compute capability 9.0; use -device cuda");
+    require(o.attention == "auto" || o.attention == "mma" || o.attention == "hopper",
+            "-attention: must be auto, mma or hopper, is '" + o.attention + "'");
+    require(o.attention != "hopper" || o.device != "cpu",
+            "-attention hopper: the CPU backend has its own kernels; use -device cuda");
 }
 
 // What asks for the law's choice, and what it needs.

@@ -9,6 +9,9 @@
 namespace train_qat::CU_BACKEND {
 
 void attention_forward(Device& device, const AttentionForward& arguments);
+// The same by Hopper's own instructions, bfloat16 and heads of 64 or 128; std::runtime_error for anything else. What
+// CudaOptions::attention chooses for attention_forward.
+void hopper_attention_forward(Device& device, const AttentionForward& arguments);
 void attention_backward(Device& device, const AttentionBackward& arguments);
 
 // Bytes of AttentionBackward::workspace.

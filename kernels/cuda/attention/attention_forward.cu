@@ -174,6 +174,7 @@ void launch_forward(CuStream stream, bfloat16* y, float* log_sum_exp, const bflo
 }  // namespace
 
 void attention_forward(Device& device, const AttentionForward& a) {
+    if (device.options().attention == AttentionKernels::hopper) return hopper_attention_forward(device, a);
     if (tensor_cores_apply(a.qkv.dtype, a.shape, a.qkv.data, a.y.data)) {
         with_head_dim(TensorCoreHeadDims(), a.shape.head_dim, [&]<int D>() {
             launch_forward<D>(device.stream(), a.y.as<bfloat16>(), a.log_sum_exp.as<float>(),

@@ -250,11 +250,16 @@ bool with_head_dim(std::integer_sequence<int, D...>, int64_t head_dim, Function&
     return ((head_dim == D && (function.template operator()<D>(), true)) || ...);
 }
 
+template <int... D>
+bool contains(std::integer_sequence<int, D...>, int64_t head_dim) {
+    return ((head_dim == D) || ...);
+}
+
 // Whether the tensor-core kernels take this shape and matrices at these addresses. Rows have multiples of D
 // elements, so that all of them, and all heads in them, are aligned when the first is.
 template <typename... Address>
 bool tensor_cores_apply(DType dtype, const AttentionShape& shape, const Address*... addresses) {
-    return dtype == DType::bfloat16 && with_head_dim(TensorCoreHeadDims(), shape.head_dim, []<int>() {}) &&
+    return dtype == DType::bfloat16 && contains(TensorCoreHeadDims(), shape.head_dim) &&
            ((reinterpret_cast<uintptr_t>(addresses) % 16 == 0) && ...);
 }
 

@@ -22,9 +22,9 @@
 
 #include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/matmul/hopper_codes.cuh"
-#include "kernels/cuda/matmul/hopper_ring.cuh"
 #include "kernels/cuda/matmul/matmul_tiles.cuh"
 #include "kernels/cuda/matmul/packed_codes.cuh"
+#include "kernels/cuda/platform/hopper_ring.cuh"
 
 namespace train_qat::CU_BACKEND {
 

@@ -12,34 +12,6 @@
 
 namespace train_qat::CU_BACKEND {
 
-// ---- where they run
-
-namespace {
-
-// Whether the code that runs here was compiled for Hopper's own instructions.
-__global__ void tell_target(int* answer) {
-    store(answer, hopper_target ? 1 : 0);
-}
-
-}  // namespace
-
-void require_hopper(Device& device) {
-    const DeviceProperties& card = device.properties();
-    if (card.major != 9 || card.minor != 0)
-        throw std::runtime_error("-qat_gemm hopper: needs a card of compute capability 9.0, and this is " +
-                                 card.name + ", " + std::to_string(card.major) + "." +
-                                 std::to_string(card.minor) + "; use auto");
-    const DeviceBuffer answer(device, sizeof(int));
-    CU_LAUNCH(tell_target, 1, 1, 0, device.stream(), static_cast<int*>(answer.data()));
-    int holds = 0;
-    device.runtime().copy_to_host(&holds, answer.data(), sizeof holds);
-    if (holds == 0)
-        throw std::runtime_error(
-            "-qat_gemm hopper: this program has no code for Hopper's own instructions (sm_90a); build it "
-            "with "
-            "CUDA 12.0 or later");
-}
-
 std::string hopper_refusal(int64_t rows, int64_t columns, int64_t group) {
     if (rows % 8 != 0 || columns % 8 != 0)
         return "tensor maps need outputs and inputs that are multiples of 8";

@@ -9,9 +9,6 @@
 
 namespace train_qat::CU_BACKEND {
 
-// Throws std::runtime_error, one line that begins with -qat_gemm, where this device or this program cannot run them.
-void require_hopper(Device& device);
-
 // "" or why these kernels do not take a weight of this shape (N, K), with `group` columns to a scale: tensor maps need rows
 // of whole 16 bytes, here N and K multiples of 8. Groups: K, or a power of two from 32 on that divides K.
 std::string hopper_refusal(int64_t rows, int64_t columns, int64_t group);

@@ -100,10 +100,6 @@ void report_hopper_refusal(Device& device, const ComputeWeight& weight, int64_t 
 
 }  // namespace
 
-void check_qat_gemm(Device& device) {
-    if (device.options().qat_gemm == QatGemm::hopper) require_hopper(device);
-}
-
 bool stores_codes(Device& device, DenseMatmul& dense, const ComputeWeight& weight, Grid grid, int64_t group) {
     const CudaOptions& options = device.options();
     const bool possible = grid != Grid::none && weight.dtype == DType::bfloat16 && !weight.embedding &&

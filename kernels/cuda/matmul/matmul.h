@@ -14,10 +14,6 @@ void matmul_forward(Device& device, DenseMatmul& dense, const MatmulForward& arg
 void matmul_input_gradient(Device& device, DenseMatmul& dense, const MatmulInputGradient& arguments);
 void matmul_weight_gradient(DenseMatmul& dense, const MatmulWeightGradient& arguments);
 
-// Throws std::runtime_error, one line that begins with the flag, where this device cannot do what CudaOptions::qat_gemm
-// asks.
-void check_qat_gemm(Device& device);
-
 // Whether a weight's quantized form is packed codes or plain levels, by CudaOptions::qat_gemm. `automatic` times both
 // forms of a shape once and keeps the choice in the device's tuning table.
 bool stores_codes(Device& device, DenseMatmul& dense, const ComputeWeight& weight, Grid grid, int64_t group);

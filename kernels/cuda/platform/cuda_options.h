@@ -18,9 +18,17 @@ enum class QatGemm : uint8_t {
     hopper,     // as fused, by the instructions of compute capability 9.0; never chosen by `automatic`
 };
 
+// Which kernels compute attention's forward pass.
+enum class AttentionKernels : uint8_t {
+    automatic,  // mma, until the others have been timed on a card
+    mma,        // by what all devices have; for any head dimension
+    hopper,     // by Hopper's own instructions: compute capability 9.0, bfloat16, head dimension 64 or 128
+};
+
 struct CudaOptions {
     int device = 0;
     QatGemm qat_gemm = QatGemm::automatic;
+    AttentionKernels attention = AttentionKernels::automatic;
     int64_t matmul_rows = 8192;  // rows of activations that `automatic` is timed with
     std::string tuning_file;     // keeps what was chosen by timing (tuning_table.h); "": not kept
     // Told in one line each: choices of `automatic`, and what `hopper` leaves to `fused`; may be empty.

@@ -251,6 +251,12 @@ CU_DEVICE float fast_exp2(float x) {
     asm("ex2.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
     return result;
 }
+// The same, but 0 where it is below 2^-126: one instruction instead of four.
+CU_DEVICE float flushed_exp2(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
 
 }  // namespace train_qat::CU_BACKEND
 

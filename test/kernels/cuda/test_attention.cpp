@@ -1,136 +1,11 @@
 // What only the CUDA kernels of attention can get wrong: tiles of the tensor-core kernels and the edges
 // between them, the choice of kernels, and what the kernels ask of the memory system.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <limits>
-#include <memory>
-#include <string>
-#include <vector>
 
-#include "dev/emulator/emulator.h"
-#include "kernels/cuda/platform/cuda_options.h"
-#include "test/support/catch.h"
-#include "test/support/device.h"
+#include "test/kernels/cuda/attention_fixture.h"
 
 using namespace train_qat;
 using namespace train_qat::test;
-
-namespace {
-
-constexpr DType type = DType::bfloat16;
-constexpr double slack = 0x1p-8;  // as in test_attention.cpp
-constexpr int64_t tensor_core_head_dims[] = {16, 32, 64, 96, 128};
-
-std::vector<BackendUnderTest> cuda_backends() {
-    std::vector<BackendUnderTest> result;
-    for (const BackendUnderTest& device : backends_under_test(type))
-        if (device.device != "cpu") result.push_back(device);
-    return result;
-}
-
-Backend& emulated() {
-    static const std::unique_ptr<Backend> backend = make_emulated_cuda_backend(CudaOptions{});
-    return *backend;
-}
-
-reference::Shape plain(const AttentionShape& s) {
-    return {s.batch, s.sequence, s.heads, s.kv_heads, s.head_dim};
-}
-
-std::string text(const AttentionShape& s) {
-    return "B " + std::to_string(s.batch) + " T " + std::to_string(s.sequence) + " H " +
-           std::to_string(s.heads) + " G " + std::to_string(s.kv_heads) + " D " + std::to_string(s.head_dim);
-}
-
-// One forward and one backward call, each tensor `offset` elements behind a multiple of 16 bytes.
-struct Run {
-    Bench bench;
-    AttentionShape shape;
-    int64_t offset;
-    Tensor qkv, y, log_sum_exp, dqkv;
-
-    Run(Backend& backend, const AttentionShape& s, const Array& values, int64_t offset_ = 0,
-        DType dtype = type)
-        : bench(backend), shape(s), offset(offset_) {
-        qkv = shifted(bench.input("qkv", padded(values), dtype, {offset + std::ssize(values)}),
-                      {s.rows(), s.qkv_columns()});
-        y = shifted(bench.output("y", dtype, {offset + s.rows() * s.heads * s.head_dim}),
-                    {s.rows(), s.heads * s.head_dim});
-        log_sum_exp = bench.output("log_sum_exp", DType::float32, {s.batch, s.heads, s.sequence});
-        dqkv =
-            shifted(bench.output("dqkv", dtype, {offset + std::ssize(values)}), {s.rows(), s.qkv_columns()});
-    }
-    void forward() {
-        bench.backend().attention_forward({.y = y, .log_sum_exp = log_sum_exp, .qkv = qkv, .shape = shape});
-    }
-    void backward(const Array& gradient) {
-        const Tensor dy = shifted(bench.input("dy", padded(gradient), y.dtype, {offset + y.elements()}),
-                                  {shape.rows(), shape.heads * shape.head_dim});
-        const int64_t bytes = bench.backend().attention_backward_workspace(shape);
-        bench.backend().attention_backward({.dqkv = dqkv,
-                                            .dy = dy,
-                                            .qkv = qkv,
-                                            .y = y,
-                                            .log_sum_exp = log_sum_exp,
-                                            .shape = shape,
-                                            .workspace = bench.workspace(bytes)});
-    }
-
-  private:
-    Array padded(const Array& values) const {
-        Array result(offset, 0.0);
-        result.insert(result.end(), values.begin(), values.end());
-        return result;
-    }
-    Tensor shifted(const Tensor& all, std::initializer_list<int64_t> extents) const {
-        return Tensor(static_cast<char*>(all.data) + offset * size_of(all.dtype), all.dtype, extents);
-    }
-};
-
-struct Expected {
-    reference::AttentionForward forward;
-    reference::Result dqkv;
-    Expected(const AttentionShape& s, const Array& qkv, const Array& dy)
-        : forward(reference::attention_forward(qkv, plain(s))),
-          dqkv(reference::attention_backward(dy, qkv, forward.y.value, forward.log_sum_exp, plain(s))) {}
-    reference::Result log_sum_exp() const {
-        reference::Result bound;
-        bound.value = forward.log_sum_exp;
-        bound.magnitude = forward.log_sum_exp_magnitude;
-        return bound;
-    }
-};
-
-void check_forward(Run& run, const Expected& expected, double allowed = slack) {
-    run.forward();
-    CHECK(difference(run.bench.read(run.y), expected.forward.y, run.y.dtype, allowed) == "");
-    CHECK(difference(run.bench.read(run.log_sum_exp), expected.log_sum_exp(), DType::float32, 0x1p-20) == "");
-    CHECK(run.bench.damage() == "");
-}
-void check_backward(Run& run, const Array& dy, const Expected& expected, double allowed = slack) {
-    run.backward(dy);
-    CHECK(difference(run.bench.read(run.dqkv), expected.dqkv, run.y.dtype, allowed) == "");
-    CHECK(run.bench.damage() == "");
-}
-
-struct Bits {
-    Array y, log_sum_exp, dqkv;
-    bool operator==(const Bits&) const = default;
-};
-Bits bits_of(Backend& backend, const AttentionShape& s, const Array& qkv, const Array& dy) {
-    Run run(backend, s, qkv);
-    run.forward();
-    run.backward(dy);
-    return {run.bench.read(run.y), run.bench.read(run.log_sum_exp), run.bench.read(run.dqkv)};
-}
-
-int64_t not_finite(const Array& values, int64_t first, int64_t last) {
-    return std::count_if(values.begin() + first, values.begin() + last,
-                         [](double value) { return !std::isfinite(value); });
-}
-
-}  // namespace
 
 TEST_CASE("attention over several tiles equals the double-precision formula",
           "[cuda][attention_forward][attention_backward][device]") {
@@ -152,7 +27,8 @@ TEST_CASE("attention over several tiles equals the double-precision formula",
         const Array qkv = random.normals(s.rows() * s.qkv_columns(), type, 1.25);
         const Array dy = random.normals(s.rows() * s.heads * s.head_dim, type);
         const Expected expected(s, qkv, dy);
-        for (const BackendUnderTest& device : cuda_backends()) {
+        for (const CudaDevice& device : cuda_devices(s.head_dim)) {
+            const emulator::SettingsScope scope(device.settings());
             INFO(device.name << ", " << text(s));
             Run run(*device.backend, s, qkv);
             check_forward(run, expected);
@@ -184,7 +60,8 @@ TEST_CASE("addresses that tensor-core kernels cannot take, and large heads",
         const double allowed =
             c.dtype == type ? slack
                             : 0x1p-21 + 0x1p-22 * *std::max_element(magnitude.begin(), magnitude.end());
-        for (const BackendUnderTest& device : cuda_backends()) {
+        for (const CudaDevice& device : cuda_devices(0)) {
+            const emulator::SettingsScope scope(device.settings());
             INFO(device.name << ", " << text(s) << ", offset " << c.offset);
             Run run(*device.backend, s, qkv, c.offset, c.dtype);
             check_forward(run, expected, allowed);
@@ -217,7 +94,8 @@ TEST_CASE("attention's running maximum may rise at every key, fall, or start at 
             const AttentionShape rest_shape{1, s.sequence - skipped, 1, 1, D};
             const reference::AttentionForward expected =
                 reference::attention_forward(rest, plain(rest_shape));
-            for (const BackendUnderTest& device : cuda_backends()) {
+            for (const CudaDevice& device : cuda_devices(s.head_dim)) {
+                const emulator::SettingsScope scope(device.settings());
                 INFO(device.name << ", " << kind << ", " << text(s));
                 Run run(*device.backend, s, qkv);
                 run.forward();
@@ -247,7 +125,8 @@ TEST_CASE("nearly even attention keeps the gradients of queries and keys",
             if (i % columns >= turned) qkv[i] = reference::round_to(type, 64 + random.normal());
         const Array dy = random.normals(s.rows() * s.heads * D, type);
         const Expected expected(s, qkv, dy);
-        for (const BackendUnderTest& device : cuda_backends()) {
+        for (const CudaDevice& device : cuda_devices(s.head_dim)) {
+            const emulator::SettingsScope scope(device.settings());
             INFO(device.name << ", " << text(s));
             Run run(*device.backend, s, qkv);
             run.forward();
@@ -277,7 +156,8 @@ TEST_CASE("tensor-core attention is causal to the bit",
         Array changed = qkv;
         for (int64_t i = 75 * columns; i < 140 * columns; ++i)
             changed[i] = reference::round_to(type, 100 * random.normal());
-        for (const BackendUnderTest& device : cuda_backends()) {
+        for (const CudaDevice& device : cuda_devices(s.head_dim)) {
+            const emulator::SettingsScope scope(device.settings());
             INFO(device.name << ", " << text(s));
             const Bits before = bits_of(*device.backend, s, qkv, dy);
             const Bits after = bits_of(*device.backend, s, changed, dy);
@@ -312,7 +192,8 @@ TEST_CASE("tensor-core attention shows what is not a number, in its own sequence
                     dy[60 * width + column] = special;
                 else
                     qkv[60 * columns + column] = special;
-                for (const BackendUnderTest& device : cuda_backends()) {
+                for (const CudaDevice& device : cuda_devices(s.head_dim)) {
+                    const emulator::SettingsScope scope(device.settings());
                     INFO(device.name << ", " << text(s) << ", " << special << " in a " << where);
                     const Bits bits = bits_of(*device.backend, s, qkv, dy);
                     CHECK(not_finite(bits.y, 0, 40 * width) == 0);

@@ -1,4 +1,4 @@
-// The ring of stages between the producer and the consumers of a Hopper matmul (its protocol: hopper.cuh).
+// The ring of stages between the producer and the consumers of a kernel for Hopper (its protocol: hopper.cuh).
 #pragma once
 
 #include <cstdint>
