@@ -76,10 +76,10 @@ class Backend {
     // Bytes of ComputeWeight::storage for a matrix of this size.
     virtual int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type,
                                          bool embedding) const = 0;
-    // How many of `rows` rows of logits, (rows, vocabulary) float32, are best computed at a time: from 1 to `rows`. Each
-    // chunk reads and writes the weight gradient of the output head once, and needs memory. Sums over chunks differ in
-    // their last places, so the answer follows from the device and the sizes alone, not from what memory is free.
-    virtual int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary) const = 0;
+    // How many of `rows` rows of logits, (rows, vocabulary) of this dtype, are best computed at a time: from 1 to `rows`.
+    // Each chunk reads and writes the weight gradient of the output head once, and needs memory. Sums over chunks differ
+    // in their last places, so the answer follows from the device and the sizes alone, not from what memory is free.
+    virtual int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary, DType logits) const = 0;
     virtual int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const = 0;
     virtual int64_t attention_backward_workspace(const AttentionShape& shape) const = 0;
 

@@ -239,11 +239,16 @@ OperationCost SwigluBackward::cost() const {
 
 void CrossEntropy::check() const {
     const int64_t rows = logits.shape[0], vocabulary = logits.shape[1];
-    check_tensor(name, "logits", logits, float32, {rows, vocabulary});
+    check_compute_type(name, "logits", logits);
+    check_tensor(name, "logits", logits, logits.dtype, {rows, vocabulary});
     check_tensor(name, "losses", losses, float32, {rows});
     check_tensor(name, "targets", targets, DType::int32, {rows});
     check_compute_type(name, "d_logits", d_logits);
     check_optional(name, "d_logits", d_logits, d_logits.dtype, {rows, vocabulary});
+    if (!d_logits.empty()) check_result_type(name, "logits", logits, d_logits);
+    if (d_logits.data == logits.data && d_logits.dtype != logits.dtype)
+        throw std::logic_error(std::string(name) +
+                               ": d_logits may take the place of logits of its type alone");
     check_optional(name, "column_scale", column_scale, float32, {vocabulary});
 }
 

@@ -230,10 +230,12 @@ struct SwigluBackward {
 // Softmax cross entropy of a chunk of rows, with l = column_scale ∘ logits:
 //     losses[m] = log(sum_v e^l[m,v]) - l[m, target]
 //     d_logits  = column_scale ∘ (softmax(l) - onehot) * gradient_factor
+// Logits are float32 or of d_logits' type (without d_logits: of any compute type). Of d_logits' type, they may lend it
+// their memory: the same bits as apart from them. All between is float32.
 struct CrossEntropy {
     Tensor losses;             // (M) float32
     Tensor d_logits = {};      // (M, V) compute type, or empty: not wanted
-    Tensor logits;             // (M, V) float32
+    Tensor logits;             // (M, V) float32 or d_logits' type
     Tensor targets;            // (M) int32, each in [0, V)
     Tensor column_scale = {};  // (V) float32 or empty
     float gradient_factor = 0;

@@ -2,20 +2,25 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 
 namespace train_qat {
 
 Transformer::Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
-                         DType compute_type, int64_t batch, const StateShard& shard, int64_t logit_rows)
+                         DType compute_type, int64_t batch, const StateShard& shard,
+                         const LogitOptions& logit_options)
     : backend_(backend),
       config_(config),
       quantization_(quantization),
       compute_type_(compute_type),
       batch_(batch),
-      asked_logit_rows_(logit_rows),
-      chunk_rows_(logit_chunk_rows(backend, config, batch, logit_rows)),
+      logit_options_(logit_options),
+      chunk_rows_(logit_chunk_rows(backend, config, batch, logit_options)),
       parameters_(config_, quantization, compute_type, backend, parameter_arena_, shard),
       layers_(config.layers) {
+    if (logit_options.type != DType::float32 && logit_options.type != compute_type)
+        throw std::logic_error(std::string("Transformer: logits must be float32 or ") +
+                               name_of(compute_type) + ", are " + name_of(logit_options.type));
     place_activations();
 }
 
@@ -128,7 +133,8 @@ void Transformer::forward_and_backward_head(float gradient_factor, bool accumula
     const int64_t rows = shape_.rows();
     for (int64_t first = 0; first < rows; first += chunk_rows_) {
         const int64_t count = std::min(chunk_rows_, rows - first);
-        const Tensor logits = logits_.rows(0, count), d_logits = d_logits_.rows(0, count);
+        const Tensor logits = logits_.rows(0, count);
+        const Tensor d_logits = logits.dtype == compute_type_ ? logits : d_logits_.rows(0, count);
         const Tensor input = final_norm_.rows(first, count);
         backend_.matmul_forward({.z = logits, .x = input, .weight = head.compute});
         backend_.cross_entropy({.losses = losses_.rows(first, count),
@@ -287,7 +293,13 @@ void Transformer::read_logits(int64_t first, int64_t count, float* logits) {
     const Tensor chunk = logits_.rows(0, count);
     backend_.matmul_forward(
         {.z = chunk, .x = final_norm_.rows(first, count), .weight = parameters_.embedding.compute});
-    backend_.copy_to_host(logits, chunk.data, chunk.bytes());
+    if (chunk.dtype == DType::float32) {
+        backend_.copy_to_host(logits, chunk.data, chunk.bytes());
+    } else {
+        std::vector<bfloat16> narrow(chunk.elements());
+        backend_.copy_to_host(narrow.data(), chunk.data, chunk.bytes());
+        std::copy(narrow.begin(), narrow.end(), logits);
+    }
     const Tensor row_scale = parameters_.embedding.compute.row_scale();
     if (row_scale.empty()) return;
     std::vector<float> scales(config_.vocabulary);

@@ -31,16 +31,25 @@ struct LayerActivations {
     Tensor hidden;              // (M, F)
 };
 
-// Rows of logits that exist at a time in micro-batches of `batch` sequences: `asked`, at most all of them; 0: as many
-// as suit the device (Backend::preferred_logit_rows).
-int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int64_t batch, int64_t asked);
+// How the output head works. Its logits exist a chunk of rows at a time. In bfloat16 they are rounded once before the
+// loss reads them, also that of `evaluate` and what `logits` returns, and take a third of the memory: their gradient
+// takes their place.
+struct LogitOptions {
+    int64_t rows = 0;             // at a time; 0: as many as suit the device (Backend::preferred_logit_rows)
+    DType type = DType::float32;  // or the compute type
+};
+
+// Rows of logits that exist at a time in micro-batches of `batch` sequences: those asked for, at most all of them.
+int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int64_t batch,
+                         const LogitOptions& asked);
 
 class Transformer {
   public:
     // Lays out all memory for micro-batches of up to `batch` sequences, allocates nothing.
-    // shard: of the optimizer's state, where ranks divide it. logit_rows: what logit_chunk_rows is asked for.
+    // shard: of the optimizer's state, where ranks divide it.
     Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
-                DType compute_type, int64_t batch, const StateShard& shard = {}, int64_t logit_rows = 0);
+                DType compute_type, int64_t batch, const StateShard& shard = {},
+                const LogitOptions& logit_options = {});
     Transformer(const Transformer&) = delete;
     Transformer& operator=(const Transformer&) = delete;
 
@@ -101,7 +110,7 @@ class Transformer {
     const QuantizationConfig quantization_;
     const DType compute_type_;
     const int64_t batch_;
-    const int64_t asked_logit_rows_;
+    const LogitOptions logit_options_;
     const int64_t chunk_rows_;  // rows of logits that exist at a time
     Arena parameter_arena_, activation_arena_;
     Parameters parameters_;
@@ -113,10 +122,11 @@ class Transformer {
     Tensor loss_total_;                 // (1) float32, sum of losses over the step's micro-batches
     Tensor branch_;                     // (M, C) what attention or feed-forward adds to the stream
     Tensor final_residual_, final_norm_, final_rstd_;
-    Tensor logits_, d_logits_;  // (chunk, V)
-    Tensor d_residual_;         // (M, C) float32
-    Tensor dz_;                 // (M, C) d_residual times the next linear layer's scales
-    Tensor d_norm_;             // (M, C)
+    Tensor logits_;      // (chunk, V)
+    Tensor d_logits_;    // (chunk, V); nowhere if the logits' own place can hold them
+    Tensor d_residual_;  // (M, C) float32
+    Tensor dz_;          // (M, C) d_residual times the next linear layer's scales
+    Tensor d_norm_;      // (M, C)
     Tensor d_hidden_, d_attention_, d_qkv_;
     void* workspace_ = nullptr;
     int64_t loss_terms_ = 0;  // tokens that loss_total_ sums

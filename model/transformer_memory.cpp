@@ -23,10 +23,13 @@ std::string gibibytes(int64_t bytes) {
 
 }  // namespace
 
-int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int64_t batch, int64_t asked) {
-    if (asked < 0) throw std::logic_error("logit_chunk_rows: asked for " + std::to_string(asked) + " rows");
+int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int64_t batch,
+                         const LogitOptions& asked) {
+    if (asked.rows < 0)
+        throw std::logic_error("logit_chunk_rows: asked for " + std::to_string(asked.rows) + " rows");
     const int64_t rows = batch * config.sequence_length;
-    return asked > 0 ? std::min(asked, rows) : backend.preferred_logit_rows(rows, config.vocabulary);
+    return asked.rows > 0 ? std::min(asked.rows, rows)
+                          : backend.preferred_logit_rows(rows, config.vocabulary, asked.type);
 }
 
 void Transformer::place_activations() {
@@ -67,8 +70,9 @@ void Transformer::place_activations() {
     arena.place(passing, d_qkv_, compute_type_, {rows, shape_.qkv_columns()});
     const std::string chunk =
         format_exact(chunk_rows_) + (chunk_rows_ == 1 ? " row" : " rows") + " of logits and their gradient";
-    arena.place(chunk, logits_, DType::float32, {chunk_rows_, config_.vocabulary});
-    arena.place(chunk, d_logits_, compute_type_, {chunk_rows_, config_.vocabulary});
+    arena.place(chunk, logits_, logit_options_.type, {chunk_rows_, config_.vocabulary});
+    if (logit_options_.type != compute_type_)
+        arena.place(chunk, d_logits_, compute_type_, {chunk_rows_, config_.vocabulary});
     arena.place_bytes("workspace of operations", workspace_,
                       std::max(backend_.rmsnorm_backward_workspace(rows, width),
                                backend_.attention_backward_workspace(shape_)));
@@ -104,10 +108,10 @@ void Transformer::allocate() {
 std::string Transformer::what_would_fit(int64_t bytes) const {
     const auto needed_with = [this](int64_t batch, int64_t logit_rows) {
         return Transformer(backend_, config_, quantization_, compute_type_, batch, parameters_.shard(),
-                           logit_rows)
+                           {logit_rows, logit_options_.type})
             .memory_bytes();
     };
-    const auto needed = [&](int64_t batch) { return needed_with(batch, asked_logit_rows_); };
+    const auto needed = [&](int64_t batch) { return needed_with(batch, logit_options_.rows); };
     // Chunks of any size give the same step.
     for (int64_t rows = chunk_rows_ / 2; rows >= fewest_advised_logit_rows; rows /= 2)
         if (needed_with(batch_, rows) <= bytes)

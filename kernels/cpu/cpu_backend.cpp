@@ -96,7 +96,7 @@ bool CpuBackend::supports(DType compute_type) const {
 }
 
 // More cost cache, fewer cost efficiency of the matmuls: 128 rows 12% of a step.
-int64_t CpuBackend::preferred_logit_rows(int64_t rows, int64_t) const {
+int64_t CpuBackend::preferred_logit_rows(int64_t rows, int64_t, DType) const {
     return std::min<int64_t>(rows, 512);
 }
 

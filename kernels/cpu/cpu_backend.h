@@ -39,7 +39,7 @@ class CpuBackend : public Backend {
 
     int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type,
                                  bool embedding) const override;
-    int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary) const override;
+    int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary, DType logits) const override;
     int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const override;
     int64_t attention_backward_workspace(const AttentionShape& shape) const override;
     int64_t weight_message_bytes(const ParameterRows& parameter) const override;

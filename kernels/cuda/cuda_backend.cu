@@ -44,13 +44,13 @@ std::string CudaBackend::peak_source(DType compute_type) const {
     return compute_type == DType::bfloat16 && in_data_sheet(card.name) ? "data sheet" : "from its clock";
 }
 
-// As many as 1 GiB of logits holds, at most a sixteenth of the card's memory; from 512 to 8,192 rows, whole tiles of the
-// matmuls. An H100 gained nothing beyond (124M, vocabulary 50,304, 32,768 rows in all: 420k tokens/s with 512 rows, 461k
+// As many as 1 GiB of logits holds, of bfloat16 twice as many as of float32, at most a sixteenth of the card's memory;
+// from 512 to 8,192 rows, whole tiles of the matmuls. An H100 gained nothing beyond (124M, vocabulary 50,304, 32,768 rows in all: 420k tokens/s with 512 rows, 461k
 // with 2,048, 468k with 8,192 and with all).
-int64_t CudaBackend::preferred_logit_rows(int64_t rows, int64_t vocabulary) const {
+int64_t CudaBackend::preferred_logit_rows(int64_t rows, int64_t vocabulary, DType logits) const {
     constexpr int64_t fewest = 512, most = 8192, tile = 128, most_bytes = int64_t{1} << 30;
     const int64_t bytes = std::min(most_bytes, device_.properties().memory / 16);
-    const int64_t fitting = bytes / (vocabulary * static_cast<int64_t>(sizeof(float))) / tile * tile;
+    const int64_t fitting = bytes / (vocabulary * size_of(logits)) / tile * tile;
     return std::min(rows, std::clamp(fitting, fewest, most));
 }
 

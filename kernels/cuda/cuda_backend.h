@@ -38,7 +38,7 @@ class CudaBackend final : public Backend {
     int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type, bool) const override {
         return CU_BACKEND::compute_weight_bytes(rows, columns, compute_type);
     }
-    int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary) const override;
+    int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary, DType logits) const override;
     int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const override {
         return CU_BACKEND::rmsnorm_backward_workspace(rows, columns);
     }

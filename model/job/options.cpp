@@ -194,6 +194,10 @@ void add_run_flags(CLI::App& app, Options& o) {
            "suits the device")
         ->group(group)
         ->capture_default_str();
+    app.add_option("--logits", o.logits,
+                   "fp32, or bf16: rounded before the loss reads them, for a third of their memory")
+        ->group(group)
+        ->capture_default_str();
     app.add_option("--threads", o.threads, "CPU threads; 0: all")->group(group)->capture_default_str();
 }
 
@@ -265,6 +269,9 @@ void check(const Options& o) {
             "-device: must be auto, cpu or cuda, is '" + o.device + "'");
     require(o.dtype == "auto" || o.dtype == "bf16" || o.dtype == "fp32",
             "-dtype: must be auto, bf16 or fp32, is '" + o.dtype + "'");
+    require(o.logits == "fp32" || o.logits == "bf16", "-logits: must be fp32 or bf16, is '" + o.logits + "'");
+    require(o.logits == "fp32" || o.dtype != "fp32",
+            "-logits bf16: -dtype fp32 keeps the logits' gradient in float32; use -dtype bf16");
     require(o.master == "on" || o.master == "off", "-master: must be on or off, is '" + o.master + "'");
     require(o.master == "on" || o.device != "cpu",
             "-master off: the CPU backend keeps float32 masters; use -device cuda");

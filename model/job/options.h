@@ -50,6 +50,7 @@ struct Options {
     std::string attention = "auto";
     std::string master = "on";
     int64_t logit_rows = 0;  // computed at a time; 0: what suits the device
+    std::string logits = "fp32";
     int threads = 0;
     uint64_t seed = 1;
     OptimizerConfig optimizer;

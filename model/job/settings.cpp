@@ -6,7 +6,6 @@
 
 #include "kernels/ranks/agreement.h"
 #include "model/storage/checksum.h"
-#include "model/transformer.h"
 
 namespace train_qat {
 
@@ -17,6 +16,7 @@ RunSettings run_settings(const Options& options, const RunPlan& run, const Backe
     const ModelConfig& config = run.config;
     const Plan& steps = run.plan;
     const OptimizerConfig& optimizer = options.optimizer;
+    const LogitOptions logits = logit_options(options, compute_type);
     return {
         {"layers", config.layers, identity},
         {"width", config.width, identity},
@@ -49,12 +49,13 @@ RunSettings run_settings(const Options& options, const RunPlan& run, const Backe
         {"clip", optimizer.clip_norm, identity},
         {"seed", options.seed, identity},
         {"dtype", name_of(compute_type), identity},
+        {"logits", name_of(logits.type), identity},
         {"master", options.master, identity},
         {"ranks", run.layout.ranks, layout},
         {"zero", run.layout.zero, sharding},
         {"batch", run.layout.batch, layout},
         {"grad_accum", run.layout.gradient_accumulation, layout},
-        {"logit_rows", logit_chunk_rows(backend, config, run.layout.batch, options.logit_rows), layout},
+        {"logit_rows", logit_chunk_rows(backend, config, run.layout.batch, logits), layout},
         {"device", backend.host_addressable() ? "cpu" : "cuda", arithmetic},
         {"qat_gemm", options.qat_gemm, arithmetic},
         {"attention", options.attention, arithmetic},
@@ -79,6 +80,14 @@ DType compute_type(const Options& options, const Backend& backend, std::ostream&
     if (fast_bfloat16) return DType::bfloat16;
     log << "dtype: float32 (-dtype auto: this processor has no bfloat16 dot products)\n";
     return DType::float32;
+}
+
+LogitOptions logit_options(const Options& options, DType compute_type) {
+    if (options.logits == "fp32") return {options.logit_rows, DType::float32};
+    if (compute_type != DType::bfloat16)
+        throw std::runtime_error(
+            "-logits bf16: this device computes in float32, also the logits' gradient; use -logits fp32");
+    return {options.logit_rows, DType::bfloat16};
 }
 
 void check_ranks_agree(Communicator& communicator, const RunSettings& settings,

@@ -12,6 +12,7 @@
 #include "kernels/ranks/communicator.h"
 #include "model/job/options.h"
 #include "model/job/run_plan.h"
+#include "model/transformer.h"
 
 namespace train_qat {
 
@@ -54,6 +55,9 @@ inline constexpr SettingRoles job_roles = {SettingRole::identity, SettingRole::q
 // The dtype of activations and matmul operands that -dtype asks for; on `log` where -dtype auto finds no
 // fast bfloat16. std::runtime_error where the device cannot.
 DType compute_type(const Options& options, const Backend& backend, std::ostream& log);
+
+// What -logit_rows and -logits ask for, with this dtype of activations. std::runtime_error: -logits does not go with it.
+LogitOptions logit_options(const Options& options, DType compute_type);
 
 // Collective. Ranks with other settings or other shards (fingerprints of training and validation data) would
 // train something that nobody has asked for: JointError naming the first such rank.

@@ -14,9 +14,9 @@ std::unique_ptr<Transformer> plan_model(const Options& options, const RunPlan& r
     quantization.master_type = options.master == "off" ? DType::bfloat16 : DType::float32;
     StateShard shard;
     if (options.zero == 1) shard = {communicator.rank(), communicator.size()};
-    return std::make_unique<Transformer>(backend, run_plan.config, quantization,
-                                         compute_type(options, backend, console), run_plan.layout.batch,
-                                         shard, options.logit_rows);
+    const DType type = compute_type(options, backend, console);
+    return std::make_unique<Transformer>(backend, run_plan.config, quantization, type, run_plan.layout.batch,
+                                         shard, logit_options(options, type));
 }
 
 }  // namespace

@@ -13,10 +13,15 @@ std::string text(uint64_t value) {
     return std::to_string(value);
 }
 
+// What checkpoints were trained with that are older than the setting and do not name it.
+nlohmann::json unnamed_setting(const std::string& flag) {
+    return flag == "logits" ? nlohmann::json("float32") : nlohmann::json();
+}
+
 void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& settings, const char* flag,
                     const char* advice) {
     for (const auto& [key, value] : settings.items()) {
-        const nlohmann::json& its = saved.value(key, nlohmann::json());
+        const nlohmann::json its = saved.value(key, unnamed_setting(key));
         if (its != nlohmann::json(value))
             throw std::runtime_error(std::string(flag) + ": the checkpoint was trained with " + key + " " +
                                      its.dump() + ", this run has " + value.dump() + "; " +

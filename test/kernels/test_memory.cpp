@@ -41,16 +41,18 @@ TEST_CASE("a backend prefers rows of logits by the sizes alone", "[memory][devic
     for (const BackendUnderTest& device : backends_under_test())
         for (int64_t vocabulary : {int64_t{2}, random.integer(1000, 300'000), int64_t{1} << 31}) {
             const Backend& backend = *device.backend;
-            const int64_t most = backend.preferred_logit_rows(int64_t{1} << 40, vocabulary);
-            INFO(device.name << ", vocabulary " << vocabulary << ": " << most << " rows");
+            const DType type = random.pick({DType::float32, DType::bfloat16});
+            const int64_t most = backend.preferred_logit_rows(int64_t{1} << 40, vocabulary, type);
+            INFO(device.name << ", vocabulary " << vocabulary << " in " << name_of(type) << ": " << most
+                             << " rows");
             CHECK(most >= 512);
             CHECK(most <= 8192);
             CHECK(most % 128 == 0);
-            CHECK((most == 512 || most * vocabulary * 4 <= int64_t{1} << 30));
+            CHECK((most == 512 || most * vocabulary * size_of(type) <= int64_t{1} << 30));
             if (vocabulary == 2) CHECK(most == (device.device == "cpu" ? 512 : 8192));
             const DeviceMemory taken(*device.backend, 100'000'000);
             for (int64_t rows : {int64_t{1}, random.integer(2, 511), most - 1, most, most + 1})
-                CHECK(backend.preferred_logit_rows(rows, vocabulary) == std::min(rows, most));
+                CHECK(backend.preferred_logit_rows(rows, vocabulary, type) == std::min(rows, most));
         }
 }
 

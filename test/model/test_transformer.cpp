@@ -119,7 +119,7 @@ TEST_CASE("losses and gradients do not depend on how many rows of logits there a
     for (DType dtype : compute_types())
         for (const BackendUnderTest& device : backends_under_test(dtype))
             for (const QuantizationConfig& quantization : {QuantizationConfig{}, QuantizationConfig{4, 0}}) {
-                TinyModel whole(*device.backend, dtype, quantization, batch, tiny_config(), rows);
+                TinyModel whole(*device.backend, dtype, quantization, batch, tiny_config(), {rows});
                 const uint64_t seed = static_cast<uint64_t>(random.integer(0, 1 << 30));
                 const Tokens tokens = whole.tokens(2 * batch, seed);
                 whole.train(tokens, 2);
@@ -129,7 +129,7 @@ TEST_CASE("losses and gradients do not depend on how many rows of logits there a
                 for (int64_t chunk : {int64_t{1}, random.integer(2, rows - 1), rows + 1000}) {
                     INFO(device.name << ", " << name_of(dtype) << ", " << quantization.bits << " bits, seed "
                                      << seed << ", " << chunk << " rows at a time");
-                    TinyModel chunked(*device.backend, dtype, quantization, batch, tiny_config(), chunk);
+                    TinyModel chunked(*device.backend, dtype, quantization, batch, tiny_config(), {chunk});
                     chunked.train(chunked.tokens(batch, 99));  // the next step must overwrite its gradients
                     chunked.train(tokens, 2);
                     const double tolerance = dtype == DType::float32 ? 1e-5 : 1e-2;
@@ -145,6 +145,50 @@ TEST_CASE("losses and gradients do not depend on how many rows of logits there a
                     CHECK(distance(Array(logits.begin(), logits.end()), all) <= tolerance * norm(all));
                 }
             }
+}
+
+// Half a unit in the last place of a bfloat16 logit is 2^-8 of it: its loss and what depends on it may be off by as much.
+TEST_CASE("logits in bfloat16 are those in float32, rounded, in loss, gradients and text",
+          "[transformer][device]") {
+    constexpr int64_t batch = 3;
+    const int64_t T = tiny_config().sequence_length, V = tiny_config().vocabulary;
+    Random random(44);
+    const DType type = DType::bfloat16;
+    for (const BackendUnderTest& device : backends_under_test(type))
+        for (const QuantizationConfig& quantization : {QuantizationConfig{}, QuantizationConfig{4, 0}}) {
+            const int64_t rows = random.integer(1, batch * T);
+            const uint64_t seed = static_cast<uint64_t>(random.integer(0, 1 << 30));
+            INFO(device.name << ", " << quantization.bits << " bits, seed " << seed << ", " << rows
+                             << " rows at a time");
+            TinyModel wide(*device.backend, type, quantization, batch, tiny_config(), {rows});
+            TinyModel narrow(*device.backend, type, quantization, batch, tiny_config(), {rows, type});
+            CHECK(narrow.model.memory_bytes() < wide.model.memory_bytes());
+            const Tokens tokens = wide.tokens(batch, seed);
+            std::vector<float> expected(T * V), logits(T * V);
+            wide.model.logits(tokens.inputs.data(), 0, T, expected.data());
+            narrow.model.logits(tokens.inputs.data(), 0, T, logits.data());
+            if (!quantization.enabled()) {
+                const Array exact(expected.begin(), expected.end());
+                CHECK(inequality(Array(logits.begin(), logits.end()), reference::rounded(type, exact)) == "");
+            }
+            for (int64_t i = 0; i < T * V; ++i)  // with scales, once more rounded in float32
+                CHECK(std::abs(logits[i] - expected[i]) <= std::abs(expected[i]) * (0x1p-8 + 0x1p-22));
+
+            narrow.train(narrow.tokens(batch, 99));  // the next step must overwrite its gradients
+            wide.train(tokens);
+            narrow.train(tokens);
+            CHECK(narrow.model.loss() == Approx(wide.model.loss()).epsilon(2e-3));
+            CHECK(narrow.model.loss() != wide.model.loss());
+            CHECK(loss_of(narrow, tokens) == Approx(narrow.model.loss()).epsilon(1e-6));
+            for (size_t i = 0; i < wide.parameters().all().size(); ++i) {
+                INFO(wide.parameters().all()[i].name);
+                const Array gradient = wide.gradient(i);
+                CHECK(distance(narrow.gradient(i), gradient) <= 2e-2 * norm(gradient));
+            }
+        }
+    CHECK_THROWS_AS(
+        TinyModel(*backends_under_test()[0].backend, DType::float32, {}, 1, tiny_config(), {0, type}),
+        std::logic_error);
 }
 
 TEST_CASE("a step has the same bits on any number of threads, and again", "[transformer][device]") {

@@ -162,10 +162,11 @@ class WholeRunTest(ProgramTest):
 
     def test_seed_and_precision_change_numbers(self):
         losses = set()
-        for flags in ("-seed 1 -dtype fp32", "-seed 2 -dtype fp32", "-seed 1 -dtype bf16", "-seed 1 -dtype fp32 -b 2"):
+        for flags in ("-seed 1 -dtype fp32", "-seed 2 -dtype fp32", "-seed 1 -dtype bf16", "-seed 1 -dtype fp32 -b 2",
+                      "-seed 1 -dtype bf16 -logits bf16"):
             self.run_program("-steps 6 -qat_frac 0.5", flags, output=flags.replace(" ", "_"))
             losses.add(read_metrics(self.path(flags.replace(" ", "_")))[0][-1]["loss"])
-        self.assertEqual(len(losses), 4)
+        self.assertEqual(len(losses), 5)
 
 
 # ---- with few flags ------------------------------------------------------------------------------------------------
@@ -487,6 +488,8 @@ class ErrorTest(ProgramTest):
                 ("-steps 4 -qat_frac 0.5 -threads -1", ["-threads"]),
                 ("-steps 4 -qat_frac 0.5 -logit_rows -1", ["-logit_rows", "from 1"]),
                 ("-steps 4 -qat_frac 0.5 -logit_rows 1000001", ["-logit_rows", "1000000"]),
+                ("-steps 4 -qat_frac 0.5 -logits fp8", ["-logits", "'fp8'"]),
+                ("-steps 4 -qat_frac 0.5 -logits bf16 -dtype fp32", ["-logits bf16", "-dtype bf16"]),
                 ("-steps 4 -qat_frac 0.5 -keep -1", ["-keep"]),
                 ("-steps 4 -qat_frac 0.5 -device tpu", ["-device", "'tpu'"]),
                 ("-steps 4 -qat_frac 0.5 -dtype fp8", ["-dtype", "'fp8'"]),
@@ -643,11 +646,12 @@ class PlanTest(ProgramTest):
             self.assertAlmostEqual(self.number(r"\n  QAT +\[\d+, \d+\) +(\d+) ", text) / steps, optimal, delta=1e-4)
 
     def test_memory_of_logits(self):
-        for asked, rows in ((0, 512), (1, 1), (100, 100), (999999, 10 * 256)):
-            text = self.plan(f"-n 1.5M -qat_frac 0.5 -steps 9 -batch 10 -device cpu -dtype fp32 -logit_rows {asked}")
+        for asked, rows, types, size in ((0, 512, "-dtype fp32", 4), (1, 1, "-dtype bf16", 4 + 2),
+                                         (100, 100, "-dtype bf16 -logits bf16", 2), (999999, 10 * 256, "-logits fp32 -dtype fp32", 4)):
+            text = self.plan(f"-n 1.5M -qat_frac 0.5 -steps 9 -batch 10 -device cpu {types} -logit_rows {asked}")
             shown = f"{rows:,} row{'s' if rows > 1 else ''} of logits and their gradient"
             mebibytes = self.number(rf"\n  {shown} +(\S+) MiB\n", text)
-            self.assertAlmostEqual(mebibytes, rows * 32000 * 8 / 2**20, delta=0.006)
+            self.assertAlmostEqual(mebibytes, rows * 32000 * size / 2**20, delta=0.006)
 
     def test_vocabulary_of_the_shards(self):
         text = self.plan(f"-layers 2 -width 32 -steps 9 -qat_frac 0.5 -i {self.train}")
@@ -657,7 +661,7 @@ class PlanTest(ProgramTest):
         options = """n layers width heads kv_heads ffn vocab seq_len b group qat_frac tokens steps schedule cooldown
             cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_sequences
             save_every keep resume print_every prompt sample temperature batch grad_accum weight_decay beta1 beta2 eps
-            clip scale_lr seed device dtype qat_gemm attention master logit_rows threads from until total_batch zero rank_timeout rendezvous
+            clip scale_lr seed device dtype qat_gemm attention master logit_rows logits threads from until total_batch zero rank_timeout rendezvous
             sweep sweep_ranks retry_failed law memory flops""".split()
         for flag in ("-h", "--help", "-help"):
             result = self.start([self.program, flag])

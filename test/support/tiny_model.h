@@ -31,8 +31,8 @@ struct TinyModel {
     // Weights larger than a new model's: attention is far from uniform, every gradient counts. Quantized at
     // once if `quantization` is enabled.
     TinyModel(Backend& device, DType dtype, const QuantizationConfig& quantization, int64_t batch,
-              const ModelConfig& config = tiny_config(), int64_t logit_rows = 0)
-        : backend(device), model(device, config, quantization, dtype, batch, {}, logit_rows) {
+              const ModelConfig& config = tiny_config(), const LogitOptions& logits = {})
+        : backend(device), model(device, config, quantization, dtype, batch, {}, logits) {
         model.allocate();
         parameters().initialize(backend, 7);
         Random random(19);

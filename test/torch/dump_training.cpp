@@ -29,7 +29,7 @@ constexpr double peak_learning_rate = 3e-3;
 
 struct Options {
     std::string directory;
-    // Every option and its default. dtype is the only one that is no number.
+    // Every option and its default. dtype and logits, of the same kind, are the only ones that are no numbers.
     std::map<std::string, std::string> values = {
         {"layers", "2"},       {"width", "32"},        {"heads", "4"},
         {"kv_heads", "2"},     {"ffn", "64"},          {"sequence", "8"},
@@ -37,16 +37,16 @@ struct Options {
         {"group", "0"},        {"fp_steps", "3"},      {"qat_steps", "3"},
         {"clip_norm", "1"},    {"seed", "1"},          {"dtype", "float32"},
         {"vocabulary", "131"}, {"weight_factor", "4"}, {"scale_rate_factor", "1"},
-        {"logit_rows", "0"},
+        {"logit_rows", "0"},   {"logits", "float32"},
     };
 
     int64_t integer(const std::string& name) const { return std::stoll(values.at(name)); }
     double number(const std::string& name) const { return std::stod(values.at(name)); }
-    DType dtype() const {
-        const std::string& text = values.at("dtype");
+    DType dtype(const std::string& name) const {
+        const std::string& text = values.at(name);
         if (text == name_of(DType::float32)) return DType::float32;
         if (text == name_of(DType::bfloat16)) return DType::bfloat16;
-        throw std::runtime_error("--dtype " + text + ": choose float32 or bfloat16");
+        throw std::runtime_error("--" + name + " " + text + ": choose float32 or bfloat16");
     }
 };
 
@@ -65,7 +65,7 @@ Options parse(int argc, char** argv) {
         if (found == options.values.end()) throw std::runtime_error(word + ": no such option");
         if (i + 1 == argc) throw std::runtime_error(word + ": needs a value");
         found->second = argv[++i];
-        if (found->first == "dtype") continue;
+        if (found->first == "dtype" || found->first == "logits") continue;
         size_t read = 0;
         try {
             std::stod(found->second, &read);
@@ -134,8 +134,8 @@ class ParityRun {
           config_(model_config(options)),
           quantization_{options.number("bits"), options.integer("group")},
           backend_(make_cpu_backend()),
-          model_(*backend_, config_, quantization_, options.dtype(), options.integer("batch"), {},
-                 options.integer("logit_rows")),
+          model_(*backend_, config_, quantization_, options.dtype("dtype"), options.integer("batch"), {},
+                 {options.integer("logit_rows"), options.dtype("logits")}),
           optimizer_config_(optimizer_config(options)),
           dump_(*backend_),
           random_(options.integer("seed")) {

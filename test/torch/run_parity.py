@@ -74,6 +74,8 @@ def cases(quick):
     if not quick:
         yield "4 bits, bfloat16, groups of 32", BFLOAT16 | {"group": 32}
         yield "4 bits, bfloat16, 2 micro-batches", BFLOAT16 | {"micro_batches": 2, "batch": 2}
+    for bits in (4,) if quick else (1.58, 4, 16):
+        yield f"{bits} bits, bfloat16, also the logits", BFLOAT16 | {"bits": bits, "logits": "bfloat16"}
 
 
 def run_case(tool, options):

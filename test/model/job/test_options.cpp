@@ -65,6 +65,7 @@ TEST_CASE("defaults of the command line", "[options]") {
     CHECK(options.dtype == "auto");
     CHECK(options.threads == 0);
     CHECK(options.logit_rows == 0);
+    CHECK(options.logits == "fp32");
     CHECK(options.seed == 1);
     CHECK(options.optimizer.beta1 == 0.9);
     CHECK(options.optimizer.beta2 == 0.95);
@@ -106,7 +107,7 @@ TEST_CASE("every flag reaches its option", "[options]") {
         "3 "
         "-from runs/b/step_00000003 -until 44 -zero 0 -rank_timeout 1.5 -rendezvous shared/meet "
         "-scale_lr 0.25 -seed 18446744073709551615 -device cpu -dtype bf16 -threads 4 "
-        "-logit_rows 1536");
+        "-logit_rows 1536 -logits bf16");
     CHECK(options.size == "1.5M");
     CHECK(options.shape.layers == 3);
     CHECK(options.shape.width == 96);
@@ -160,6 +161,7 @@ TEST_CASE("every flag reaches its option", "[options]") {
     CHECK(options.dtype == "bf16");
     CHECK(options.threads == 4);
     CHECK(options.logit_rows == 1536);
+    CHECK(options.logits == "bf16");
     CHECK(parse("-steps 12").plan.steps == 12);
     CHECK_FALSE(parse("-qat_frac auto").plan.qat_fraction);
 }
@@ -241,6 +243,8 @@ TEST_CASE("an error is one line that names the flag", "[options]") {
     check("-logit_rows -1", {"-logit_rows", "1000000", "0"});
     check("-logit_rows 1000001", {"-logit_rows"});
     check("-logit_rows x", {"logit_rows", "x"});
+    check("-logits float32", {"-logits:", "fp32 or bf16", "'float32'"});
+    check("-logits bf16 -dtype fp32", {"-logits bf16:", "-dtype bf16"});
     check("-print_every 0", {"-print_every"});
     check("-val_every -1", {"-val_every"});
     check("-save_every -1", {"-save_every"});

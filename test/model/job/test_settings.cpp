@@ -45,7 +45,7 @@ TEST_CASE("run.json and checkpoints keep the settings that they always kept, in 
     CHECK(keys ==
           "layers width heads kv_heads ffn vocab seq_len b group steps qat_frac fp_steps qat_steps "
           "total_batch schedule cooldown warmup_steps cooldown_steps qat_warmup_steps qat_cooldown_steps lr "
-          "qat_lr final_lr_frac scale_lr beta1 beta2 eps weight_decay clip seed dtype master ");
+          "qat_lr final_lr_frac scale_lr beta1 beta2 eps weight_decay clip seed dtype logits master ");
 }
 
 TEST_CASE("the rows of logits in use are part of the layout", "[settings]") {
@@ -61,6 +61,20 @@ TEST_CASE("the rows of logits in use are part of the layout", "[settings]") {
     CHECK(logit_rows(0, 1000) == 512);  // a CPU's
     CHECK(logit_rows(7, 3) == 7);
     CHECK(logit_rows(1'000'000, 3) == 3 * T);
+}
+
+TEST_CASE("logits have the dtype that was asked for, where activations have it too", "[settings]") {
+    const RunPlan run{{1, 1, 1000, 5}, some_config(), some_plan()};
+    Options options = some_options();
+    CHECK(recorded(settings_of(run, options))["logits"] == "float32");
+    CHECK(recorded(settings_of(run, options, DType::float32))["logits"] == "float32");
+    options.logits = "bf16";
+    options.logit_rows = 7;
+    const RunSettings settings = settings_of(run, options);
+    CHECK(recorded(settings)["logits"] == "bfloat16");
+    CHECK(with_roles(settings, layout_roles)["logit_rows"] == 7);
+    CHECK(mentions(error_of([&] { settings_of(run, options, DType::float32); }),
+                   {"-logits bf16:", "-logits fp32"}));
 }
 
 TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[settings]") {
@@ -79,8 +93,8 @@ TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[set
 TEST_CASE("a job of a sweep is told apart by all that changes its bits", "[settings]") {
     const nlohmann::ordered_json job = with_roles(some_settings(), job_roles);
     for (const char* key :
-         {"ranks", "batch", "grad_accum", "logit_rows", "device", "qat_gemm", "attention", "dtype", "master",
-          "group", "scale_lr", "seed", "total_batch", "val_every", "val_sequences"})
+         {"ranks", "batch", "grad_accum", "logit_rows", "device", "qat_gemm", "attention", "dtype", "logits",
+          "master", "group", "scale_lr", "seed", "total_batch", "val_every", "val_sequences"})
         CHECK(job.contains(key));
     CHECK_FALSE(job.contains("zero"));  // the same bits either way
     CHECK_FALSE(job.contains("b"));     // the plan's, of which trunks are independent

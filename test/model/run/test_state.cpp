@@ -65,7 +65,10 @@ TEST_CASE("a resume with another setting is refused by the setting's name", "[st
                                                     flag == "total_batch" ? "give -total_batch 15" : "-o"}));
         nlohmann::json older = saved;  // of a version that did not know the setting
         older["settings"].erase(flag);
-        CHECK(mentions(resume_error(older, settings), {"-resume", "trained with " + flag + " null"}));
+        if (flag == "logits")  // they were float32 then
+            CHECK(resume_error(older, settings).empty());
+        else
+            CHECK(mentions(resume_error(older, settings), {"-resume", "trained with " + flag + " null"}));
     }
     CHECK(mentions(resume_error(saved, settings, fingerprint + 1), {"-resume", "shards", "-i", "order"}));
     CHECK(mentions(resume_error(saved, settings, 0), {"-i"}));
