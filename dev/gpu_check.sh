@@ -176,6 +176,8 @@ benchmarks() {
         if [ "$name" = attention ]; then
             benchmark "attention, heads of 32" attention --head_dim 32 --heads 24 --kv_heads 24
             benchmark "attention, heads of 96" attention --head_dim 96 --heads 8 --kv_heads 8
+        elif [ "$name" = fakequant_matmul ]; then
+            benchmark "fakequant_matmul, few rows" fakequant_matmul --rows 64
         fi
     done
 }

@@ -29,7 +29,8 @@ from compiled_kernels import CUDA, ROOT, Failure, compile_to, demangle, find_nvc
 from compiled_kernels import shorten, waiting_wgmma
 
 Finding = namedtuple("Finding", "offset instruction text")
-LISTED = 3  # findings of a kernel
+LISTED = 3       # findings of a kernel
+PTXAS = "ptxas"  # stands for a kernel where ptxas says something
 
 # ---- products under way
 #
@@ -179,7 +180,7 @@ def disassemble(disassembler, cubin):
     option = "-sass" if os.path.basename(disassembler).startswith("cuobjdump") else "-c"
     result = subprocess.run([disassembler, option, cubin], capture_output=True, text=True)
     if result.returncode != 0:
-        raise Failure(f"{disassembler} {option} fails: {result.stderr.strip().splitlines()[-1:]}")
+        raise Failure(f"{disassembler} {option} fails: {result.stderr.strip()}")
     return result.stdout
 
 
@@ -202,7 +203,7 @@ def check_source(source, nvcc, disassembler):
             asked = kernels_of_ptx(file.read())
         result = check_text(disassemble(disassembler, cubin), asked)
     if slow:
-        result["ptxas"] = 0, [Finding(0, "ptxas", slow)]
+        result[PTXAS] = 0, [Finding(0, "its message", slow)]
     return result
 
 
@@ -238,7 +239,8 @@ def report(path, kernels):
     """Prints a file's line, and its findings; how many there are."""
     findings = sum(len(found) for _, found in kernels.values())
     products = sum(count for count, _ in kernels.values())
-    print(f"{path}: {len(kernels)} kernels, {products} HGMMA: {f'{findings} findings' if findings else 'clean'}", flush=True)
+    count = sum(name != PTXAS for name in kernels)
+    print(f"{path}: {count} kernels, {products} HGMMA: {f'{findings} findings' if findings else 'clean'}", flush=True)
     for name, full in zip(kernels, demangle(list(kernels))):
         _, found = kernels[name]
         for finding in found[:LISTED]:
