@@ -3,7 +3,7 @@
 # it, the kernel benchmarks (dev/cuda), a training run against the same on the CPU and on several GPUs, the speed of a 124M
 # model, and the compute sanitizer. Ends with one table. Needs no network when the packages are there.
 #
-#   dev/gpu_check.sh [STEP...]          some of: emulated build tests benchmarks training ranks speed sanitizer
+#   dev/gpu_check.sh [STEP...]          some of: emulated sass build tests benchmarks training ranks speed sanitizer
 #   dev/gpu_check.sh --bundle [DIRECTORY] [STEP...]      with the programs of `make bundle`, without compiling: this bundle's
 #                                                        when it lies in one, else those of out/bundle
 #
@@ -134,6 +134,22 @@ emulated_checks() {
     done
 }
 
+# What only machine code shows (dev/sass_check.py), where there is a compiler and a disassembler.
+machine_code() {
+    local reason=
+    if [[ -n $bundle ]]; then
+        reason="a bundle has no sources"
+    elif ! find_tool nvcc >/dev/null; then
+        reason="no nvcc"
+    elif ! find_tool nvdisasm >/dev/null && ! find_tool cuobjdump >/dev/null; then
+        reason="no nvdisasm and no cuobjdump"
+    else
+        step "machine code of Hopper's kernels" "$PYTHON" dev/sass_check.py || true
+        return
+    fi
+    record "machine code of Hopper's kernels" "skipped: $reason" 0
+}
+
 # Of a benchmark's log the lines of the kernels that train, each as a row of the table.
 kernels_of() {
     awk '
@@ -160,6 +176,8 @@ benchmarks() {
         if [ "$name" = attention ]; then
             benchmark "attention, heads of 32" attention --head_dim 32 --heads 24 --kv_heads 24
             benchmark "attention, heads of 96" attention --head_dim 96 --heads 8 --kv_heads 8
+        elif [ "$name" = fakequant_matmul ]; then
+            benchmark "fakequant_matmul, few rows" fakequant_matmul --rows 64
         fi
     done
 }
@@ -319,7 +337,7 @@ wanted() {
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-all="emulated build tests benchmarks training ranks speed sanitizer"
+all="emulated sass build tests benchmarks training ranks speed sanitizer"
 bundle=
 if [[ ${1:-} == --bundle ]]; then
     shift
@@ -353,6 +371,7 @@ else
     step "configure" configure || { print_table; exit 1; }
 fi
 if wanted emulated; then emulated_checks; fi
+if wanted sass; then machine_code; fi
 if [[ $have_device == no ]]; then
     print_table
     [[ $failed -eq 0 ]] || exit 1

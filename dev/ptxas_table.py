@@ -13,56 +13,34 @@ import argparse
 import concurrent.futures
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CUDA = os.path.join(ROOT, "kernels", "cuda")
-FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT}"]
-HOST_ONLY = {"runtime.cu", "cublaslt_matmul.cu", "nccl_communicator.cu"}  # no kernels to speak of
+import compiled_kernels
+from compiled_kernels import CUDA, ROOT, Failure, demangle, shorten
+
 REGISTERS = 65536  # of a multiprocessor, on all targets
 # compute capability: (warps, blocks, KiB of shared memory) that a multiprocessor holds
 MULTIPROCESSOR = {"80": (64, 32, 164), "86": (48, 16, 100), "89": (48, 24, 100), "90": (64, 32, 228),
                   "100": (64, 32, 228), "120": (48, 24, 100)}
 
 
-def kernel_files():
-    paths = (os.path.join(room, name) for room, _, names in os.walk(CUDA) for name in names)
-    return sorted(path for path in paths if path.endswith(".cu") and os.path.basename(path) not in HOST_ONLY)
-
-
-def find_nvcc():
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not os.path.exists(nvcc):
-        sys.exit("dev/ptxas_table.py: error: no nvcc found; install the CUDA toolkit or put it into PATH")
-    return nvcc
-
-
 def is_for(source, architecture):
-    return architecture == "90" or not os.path.basename(source).startswith("hopper_")
-
-
-def target_of(source, architecture):
-    return architecture + "a" if os.path.basename(source).startswith("hopper_") else architecture
+    return architecture == "90" or not compiled_kernels.for_hopper(source)
 
 
 def compile_to(nvcc, source, architecture, kind):
     """(messages, output text) of one compilation; kind: ptx or cubin."""
+    target = architecture + "a" if compiled_kernels.for_hopper(source) else architecture
     with tempfile.TemporaryDirectory() as directory:
         output = os.path.join(directory, "out")
-        command = [nvcc, *FLAGS, f"-arch=sm_{target_of(source, architecture)}", f"-{kind}", "-o", output, source]
-        if kind == "cubin":
-            command += ["-Xptxas", "-v"]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            sys.exit(f"dev/ptxas_table.py: error: {source} does not compile:\n{result.stderr}")
-        slow = re.search(r".*\(C75\d\d\).*", result.stderr)  # wgmma serialized, or a wait added
+        messages = compiled_kernels.compile_to(nvcc, source, target, kind, output)
+        slow = compiled_kernels.waiting_wgmma(messages)
         if slow:
-            sys.exit(f"dev/ptxas_table.py: error: {source} for sm_{target_of(source, architecture)}: {slow[0]}")
+            raise Failure(f"{source} for sm_{target}: {slow}")
         with open(output, errors="replace") as file:
-            return result.stderr, file.read()
+            return messages, file.read()
 
 
 def threads_of(nvcc, source):
@@ -70,24 +48,6 @@ def threads_of(nvcc, source):
     _, ptx = compile_to(nvcc, source, "90", "ptx")
     matches = re.findall(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", ptx, re.DOTALL)
     return {name: int(count) for name, (_, count) in zip(demangle([name for name, _ in matches]), matches)}
-
-
-def shorten(name):
-    """Without namespaces and parameters: what a reader of the file calls it."""
-    name = re.sub(r"\(anonymous namespace\)::|train_qat::(cuda_device::)?|^void ", "", name)
-    name = name.replace("(int)", "").replace("(bool)1", "true").replace("(bool)0", "false").replace("(bool)", "")
-    name = re.sub(r"\(Grid\)(\d+)", r"Grid \1", name)
-    depth = 0
-    for position, letter in enumerate(name):
-        depth += (letter == "<") - (letter == ">")
-        if letter == "(" and depth == 0:
-            return name[:position]
-    return name
-
-
-def demangle(names):
-    result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
-    return result.stdout.splitlines()
 
 
 def occupancy(registers, threads, shared, architecture):
@@ -163,8 +123,8 @@ def main():
     parser.add_argument("--architectures", nargs="+", default=["80"], metavar="N", choices=MULTIPROCESSOR)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    nvcc = find_nvcc()
-    files = [os.path.abspath(file) for file in arguments.files] or kernel_files()
+    nvcc = compiled_kernels.find_nvcc()
+    files = [os.path.abspath(file) for file in arguments.files] or compiled_kernels.kernel_files()
     tasks = [(os.path.relpath(file, CUDA), architecture, file) for architecture in arguments.architectures for file in files
              if is_for(file, architecture)]
     results = {}
@@ -187,4 +147,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Failure as failure:
+        sys.exit(f"dev/ptxas_table.py: error: {failure}")

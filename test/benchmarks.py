@@ -19,6 +19,7 @@ def commands(build):
     yield [python, "dev/bench/bench_ranks.py", "--program", os.path.join(build, "train_qat"), "--smoke"]
     yield [python, "test/dev/test_bench_gpu.py", "--program", os.path.join(build, "train_qat")]
     yield [python, "test/dev/test_bundle.py"]
+    yield [python, "test/dev/test_sass_check.py"]
     yield [program, "--layers", "1", "--width", "64", "--heads", "1", "--kv-heads", "1", "--ffn", "128", "--steps", "2", "--profile"]
     yield [os.path.join(build, "train_qat_lint")]
 

@@ -4,14 +4,18 @@
 //   2 fused, packed codes      codes become levels between shared memory and the tensor cores
 //   3 fused, float32 master    the same from the master weights, which become levels on their way
 //   4 fused, bfloat16 master
-//   5 as 2 by Hopper's instructions, codes become levels in registers: tiles of 64 rows
-//   6                                                                  tiles of 256 rows
+//   5 as 2 by Hopper's instructions, codes become levels in registers: tiles of 256 rows
+//   6                                                                  tiles of 128 rows
+//   7                                                                  tiles of 64 rows, for few of them
+//   8                                                                  the same, two splits of the inner dimension
+//   9                                                                  the same, four
 //
 // and so on: both matmuls, for each number of bits, the last with several scales per row. 3 and 4 need no second copy of
-// the weights, but quantize each of them once per tile of rows. 5 and 6 are there on cards of compute capability 9.0, for
-// outputs and inputs that are multiples of 8. The limit is the tensor cores', as for all matmuls of
-// many rows; few rows (--rows 16) are bound by the bytes of the weights.
+// the weights, but quantize each of them once per tile of rows. 5 to 9 are there on cards of compute capability 9.0, for
+// outputs and inputs that are multiples of 8; which of them trains: hopper_code_plan.h. The limit is the tensor cores', as for
+// all matmuls of many rows; few rows (--rows 64) are bound by the bytes of the weights and by latencies.
 #include <deque>
+#include <utility>
 
 #include "dev/cuda/bench.h"
 #include "kernels/codes.h"
@@ -142,6 +146,16 @@ void multiply_master(CuStream stream, const Tensor& out, const Tensor& left, con
             TileSize::automatic);
     });
 }
+
+// ---- 5 to 9
+
+constexpr std::pair<const char*, CodePlan> hopper_plans[] = {
+    {"Hopper, 256 rows", {CodePlan::many, 1}},
+    {"Hopper, 128 rows", {CodePlan::medium, 1}},
+    {"Hopper, 64 rows", {CodePlan::few, 1}},
+    {"Hopper, 64 rows, 2 splits", {CodePlan::few, 2}},
+    {"Hopper, 64 rows, 4 splits", {CodePlan::few, 4}},
+};
 
 // ---- the program
 
@@ -288,15 +302,14 @@ class FakeQuantMatmul final : public Problem {
              }},
         };
         if (hopper_)
-            for (const TileSize size : {TileSize::small, TileSize::large})
-                result.push_back(
-                    {size == TileSize::small ? "Hopper, 64 rows" : "Hopper, 256 rows", [=, this, &weight] {
-                         Device& device = backend().device();
-                         if constexpr (form == MatmulForm::nt)
-                             hopper_matmul_forward(device, out, left, weight.codes, size);
-                         else
-                             hopper_matmul_input_gradient(device, out, left, weight.codes, size);
-                     }});
+            for (const auto& named : hopper_plans)
+                result.push_back({named.first, [=, this, &weight, plan = named.second] {
+                                      Device& device = backend().device();
+                                      if constexpr (form == MatmulForm::nt)
+                                          hopper_matmul_forward(device, out, left, weight.codes, plan);
+                                      else
+                                          hopper_matmul_input_gradient(device, out, left, weight.codes, plan);
+                                  }});
         return result;
     }
 

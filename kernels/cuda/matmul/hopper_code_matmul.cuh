@@ -8,19 +8,26 @@
 // the inner dimension into a ring of stages: left swizzled, as wgmma's operand b, and a 64 x 64 tile of codes for each of
 // two consumers. A consumer, a warpgroup, computes 64 features: while the tensor cores multiply one slice, its threads make
 // levels of the next. Sums leave transposed (stmatrix) through shared memory by bulk stores, which leave out what lies
-// outside. A sum belongs to one block and is in the order of the inner dimension.
+// outside.
+//
+// Few tokens leave too few tiles, and each waits for one slice after the other. Then a tile has 64 features, of which the
+// consumers multiply every other slice each, out of a ring of its own; the first adds the second's sums to its own. Where even
+// those tiles are few (hopper_code_plan.h), `splits` blocks take a part of a tile's slices each, and write float32 sums that a
+// second kernel adds up (split_sum.cuh). All sums are in an order that only the plan of the product decides.
 //
 // Outside of the matrices left is zero and codes are any level: products there are zero, or not stored. With several scales
 // per row that of the nearest weight takes part, so a NaN among them belongs to these sums already.
 //
-//   tokens   sums of a thread   stages   KiB of shared memory: 1, 2 bits; 4; 8
-//   256      128                4                              201; 209; 225
-//   64        32                8                              161; 177; 209
+//   tokens   features   sums of a thread   stages     KiB of shared memory: 1, 2 bits; 4; 8
+//   256      128        128                4          201; 209; 225
+//   128      128        64                 6          173; 185; 209
+//   64       64         32                 2 x 6      157; 169; 193
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/cuda/matmul/dense_matmul.h"
+#include "kernels/cuda/matmul/hopper_code_plan.h"
 #include "kernels/cuda/matmul/hopper_codes.cuh"
 #include "kernels/cuda/matmul/matmul_tiles.cuh"
 #include "kernels/cuda/matmul/packed_codes.cuh"
@@ -35,23 +42,44 @@ template <int bits_, MatmulForm form_, bool grouped_, int tokens_>
 struct CodeMatmul {
     static constexpr int bits = bits_, tokens = tokens_;
     static constexpr bool forward = form_ == MatmulForm::nt, grouped = grouped_;
-    static constexpr int consumer_features = CodeTile<bits>::extent, slice = CodeTile<bits>::extent;
-    static constexpr int features = code_consumers * consumer_features;
+    static constexpr int consumer_features = CodeTile<bits>::extent, slice = code_slice;
+    static constexpr int features = code_features(tokens);
     static constexpr int threads = (1 + code_consumers) * warpgroup_threads;
+    static_assert(slice == CodeTile<bits>::extent);
+
+    // Whether the consumers have the same features and every other slice each, from a ring of its own.
+    static constexpr bool shared_features = features == consumer_features;
+    static constexpr int rings = shared_features ? code_consumers : 1;
+    static constexpr int ring_stages = tokens == CodePlan::many ? 4 : 6, stages = rings * ring_stages;
+    static constexpr int consumers_of_stage = code_consumers / rings;
 
     static constexpr int left_bytes = tokens * swizzle_row_bytes;
-    static constexpr int stage_bytes = left_bytes + code_consumers * CodeTile<bits>::bytes;
-    static constexpr int stages = tokens == 64 ? 8 : 4;
+    static constexpr int stage_bytes = left_bytes + consumers_of_stage * CodeTile<bits>::bytes;
     // A consumer's sums of 64 tokens, as bfloat16.
     static constexpr int output_bytes = 64 * swizzle_row_bytes, output_buffers = 4;
     static constexpr int outputs = stages * stage_bytes;
-    static constexpr int shared_bytes =
-        outputs + code_consumers * output_buffers * output_bytes + swizzle_atom_bytes;
+    // The second consumer's sums, as float32.
+    static constexpr int exchange = outputs + consumers_of_stage * output_buffers * output_bytes;
+    static constexpr int exchange_bytes = shared_features ? tokens * features * 4 : 0;
+    static constexpr int shared_bytes = exchange + exchange_bytes + swizzle_atom_bytes;
     static_assert(stage_bytes % swizzle_atom_bytes == 0);
 };
 
+// slices: multiples of Matmul::rings; those that lie outside are zero.
 struct CodeSteps {
     int token_tiles, feature_tiles, slices;
+    int splits, slices_of_split;  // of a tile's slices; no split is empty
+};
+
+// The sums of splits: (splits, tokens, features), or null where there is one.
+struct SplitSums {
+    float* data;
+    int tokens, features;
+};
+
+// What a block computes at a time: of a tile, `slices` from first_slice on.
+struct CodeWork {
+    int token, feature, split, first_slice, slices;
 };
 
 // A weight's scales where rows have several.
@@ -63,34 +91,50 @@ struct GroupScales {
     }
 };
 
-// Calls body(first token, first feature) for each of this block's tiles.
+// Calls body(work) for each of this block's pieces.
 template <typename Matmul, typename Body>
 CU_DEVICE void for_each_tile(const CodeSteps& steps, Body&& body) {
-    const int tiles = steps.token_tiles * steps.feature_tiles;
-    for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
+    const int splits = Matmul::shared_features ? steps.splits : 1;
+    const int slices = Matmul::shared_features ? steps.slices_of_split : steps.slices;
+    const int pieces = steps.token_tiles * steps.feature_tiles * splits;
+    for (int piece = static_cast<int>(blockIdx.x); piece < pieces; piece += static_cast<int>(gridDim.x)) {
+        const int tile = piece / splits, split = piece % splits, first = split * slices;
         const TilePlace place = place_in_band(tile, steps.token_tiles, steps.feature_tiles);
-        body(place.row * Matmul::tokens, place.column * Matmul::features);
+        body(CodeWork{place.row * Matmul::tokens, place.column * Matmul::features, split, first,
+                      std::min(slices, steps.slices - first)});
+    }
+}
+
+// Brings slice k.
+template <typename Matmul>
+CU_DEVICE void load_slice(const TensorMap* left, const TensorMap* codes, unsigned char* stage, Barrier* full,
+                          const CodeWork& work, int k) {
+    constexpr int bits = Matmul::bits;
+    barrier_arrive_expect(full, Matmul::stage_bytes);
+    tensor_load(stage, left, k * Matmul::slice, work.token, full);
+    stage += Matmul::left_bytes;
+    CU_UNROLL
+    for (int consumer = 0; consumer < Matmul::consumers_of_stage; ++consumer) {
+        const int inner = k * Matmul::slice, outer = work.feature + consumer * Matmul::consumer_features;
+        const int row = Matmul::forward ? outer : inner, column = Matmul::forward ? inner : outer;
+        tensor_load(stage + consumer * CodeTile<bits>::bytes, codes, column / 8 * bits, row, full);
     }
 }
 
 template <typename Matmul>
 CU_DEVICE void produce(const TensorMap* left, const TensorMap* codes, unsigned char* memory,
                        RingBarriers barriers, const CodeSteps& steps) {
-    constexpr int bits = Matmul::bits;
-    RingPlace<Matmul::stages> ring(1);
-    for_each_tile<Matmul>(steps, [&](int token, int feature) {
-        for (int k = 0; k < steps.slices; ++k, ring.advance()) {
-            unsigned char* stage = memory + ring.stage * Matmul::stage_bytes;
-            Barrier* const full = barriers.full + ring.stage;
-            barrier_wait(barriers.empty + ring.stage, ring.parity);
-            barrier_arrive_expect(full, Matmul::stage_bytes);
-            tensor_load(stage, left, k * Matmul::slice, token, full);
-            stage += Matmul::left_bytes;
+    using Place = RingPlace<Matmul::ring_stages>;
+    Place places[] = {Place(1), Place(1)};
+    for_each_tile<Matmul>(steps, [&](const CodeWork& work) {
+        for (int k = 0; k < work.slices; k += Matmul::rings) {
             CU_UNROLL
-            for (int consumer = 0; consumer < code_consumers; ++consumer) {
-                const int inner = k * Matmul::slice, outer = feature + consumer * Matmul::consumer_features;
-                const int row = Matmul::forward ? outer : inner, column = Matmul::forward ? inner : outer;
-                tensor_load(stage + consumer * CodeTile<bits>::bytes, codes, column / 8 * bits, row, full);
+            for (int ring = 0; ring < Matmul::rings; ++ring) {
+                const int stage = ring * Matmul::ring_stages + places[ring].stage;
+                barrier_wait(barriers.empty + stage, places[ring].parity);
+                load_slice<Matmul>(left, codes, memory + stage * Matmul::stage_bytes, barriers.full + stage,
+                                   work, work.first_slice + k + ring);
+                places[ring].advance();
             }
         }
     });
@@ -99,33 +143,28 @@ CU_DEVICE void produce(const TensorMap* left, const TensorMap* codes, unsigned c
 template <typename Matmul>
 class CodeConsumer {
   public:
-    CU_DEVICE CodeConsumer(unsigned char* memory, RingBarriers barriers, const CodeSteps& steps, int number,
+    CU_DEVICE CodeConsumer(unsigned char* memory, RingBarriers barriers, int number,
                            const CodeLevels<Matmul::bits>& levels, const GroupScales& scales)
         : memory_(memory),
           barriers_(barriers),
-          slices_(steps.slices),
           number_(number),
           levels_(levels),
-          scales_(scales) {}
+          scales_(scales),
+          first_stage_(Matmul::shared_features ? number * Matmul::ring_stages : 0) {}
 
-    CU_DEVICE void consume(const TensorMap* out, const CodeSteps& steps) {
+    CU_DEVICE void consume(const TensorMap* out, const SplitSums& splits, const CodeSteps& steps) {
         float sum[Matmul::tokens / 2];
         Levels even = {}, odd = {};
-        for_each_tile<Matmul>(steps, [&](int token, int tile_feature) {
-            const int feature = tile_feature + number_ * Matmul::consumer_features;
-            Scales scales;
-            load_scales(scales, feature, 0);
-            take(even, scales);
-            for (int k = 0; k < slices_; k += 2) {
-                multiply(sum, even, odd, feature, k);
-                if (k + 1 < slices_) multiply(sum, odd, even, feature, k + 1);
-            }
-            wgmma_wait<0>();
-            keep_registers(sum);
-            keep(even);
-            keep(odd);
-            release(multiplied_);
-            store_sums(sum, out, token, feature);
+        for_each_tile<Matmul>(steps, [&](const CodeWork& work) {
+            const int feature =
+                work.feature + (Matmul::shared_features ? 0 : number_) * Matmul::consumer_features;
+            const int begin = Matmul::shared_features ? number_ : 0;
+            multiply_slices(sum, even, odd, feature, work.first_slice + begin,
+                            work.first_slice + work.slices);
+            if constexpr (Matmul::shared_features)
+                store_both_sums(sum, out, splits, work);
+            else
+                store_sums(sum, out, work.token, feature);
         });
         if (first_thread()) bulk_wait_read<0>();
     }
@@ -142,7 +181,7 @@ class CodeConsumer {
         for (int step = 0; step < steps_of_slice; ++step) keep_registers(levels[step]);
     }
     CU_DEVICE void release(int stage) {
-        if (lane_index() == 0) barrier_arrive(barriers_.empty + stage);
+        if (lane_index() == 0) barrier_arrive(barriers_.empty + first_stage_ + stage);
     }
 
     // Of the rows that this lane takes levels from in a slice.
@@ -161,9 +200,10 @@ class CodeConsumer {
 
     // Waits for the next stage, and makes levels of its codes.
     CU_DEVICE void take(Levels& levels, const Scales& scales) {
-        barrier_wait(barriers_.full + ring_.stage, ring_.parity);
+        barrier_wait(barriers_.full + first_stage_ + ring_.stage, ring_.parity);
+        const int tile = Matmul::shared_features ? 0 : number_;
         const unsigned char* const codes =
-            stage(ring_.stage) + Matmul::left_bytes + number_ * CodeTile<Matmul::bits>::bytes;
+            stage(ring_.stage) + Matmul::left_bytes + tile * CodeTile<Matmul::bits>::bytes;
         CU_UNROLL
         for (int step = 0; step < steps_of_slice; ++step) {
             uint32_t(&a)[4] = levels[step];
@@ -178,23 +218,88 @@ class CodeConsumer {
         ring_.advance();
     }
 
-    // Multiplies slice k, whose levels are known; meanwhile makes those of the next.
+    // Slices first, first + rings ... before `end`: one at least.
     template <int count>
-    CU_DEVICE void multiply(float (&sum)[count], const Levels& levels, Levels& next, int feature, int k) {
+    CU_DEVICE void multiply_slices(float (&sum)[count], Levels& even, Levels& odd, int feature, int first,
+                                   int end) {
+        constexpr int stride = Matmul::rings;
+        Scales scales;
+        load_scales(scales, feature, first);
+        take(even, scales);
+        for (int k = first; k < end; k += 2 * stride) {
+            multiply(sum, even, odd, feature, k, k > first, end);
+            if (k + stride < end) multiply(sum, odd, even, feature, k + stride, true, end);
+        }
+        wgmma_wait<0>();
+        keep_registers(sum);
+        keep(even);
+        keep(odd);
+        release(multiplied_);
+    }
+
+    // Multiplies slice k, whose levels are known; meanwhile makes those of the next. accumulate: not the first.
+    template <int count>
+    CU_DEVICE void multiply(float (&sum)[count], const Levels& levels, Levels& next, int feature, int k,
+                            bool accumulate, int end) {
         const uint64_t left = k_major_descriptor(stage(taken_));
         wgmma_fence();
         CU_UNROLL
         for (int step = 0; step < steps_of_slice; ++step)
-            wgmma(sum, levels[step], advance_descriptor(left, 32 * step), k > 0 || step > 0);
+            wgmma(sum, levels[step], advance_descriptor(left, 32 * step), accumulate || step > 0);
         wgmma_commit();
         Scales scales;
-        load_scales(scales, feature, k + 1);
+        load_scales(scales, feature, k + Matmul::rings);
         // The slice before has been multiplied: its stage is free, and so are the registers of its levels.
         wgmma_wait<1>();
         keep(next);
-        if (k > 0) release(multiplied_);
+        if (accumulate) release(multiplied_);
         multiplied_ = taken_;
-        if (k + 1 < slices_) take(next, scales);
+        if (k + Matmul::rings < end) take(next, scales);
+    }
+
+    // The first consumer stores the second's sums added to its own.
+    template <int count>
+    CU_DEVICE void store_both_sums(const float (&sum)[count], const TensorMap* out, const SplitSums& splits,
+                                   const CodeWork& work) {
+        constexpr int barrier = 1 + code_consumers, both = code_consumers * warpgroup_threads;
+        auto* const own =
+            reinterpret_cast<float*>(memory_ + Matmul::exchange) + 4 * (threadIdx.x % warpgroup_threads);
+        if (number_ == 1) {
+            CU_UNROLL
+            for (int i = 0; i < count; i += 4)
+                store_shared_vector(own + i * warpgroup_threads,
+                                    Vector<float, 4>{sum[i], sum[i + 1], sum[i + 2], sum[i + 3]});
+            group_sync(barrier, both);
+            group_sync(barrier, both);  // it has been read
+            return;
+        }
+        float total[count];
+        group_sync(barrier, both);
+        CU_UNROLL
+        for (int i = 0; i < count; i += 4) {
+            const Vector<float, 4> other = load_shared_vector<4>(own + i * warpgroup_threads);
+            CU_UNROLL
+            for (int j = 0; j < 4; ++j) total[i + j] = sum[i + j] + other[j];
+        }
+        group_sync(barrier, both);
+        if (splits.data != nullptr)
+            store_split(total, splits, work);
+        else
+            store_sums(total, out, work.token, work.feature);
+    }
+
+    // As float32: 8 lanes have 32 bytes of a row.
+    template <int count>
+    CU_DEVICE void store_split(const float (&sum)[count], const SplitSums& splits, const CodeWork& work) {
+        const int lane = lane_index();
+        CU_UNROLL
+        for (int i = 0; i < count; ++i) {
+            const int token = work.token + i / 4 * 8 + lane % 4 * 2 + i % 2,
+                      feature = work.feature + first_row_of_warp() + i / 2 % 2 * 8 + lane / 4;
+            if (token < splits.tokens && feature < splits.features)
+                store(splits.data + (int64_t{work.split} * splits.tokens + token) * splits.features + feature,
+                      sum[i]);
+        }
     }
 
     // As bfloat16 through shared memory, 64 tokens at a time.
@@ -203,7 +308,8 @@ class CodeConsumer {
         constexpr int part_tokens = 64;
         const int lane = lane_index(), warp = warp_index() % 4;
         unsigned char* const buffers =
-            memory_ + Matmul::outputs + number_ * Matmul::output_buffers * Matmul::output_bytes;
+            memory_ + Matmul::outputs +
+            (Matmul::shared_features ? 0 : number_) * Matmul::output_buffers * Matmul::output_bytes;
         CU_UNROLL
         for (int part = 0; part < Matmul::tokens / part_tokens; ++part, ++stored_) {
             unsigned char* const buffer = buffers + stored_ % Matmul::output_buffers * Matmul::output_bytes;
@@ -228,15 +334,18 @@ class CodeConsumer {
         }
     }
 
-    CU_DEVICE unsigned char* stage(int number) const { return memory_ + number * Matmul::stage_bytes; }
+    CU_DEVICE unsigned char* stage(int number) const {
+        return memory_ + (first_stage_ + number) * Matmul::stage_bytes;
+    }
 
     unsigned char* memory_;
     RingBarriers barriers_;
-    int slices_, number_;
+    int number_;
     CodeLevels<Matmul::bits> levels_;
     GroupScales scales_;
-    RingPlace<Matmul::stages> ring_{0};
-    int taken_ = 0, multiplied_ = 0;  // stages
+    int first_stage_;  // of its ring
+    RingPlace<Matmul::ring_stages> ring_{0};
+    int taken_ = 0, multiplied_ = 0;  // stages of the ring
     int stored_ = 0;                  // how often a buffer of sums was used
 };
 
@@ -244,8 +353,8 @@ class CodeConsumer {
 template <typename Matmul>
 __global__ void __launch_bounds__(Matmul::threads, 1)
     code_matmul(const CU_GRID_CONSTANT TensorMap left, const CU_GRID_CONSTANT TensorMap codes,
-                const CU_GRID_CONSTANT TensorMap out, CodeLevels<Matmul::bits> levels, GroupScales scales,
-                CodeSteps steps) {
+                const CU_GRID_CONSTANT TensorMap out, SplitSums splits, CodeLevels<Matmul::bits> levels,
+                GroupScales scales, CodeSteps steps) {
     if constexpr (hopper_target) {
         CU_DYN_SHARED(unsigned char, dynamic);
         CU_SHARED(full, Barrier[Matmul::stages]);
@@ -256,7 +365,7 @@ __global__ void __launch_bounds__(Matmul::threads, 1)
             prefetch_tensor_map(&left);
             prefetch_tensor_map(&codes);
             prefetch_tensor_map(&out);
-            init_ring<Matmul::stages>(barriers, code_consumers * warpgroup_threads / 32);
+            init_ring<Matmul::stages>(barriers, Matmul::consumers_of_stage * warpgroup_threads / 32);
         }
         block_sync();
         const int role = static_cast<int>(threadIdx.x) / warpgroup_threads;
@@ -265,7 +374,7 @@ __global__ void __launch_bounds__(Matmul::threads, 1)
             if (threadIdx.x == 0) produce<Matmul>(&left, &codes, memory, barriers, steps);
         } else {
             grow_registers<240>();
-            CodeConsumer<Matmul>(memory, barriers, steps, role - 1, levels, scales).consume(&out, steps);
+            CodeConsumer<Matmul>(memory, barriers, role - 1, levels, scales).consume(&out, splits, steps);
         }
     }
 }

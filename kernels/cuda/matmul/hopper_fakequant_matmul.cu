@@ -1,12 +1,14 @@
 // The fused matmuls on Hopper: which kernel of hopper_code_matmul.cuh a product takes, and its tensor maps.
 //
-// Floor: 2 M N K FLOP on tensor cores, as dense. Of the weight, bits / 8 bytes a number cross memory instead of two.
+// Floor: 2 M N K FLOP on tensor cores, as dense. Of the weight, bits / 8 bytes a number cross memory instead of two: with few
+// tokens that is most of a product's bytes, and the latencies of a kernel are most of its time.
 #include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
 
 #include <bit>
 #include <stdexcept>
 
 #include "kernels/cuda/matmul/hopper_code_matmul.cuh"
+#include "kernels/cuda/matmul/split_sum.h"
 #include "kernels/cuda/platform/tensor_map.cuh"
 #include "kernels/cuda/weights/weight_layout.h"
 
@@ -24,10 +26,9 @@ std::string hopper_refusal(int64_t rows, int64_t columns, int64_t group) {
 
 namespace {
 
-constexpr int narrow_tokens = 64, wide_tokens = 256;
-
 template <typename Matmul>
-void launch(Device& device, const Tensor& out, const Tensor& left, const ComputeWeight& weight) {
+void launch(Device& device, const Tensor& out, const Tensor& left, const ComputeWeight& weight,
+            int wanted_splits) {
     constexpr int bits = Matmul::bits;
     const WeightLayout layout = layout_of(weight);
     const int64_t tokens = out.shape[0], features = out.shape[1], inner = left.shape[1];
@@ -40,39 +41,47 @@ void launch(Device& device, const Tensor& out, const Tensor& left, const Compute
                                                 .pitch = {layout.row_bytes, 0},
                                                 .box = {CodeTile<bits>::row_bytes, CodeTile<bits>::extent, 1},
                                                 .swizzled = false});
+    const int rounds = static_cast<int>(blocks_for(inner, Matmul::slice * Matmul::rings));
+    const int of_split = static_cast<int>(blocks_for(rounds, wanted_splits)),
+              splits = static_cast<int>(blocks_for(rounds, of_split));  // none of them empty
     const CodeSteps steps{static_cast<int>(blocks_for(tokens, Matmul::tokens)),
-                          static_cast<int>(blocks_for(features, Matmul::features)),
-                          static_cast<int>(blocks_for(inner, Matmul::slice))};
+                          static_cast<int>(blocks_for(features, Matmul::features)), rounds * Matmul::rings,
+                          splits, of_split * Matmul::rings};
     const GroupScales scales{weight_scales(layout.group_scale, weight.columns, weight.code_group),
                              static_cast<int>(weight.rows), static_cast<int>(weight.columns)};
-    const int64_t tiles = int64_t{steps.token_tiles} * steps.feature_tiles;
+    const int64_t pieces = int64_t{steps.token_tiles} * steps.feature_tiles * splits;
     constexpr int64_t most = 1 << 30;  // positions are int
-    if (std::max({tokens, features, inner, tiles}) > most)
+    if (std::max({tokens, features, inner, pieces}) > most)
         throw std::logic_error("hopper_matmul: more than 2^30 rows, columns or tiles");
+    float* const partial = splits > 1 ? static_cast<float*>(device.scratch(
+                                            splits * tokens * features * static_cast<int64_t>(sizeof(float))))
+                                      : nullptr;
     const auto blocks =
-        static_cast<unsigned>(std::min(tiles, static_cast<int64_t>(device.properties().multiprocessors)));
+        static_cast<unsigned>(std::min(pieces, static_cast<int64_t>(device.properties().multiprocessors)));
     CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(Matmul::threads), Matmul::shared_bytes,
-              device.stream(), left_map, code_map, out_map, CodeLevels<bits>(weight.codes), scales, steps);
-}
-
-// Wide tiles, where they are enough for all multiprocessors.
-bool wide(Device& device, const Tensor& out, TileSize size) {
-    if (size != TileSize::automatic) return size == TileSize::large;
-    const int64_t tiles = int64_t{blocks_for(out.shape[0], wide_tokens)} * blocks_for(out.shape[1], 128);
-    return tiles >= device.properties().multiprocessors;
+              device.stream(), left_map, code_map, out_map,
+              SplitSums{partial, static_cast<int>(tokens), static_cast<int>(features)},
+              CodeLevels<bits>(weight.codes), scales, steps);
+    if (splits > 1) add_splits(device.stream(), out, partial, splits);
 }
 
 template <MatmulForm form>
 void multiply(Device& device, const Tensor& out, const Tensor& left, const ComputeWeight& weight,
-              TileSize size) {
+              std::optional<CodePlan> given) {
     const std::string refusal = hopper_refusal(weight.rows, weight.columns, weight.code_group);
     if (!refusal.empty()) throw std::logic_error("hopper_matmul: " + refusal);
+    const CodePlan plan =
+        given ? *given
+              : code_plan(out.shape[0], out.shape[1], left.shape[1], device.properties().multiprocessors);
     with_code_bits(weight.codes, [&]<int bits>() {
         const auto with_scales = [&]<bool grouped>() {
-            if (wide(device, out, size))
-                launch<CodeMatmul<bits, form, grouped, wide_tokens>>(device, out, left, weight);
+            if (plan.tokens == CodePlan::many)
+                launch<CodeMatmul<bits, form, grouped, CodePlan::many>>(device, out, left, weight, 1);
+            else if (plan.tokens == CodePlan::medium)
+                launch<CodeMatmul<bits, form, grouped, CodePlan::medium>>(device, out, left, weight, 1);
             else
-                launch<CodeMatmul<bits, form, grouped, narrow_tokens>>(device, out, left, weight);
+                launch<CodeMatmul<bits, form, grouped, CodePlan::few>>(device, out, left, weight,
+                                                                       plan.splits);
         };
         if (weight.code_group < weight.columns)
             with_scales.template operator()<true>();
@@ -84,13 +93,13 @@ void multiply(Device& device, const Tensor& out, const Tensor& left, const Compu
 }  // namespace
 
 void hopper_matmul_forward(Device& device, const Tensor& z, const Tensor& x, const ComputeWeight& weight,
-                           TileSize size) {
-    multiply<MatmulForm::nt>(device, z, x, weight, size);
+                           std::optional<CodePlan> plan) {
+    multiply<MatmulForm::nt>(device, z, x, weight, plan);
 }
 
 void hopper_matmul_input_gradient(Device& device, const Tensor& dx, const Tensor& dz,
-                                  const ComputeWeight& weight, TileSize size) {
-    multiply<MatmulForm::nn>(device, dx, dz, weight, size);
+                                  const ComputeWeight& weight, std::optional<CodePlan> plan) {
+    multiply<MatmulForm::nn>(device, dx, dz, weight, plan);
 }
 
 }  // namespace train_qat::CU_BACKEND

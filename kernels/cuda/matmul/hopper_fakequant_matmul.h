@@ -2,9 +2,12 @@
 // run them yet: they are chosen by -qat_gemm hopper alone.
 #pragma once
 
+#include <optional>
 #include <string>
 
-#include "kernels/cuda/matmul/dense_matmul.h"
+#include "kernels/cuda/matmul/hopper_code_plan.h"
+#include "kernels/cuda/platform/device.h"
+#include "kernels/tensor.h"
 #include "kernels/weights.h"
 
 namespace train_qat::CU_BACKEND {
@@ -14,10 +17,11 @@ namespace train_qat::CU_BACKEND {
 std::string hopper_refusal(int64_t rows, int64_t columns, int64_t group);
 
 // z (M, N) = x (M, K) qᵀ and dx (M, K) = dz (M, N) q; all bfloat16, from multiples of 16 bytes on. std::logic_error for a
-// weight that hopper_refusal refuses, std::runtime_error for other addresses.
+// weight that hopper_refusal refuses, std::runtime_error for other addresses. plan: code_plan's; splits that would leave a
+// block without a slice are not made.
 void hopper_matmul_forward(Device& device, const Tensor& z, const Tensor& x, const ComputeWeight& weight,
-                           TileSize size = TileSize::automatic);
+                           std::optional<CodePlan> plan = {});
 void hopper_matmul_input_gradient(Device& device, const Tensor& dx, const Tensor& dz,
-                                  const ComputeWeight& weight, TileSize size = TileSize::automatic);
+                                  const ComputeWeight& weight, std::optional<CodePlan> plan = {});
 
 }  // namespace train_qat::CU_BACKEND

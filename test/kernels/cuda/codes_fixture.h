@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -126,19 +127,27 @@ Outcome outcome(Backend& backend, const HostParameter& host, const Shape& s, boo
     return {values, difference(values, expected, out_type, float32_sum(inner)) + bench.damage()};
 }
 
+using Plan = std::optional<CU_BACKEND::CodePlan>;
+
 // z = x qᵀ or dx = dz q by Hopper's kernels.
 inline Outcome hopper_outcome(const HostParameter& host, const Shape& s, bool forward, const Array& left,
-                              CU_BACKEND::TileSize size) {
+                              const Plan& plan) {
     const HopperScope scope;
     Backend& backend = hopper_device();
     return outcome(backend, host, s, forward, DType::bfloat16, left,
                    [&](const Tensor& out, const Tensor& in, const ComputeWeight& weight) {
                        if (forward)
-                           CU_BACKEND::hopper_matmul_forward(device_of(backend), out, in, weight, size);
+                           CU_BACKEND::hopper_matmul_forward(device_of(backend), out, in, weight, plan);
                        else
                            CU_BACKEND::hopper_matmul_input_gradient(device_of(backend), out, in, weight,
-                                                                    size);
+                                                                    plan);
                    });
+}
+
+inline Plan plan_of(CU_BACKEND::TileSize size) {
+    using CU_BACKEND::CodePlan;
+    if (size == CU_BACKEND::TileSize::automatic) return {};
+    return CodePlan{size == CU_BACKEND::TileSize::small ? CodePlan::few : CodePlan::many, 1};
 }
 
 // "" or what is wrong with z = x qᵀ.
@@ -146,7 +155,8 @@ inline std::string check_forward(const HostParameter& host, const Shape& s, DTyp
                                  CU_BACKEND::TileSize size) {
     Random random(1);
     const Array x = random.normals(s.M * s.K, DType::bfloat16);
-    const std::string hopper = hopper_takes(host) ? hopper_outcome(host, s, true, x, size).wrong : "";
+    const std::string hopper =
+        hopper_takes(host) ? hopper_outcome(host, s, true, x, plan_of(size)).wrong : "";
     return (hopper.empty() ? "" : "on Hopper: " + hopper) +
            outcome(emulated_device(), host, s, true, z_type, x,
                    [&](const Tensor& z, const Tensor& in, const ComputeWeight& weight) {
@@ -160,7 +170,8 @@ inline std::string check_input_gradient(const HostParameter& host, const Shape& 
                                         CU_BACKEND::TileSize size) {
     Random random(2);
     const Array dz = random.normals(s.M * s.N, DType::bfloat16, 1e-3);
-    const std::string hopper = hopper_takes(host) ? hopper_outcome(host, s, false, dz, size).wrong : "";
+    const std::string hopper =
+        hopper_takes(host) ? hopper_outcome(host, s, false, dz, plan_of(size)).wrong : "";
     return (hopper.empty() ? "" : "on Hopper: " + hopper) +
            outcome(emulated_device(), host, s, false, DType::bfloat16, dz,
                    [&](const Tensor& dx, const Tensor& in, const ComputeWeight& weight) {

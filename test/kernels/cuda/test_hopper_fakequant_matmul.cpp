@@ -12,14 +12,24 @@
 
 using namespace train_qat;
 using namespace train_qat::test;
-using CU_BACKEND::TileSize;
+using CU_BACKEND::CodePlan;
 
 namespace {
 
 constexpr Grid widths[] = {Grid::binary, Grid::quaternary, Grid::integer4, Grid::integer8};
 
+// Every kernel, and blocks that share a sum.
+constexpr CodePlan few{CodePlan::few, 1}, shared_by_2{CodePlan::few, 2}, shared_by_3{CodePlan::few, 3},
+    medium{CodePlan::medium, 1}, many{CodePlan::many, 1};
+constexpr CodePlan plans[] = {few, shared_by_3, medium, many};
+
+std::string text(const Plan& plan) {
+    return plan ? std::to_string(plan->tokens) + " tokens, " + std::to_string(plan->splits) + " splits"
+                : "the plan of the shape";
+}
+
 // "" or what is wrong with both products, in one schedule, with races looked for or not.
-std::string check_both(uint64_t numbers, const Shape& s, Grid grid, int64_t group, TileSize size,
+std::string check_both(uint64_t numbers, const Shape& s, Grid grid, int64_t group, const Plan& plan,
                        uint64_t schedule, bool races = false) {
     emulator::Settings settings = emulator::settings();
     settings.schedule_seed = schedule;
@@ -29,8 +39,8 @@ std::string check_both(uint64_t numbers, const Shape& s, Grid grid, int64_t grou
     const HostParameter host = random_weight(random, s.N, s.K, grid, group);
     const Array x = random.normals(s.M * s.K, DType::bfloat16),
                 dz = random.normals(s.M * s.N, DType::bfloat16);
-    const std::string forward = hopper_outcome(host, s, true, x, size).wrong,
-                      backward = hopper_outcome(host, s, false, dz, size).wrong;
+    const std::string forward = hopper_outcome(host, s, true, x, plan).wrong,
+                      backward = hopper_outcome(host, s, false, dz, plan).wrong;
     return (forward.empty() ? "" : "forward: " + forward) +
            (backward.empty() ? "" : "input gradient: " + backward);
 }
@@ -44,13 +54,13 @@ TEST_CASE("Hopper's fused matmuls are right at all widths, tails and schedules",
     uint64_t schedule = 0;
     for (Grid grid : widths)
         for (int64_t group : {0, 32, 64, 128})
-            for (TileSize size : {TileSize::small, TileSize::large}) {
+            for (const CodePlan& plan : plans) {
                 const int64_t K =
                     group == 0 ? 8 * fresh.between(1, 40) : group * fresh.between(2, 320 / group);
                 const Shape s{fresh.between(1, 90), 8 * fresh.between(1, 20), K};
                 INFO(text(s) << ", " << reference::name_of(grid) << " group " << group << ", schedule "
-                             << schedule << (size == TileSize::small ? ", small" : ", large"));
-                CHECK(check_both(fresh.seed, s, grid, group == 0 ? K : group, size, schedule) == "");
+                             << schedule << ", " << text(plan));
+                CHECK(check_both(fresh.seed, s, grid, group == 0 ? K : group, plan, schedule) == "");
                 schedule = (schedule + 1) % 6;
             }
 }
@@ -63,7 +73,7 @@ TEST_CASE("Hopper's fused matmuls take one token and the smallest weight",
         for (const Shape& s :
              {Shape{1, 8, 8}, Shape{1, 8 * fresh.between(1, 30), 8 * fresh.between(1, 30)}}) {
             INFO(text(s) << ", " << reference::name_of(grid));
-            CHECK(check_both(fresh.seed, s, grid, s.K, TileSize::automatic, 1) == "");
+            CHECK(check_both(fresh.seed, s, grid, s.K, {}, 1) == "");
         }
 }
 
@@ -80,11 +90,55 @@ TEST_CASE("Hopper's fused matmuls go round their ring and from tile to tile",
     for (const Shape& s : shapes)
         for (int i = 0; i < 2; ++i, ++schedule) {
             INFO(text(s) << ", schedule " << schedule);
-            CHECK(check_both(fresh.seed, s, widths[schedule], s.K, TileSize::small, schedule) == "");
+            CHECK(check_both(fresh.seed, s, widths[schedule], s.K, few, schedule) == "");
         }
     const Shape wide{fresh.between(513, 600), 8 * fresh.between(33, 40), 328};
     INFO(text(wide));
-    CHECK(check_both(fresh.seed, wide, Grid::integer4, wide.K, TileSize::large, 3) == "");
+    CHECK(check_both(fresh.seed, wide, Grid::integer4, wide.K, many, 3) == "");
+    CHECK(check_both(fresh.seed, wide, Grid::quaternary, wide.K, medium, 4) == "");
+}
+
+// As in generation and in small batches: few tokens, and inner dimensions that blocks share.
+TEST_CASE("Hopper's fused matmuls share the inner dimension of few tokens among blocks",
+          "[fakequant_matmul][cuda][hopper]") {
+    Fresh fresh;
+    INFO("numbers from " << fresh.seed);
+    uint64_t schedule = 0;
+    for (int64_t M : {1, 3, 17, 64, 200})
+        for (Grid grid : widths) {
+            const bool grouped = (M + static_cast<int64_t>(grid)) % 2 == 0;
+            // The last slice, and the last split, are not whole.
+            const Shape s{M, 8 * fresh.between(3, 14),
+                          grouped ? 32 * fresh.between(17, 24) : 8 * fresh.between(65, 100)};
+            const Plan plan = M % 3 == 0 ? Plan(shared_by_2) : Plan();
+            INFO(text(s) << ", " << reference::name_of(grid) << (grouped ? ", groups" : "") << ", schedule "
+                         << schedule << ", " << text(plan));
+            CHECK(check_both(fresh.seed, s, grid, grouped ? 32 : s.K, plan, schedule) == "");
+            schedule = (schedule + 1) % 6;
+        }
+}
+
+TEST_CASE("Plans of Hopper's fused matmuls use the card", "[fakequant_matmul][cuda][hopper]") {
+    using CU_BACKEND::code_plan;
+    constexpr int64_t blocks = 132;  // multiprocessors of an H100
+    CHECK(code_plan(32768, 2304, 768, blocks) == many);
+    CHECK(code_plan(512, 4096, 1024, blocks) == medium);
+    CHECK(code_plan(64, 4096, 1024, blocks) == few);
+    CHECK(code_plan(1, 1024, 4096, blocks).splits > 1);
+    Fresh fresh;
+    INFO("numbers from " << fresh.seed);
+    for (int i = 0; i < 300; ++i) {
+        const int64_t M = fresh.between(1, i % 2 == 0 ? 64 : 5000), N = 8 * fresh.between(1, 700),
+                      K = 8 * fresh.between(1, 1000);
+        const CodePlan plan = code_plan(M, N, K, blocks);
+        INFO(text(Shape{M, N, K}) << ": " << text(plan));
+        CHECK(plan == code_plan(M, N, K, blocks));
+        CHECK(plan.splits >= 1);
+        if (plan.splits == 1) continue;
+        CHECK(plan.tokens == CodePlan::few);
+        CHECK(plan.splits * 2 <= (K + 63) / 64);
+        CHECK(plan.splits * ((M + 63) / 64) * ((N + 63) / 64) <= blocks);
+    }
 }
 
 TEST_CASE("Hopper's fused matmuls have no races and give the same bits in every order",
@@ -92,18 +146,21 @@ TEST_CASE("Hopper's fused matmuls have no races and give the same bits in every 
     Fresh fresh;
     INFO("numbers from " << fresh.seed);
     const Shape s{fresh.between(65, 100), 8 * fresh.between(17, 24), 32 * fresh.between(7, 9)};
-    for (Grid grid : widths) CHECK(check_both(fresh.seed, s, grid, 32, TileSize::small, 4, true) == "");
+    for (int i = 0; i < 4; ++i) CHECK(check_both(fresh.seed, s, widths[i], 32, plans[i], 4, true) == "");
+    CHECK(check_both(fresh.seed, s, Grid::integer4, s.K, few, 5, true) == "");
     Random random(fresh.seed);
     const HostParameter host = random_weight(random, s.N, s.K, Grid::integer4, s.K);
     for (bool forward : {true, false}) {
         const Array left = random.normals(s.M * (forward ? s.K : s.N), DType::bfloat16);
-        const Array first = hopper_outcome(host, s, forward, left, TileSize::small).values;
-        for (uint64_t schedule : {5, 6}) {
-            emulator::Settings settings = emulator::settings();
-            settings.schedule_seed = schedule;
-            const emulator::SettingsScope scope(settings);
-            for (TileSize size : {TileSize::small, TileSize::large})
-                CHECK(inequality(hopper_outcome(host, s, forward, left, size).values, first) == "");
+        for (const CodePlan& plan : plans) {
+            const Array first = hopper_outcome(host, s, forward, left, plan).values;
+            for (uint64_t schedule : {5, 6}) {
+                emulator::Settings settings = emulator::settings();
+                settings.schedule_seed = schedule;
+                const emulator::SettingsScope scope(settings);
+                INFO(text(plan) << ", schedule " << schedule);
+                CHECK(inequality(hopper_outcome(host, s, forward, left, plan).values, first) == "");
+            }
         }
     }
 }
@@ -124,9 +181,8 @@ TEST_CASE("levels reach Hopper's tensor cores exactly", "[fakequant_matmul][cuda
             for (int64_t n = 0; n < s.N; ++n)
                 for (int64_t k = 0; k < s.K; ++k) transposed[k * s.N + n] = q[n * s.K + k];
             INFO(reference::name_of(grid) << " group " << group);
-            CHECK(inequality(hopper_outcome(host, s, true, identity, TileSize::automatic).values,
-                             transposed) == "");
-            CHECK(inequality(hopper_outcome(host, s, false, identity, TileSize::automatic).values, q) == "");
+            CHECK(inequality(hopper_outcome(host, s, true, identity, {}).values, transposed) == "");
+            CHECK(inequality(hopper_outcome(host, s, false, identity, {}).values, q) == "");
         }
 }
 
@@ -160,27 +216,39 @@ TEST_CASE("a NaN scale of a group shows on Hopper in what its row takes part in"
 
 TEST_CASE("Hopper's fused matmuls load what they must, without bank conflicts",
           "[cuda][fakequant_matmul][hopper][lint]") {
-    const int64_t M = 64, N = 256, K = 256;  // two tiles in each form
-    for (Grid grid : widths)
-        for (bool forward : {true, false}) {
-            INFO(reference::name_of(grid) << (forward ? ", forward" : ", input gradient"));
-            Random random(15);
-            const HostParameter host = random_weight(random, N, K, grid, K);
-            const Array left = random.normals(M * K, DType::bfloat16);
-            emulator::Recorder recorder;
-            CHECK(hopper_outcome(host, {M, N, K}, forward, left, TileSize::small).wrong == "");
-            REQUIRE(recorder.launches().size() == 1);
-            const emulator::LaunchReport& launch = recorder.launches()[0];
-            INFO(emulator::markdown(recorder.launches()));
-            // A row of a tile has 8 bytes of 1-bit codes, and comes with the next 8, where there are some.
-            const int64_t codes = N * K * code_bits(grid) / 8;
-            const int64_t again = grid == Grid::binary ? codes * 3 / 4 : 0;
-            CHECK(launch.bytes_loaded == 2 * M * K * 2 + codes + again);
-            CHECK(launch.bytes_stored == M * N * 2);
-            CHECK(launch.tensor_core_flops == 2 * M * N * K);
-            CHECK(launch.bank_conflicts() == 0);
-            CHECK(launch.shared_bytes <= 227 << 10);
-        }
+    const int64_t M = 64, N = 256, K = 256;
+    for (const CodePlan& plan : {few, shared_by_2, medium})
+        for (Grid grid : widths)
+            for (bool forward : {true, false}) {
+                INFO(reference::name_of(grid)
+                     << (forward ? ", forward, " : ", input gradient, ") << text(plan));
+                Random random(15);
+                const HostParameter host = random_weight(random, N, K, grid, K);
+                const Array left = random.normals(M * K, DType::bfloat16);
+                emulator::Recorder recorder;
+                CHECK(hopper_outcome(host, {M, N, K}, forward, left, plan).wrong == "");
+                REQUIRE(recorder.launches().size() == (plan.splits == 1 ? 1 : 2));
+                INFO(emulator::markdown(recorder.launches()));
+                const emulator::LaunchReport& launch = recorder.launches()[0];
+                const int64_t features = CU_BACKEND::code_features(plan.tokens);
+                // A row of a tile has 8 bytes of 1-bit codes, and comes with the next 8, where there are some.
+                const int64_t codes = N * K * code_bits(grid) / 8;
+                const int64_t again = grid == Grid::binary ? codes * 3 / 4 : 0;
+                CHECK(launch.bytes_loaded == N / features * M * K * 2 + codes + again);
+                CHECK(launch.tensor_core_flops == 2 * plan.tokens * N * K);
+                CHECK(launch.bank_conflicts() == 0);
+                CHECK(launch.shared_bytes <= 227 << 10);
+                if (plan.splits == 1) {
+                    CHECK(launch.bytes_stored == M * N * 2);
+                    continue;
+                }
+                const emulator::LaunchReport& sum = recorder.launches()[1];
+                CHECK(launch.bytes_stored == plan.splits * M * N * 4);
+                CHECK(launch.store_sectors == launch.ideal_store_sectors);
+                CHECK(sum.bytes_loaded == plan.splits * M * N * 4);
+                CHECK(sum.load_sectors == sum.ideal_load_sectors);
+                CHECK(sum.bytes_stored == M * N * 2);
+            }
 }
 
 // ---- what chooses them
