@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Exports, read by the programs that they are for: transformers, llama.cpp, compressed-tensors.
+"""Exports and curves, read by the programs that they are for: transformers, llama.cpp, compressed-tensors, TensorBoard.
 
     make test-clients        makes the environment that this needs, then runs it
 """
 import argparse
 import ctypes
 import glob
+import json
 import os
 import random
 import subprocess
@@ -172,6 +173,28 @@ class ExportTest(unittest.TestCase):
                         self.assertTrue(np.array_equal(parameters[name].detach().numpy(), fixture.expected_matrix(run, name)), name)
                 self.assertAlmostEqual(transformers_loss(fixture.export(run, "compressed-tensors")), fixture.loss_of(run),
                                        delta=1e-5)
+
+    def test_tensorboard_shows_the_curves(self):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        out = os.path.join(fixture.directory, "curves")
+        command = ["-n", "50K", "-seq_len", "16", "-b", "2", "-qat_frac", "0.5", "-steps", "20", "-save_every", "10", "-keep", "0",
+                   "-tensorboard", "-sample", "0", "-device", "cpu", "-i", fixture.data() + "_train_*.bin",
+                   "-j", fixture.data() + "_val_*.bin", "-val_sequences", "4", "-o", out]
+        fixture.run(fixture.program, *command, "-until", "14")
+        (last,) = glob.glob(os.path.join(out, "step_*14"))
+        os.rename(last, os.path.join(fixture.directory, "set_aside"))
+        fixture.run(fixture.program, *command, "-resume")  # from step 10: steps 11 to 14 are done twice
+        curves = EventAccumulator(out).Reload()
+        with open(os.path.join(out, "metrics.jsonl"), encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        steps = [record for record in records if "loss" in record]
+        for key in ("loss", "learning_rate", "gradient_norm"):
+            shown = [(event.step, event.value) for event in curves.Scalars("train/" + key)]
+            self.assertEqual(shown, [(record["step"], float(np.float32(record[key]))) for record in steps])
+        for record in records:
+            if "validation_loss" in record:
+                (event,) = curves.Scalars("validation/" + record["weights"])
+                self.assertEqual((event.step, event.value), (record["step"], float(np.float32(record["validation_loss"]))))
 
     def refusal(self, *command):
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
