@@ -40,7 +40,7 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
 .NOTPARALLEL:
-.PHONY: program all configure dependencies quickstart reproduce test bench bench-ranks bench-gpu bundle clean format help
+.PHONY: program all configure dependencies quickstart reproduce test test-clients bench bench-ranks bench-gpu bundle clean format help
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
@@ -73,6 +73,11 @@ test:
 	@$(if $(or $(filter address,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,address,address$(comma)undefined))
 	@$(if $(or $(filter thread,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,thread,thread))
 	@$(PYTHON) test/run_all.py --build $(BUILD) --jobs $(JOBS) --since $(BEGIN) $(SUITES)
+
+test-clients:
+	$(INSTALL) clients
+	@$(MAKE) --no-print-directory program
+	@"$$($(PYTHON) test/clients/environment.py $(BUILD)/clients)" test/clients/test_exports.py --program $(BUILD)/train_qat
 
 bench:
 	$(INSTALL) bench
@@ -114,6 +119,7 @@ help:
 	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8; STEPS=)"
 	@echo "make reproduce          sweeps of small models, fits of the laws, plots: hours (QUICK=1: ten minutes; SCALE=gpu)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
+	@echo "make test-clients       exports, read by transformers, llama.cpp and compressed-tensors (0.6 GB from PyPI, once)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
 	@echo "make bench-gpu          ours and PyTorch's on a GPU, 124M to 1.56B (PYTHON=: one with PyTorch for CUDA; BENCH_FLAGS=--help)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian or Ubuntu packages that are missing, and does nothing, without network, when none is.
 #
-#   scripts/install_dependencies.sh [--check] [build|quickstart|reproduce|test|bench|all]
+#   scripts/install_dependencies.sh [--check] [build|quickstart|reproduce|test|clients|bench|all]
 #
 # --check only names what is missing. `a|b` below are two names of the same thing, or two ways to provide it: one is
 # enough. Exit code 2 with one line of explanation where packages are missing and cannot be installed.
@@ -15,6 +15,8 @@ test=(catch2 python3 python3-numpy python3-scipy python3-matplotlib python3-sent
 # Without a fast BLAS PyTorch would be compared at a fraction of its speed. The newest PyTorch goes into a virtual
 # environment; its compiler needs Python's headers.
 bench=(python3 python3-numpy python3-torch 'libopenblas0-openmp|libopenblas0-pthread' python3-venv python3-dev binutils)
+# test/clients/: the rest is in its virtual environment.
+clients=(python3 python3-venv python3-dev binutils)
 # Fetched and unpacked, not installed, by data/prepare/*_corpus.py: apt only has to know one of each goal.
 declare -A corpus_package=([quickstart]=r-cran-janeaustenr [reproduce]=dict-gcide)
 declare -A corpus_file=([quickstart]=data/cache/austen/persuasion.txt [reproduce]=data/cache/prose.jsonl)
@@ -89,9 +91,10 @@ select_packages() {
         quickstart) wanted+=("${quickstart[@]}") ;;
         reproduce) wanted+=("${reproduce[@]}") ;;
         test) wanted+=("${test[@]}") ;;
+        clients) wanted+=("${clients[@]}") ;;
         bench) wanted+=("${bench[@]}") ;;
-        all) wanted+=("${quickstart[@]}" "${reproduce[@]}" "${test[@]}" "${bench[@]}") ;;
-        *) fail "unknown goal '$1': one of build, quickstart, reproduce, test, bench, all" ;;
+        all) wanted+=("${quickstart[@]}" "${reproduce[@]}" "${test[@]}" "${clients[@]}" "${bench[@]}") ;;
+        *) fail "unknown goal '$1': one of build, quickstart, reproduce, test, clients, bench, all" ;;
     esac
     mapfile -t wanted < <(printf '%s\n' "${wanted[@]}" | awk '!seen[$0]++')
 }

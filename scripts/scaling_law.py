@@ -22,7 +22,7 @@ try:
 
     from law import (bootstrap, comparison, cooldown, fraction_fit, law_file, loss_fit, optima, records,  # noqa: E402
                      report)
-    from law.errors import UserError  # noqa: E402
+    from errors import UserError  # noqa: E402
     from law.prediction import Law, short  # noqa: E402
 except ImportError as missing:
     sys.exit(f"scaling_law.py: error: {sys.executable} has no package {missing.name}; scripts/install_dependencies.sh "

@@ -137,6 +137,9 @@ void add_data_flags(CLI::App& app, Options& o) {
     app.add_option("--print_every", o.print_every, "steps between console lines")
         ->group(group)
         ->capture_default_str();
+    app.add_flag("--tensorboard", o.tensorboard,
+                 "write the curves for TensorBoard too: tensorboard --logdir of -o")
+        ->group(group);
     app.add_option("--prompt", o.prompt, "begin of the sample of text at the end")->group(group);
     app.add_option("--sample", o.sample_tokens, "tokens of that sample; 0: none")
         ->group(group)

@@ -21,16 +21,26 @@ void RunLog::begin(std::ostream& console, std::optional<int64_t> first_step, int
     write_record({});
 }
 
+void RunLog::open_event_file(std::optional<int64_t> first_step) {
+    if (active_) events_ = std::make_unique<EventFile>(output_directory_, first_step);
+}
+
 void RunLog::step(Phase phase, int64_t step, double loss, double norm, double learning_rate, double seconds) {
     if (!active_) return;
     PhaseTime& time = phase == Phase::full_precision ? fp_time_ : qat_time_;
     time.add(plan_.tokens_per_step, seconds);
+    const double tokens_per_second = static_cast<double>(plan_.tokens_per_step) / seconds;
     metrics_->write({{"step", step},
                      {"phase", to_string(phase)},
                      {"loss", loss},
                      {"learning_rate", learning_rate},
                      {"gradient_norm", norm},
-                     {"tokens_per_second", static_cast<double>(plan_.tokens_per_step) / seconds}});
+                     {"tokens_per_second", tokens_per_second}});
+    if (events_)
+        events_->write(step, {{"train/loss", loss},
+                              {"train/learning_rate", learning_rate},
+                              {"train/gradient_norm", norm},
+                              {"train/tokens_per_second", tokens_per_second}});
     progress_->step({step, to_string(phase), loss, learning_rate, norm, plan_.tokens_per_step, seconds});
 }
 
@@ -39,6 +49,7 @@ void RunLog::validation(Phase phase, int64_t step, const char* weights, double l
     if (!active_) return;
     metrics_->write(
         {{"step", step}, {"phase", to_string(phase)}, {"validation_loss", loss}, {"weights", weights}});
+    if (events_) events_->write(step, {{(std::string("validation/") + weights).c_str(), loss}});
     progress_->validation(step, std::string(to_string(phase)) + " " + weights, loss, tokens, seconds);
 }
 

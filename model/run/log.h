@@ -1,5 +1,5 @@
-// What a run tells the world while it goes on: metrics.jsonl, run.json and the console. By rank 0; on the
-// other ranks it does nothing.
+// What a run tells the world while it goes on: metrics.jsonl, run.json, the console, and TensorBoard where it is asked
+// to. By rank 0; on the other ranks it does nothing.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@
 
 #include "model/job/settings.h"
 #include "model/plan/plan.h"
+#include "model/run/event_file.h"
 #include "model/run/metrics.h"
 #include "model/run/results.h"
 
@@ -25,6 +26,8 @@ class RunLog {
     // come after it. flops_per_token / peak: see ConsoleProgress; the console says which peak it is.
     void begin(std::ostream& console, std::optional<int64_t> first_step, int64_t print_every,
                double flops_per_token, const PeakFlops& peak);
+    // After begin(): the curves go into an event file too.
+    void open_event_file(std::optional<int64_t> first_step);
 
     // A step that has been done.
     void step(Phase phase, int64_t step, double loss, double norm, double learning_rate, double seconds);
@@ -51,6 +54,7 @@ class RunLog {
     const bool active_;
     PeakFlops peak_;
     std::unique_ptr<MetricsWriter> metrics_;
+    std::unique_ptr<EventFile> events_;
     std::unique_ptr<ConsoleProgress> progress_;
     PhaseTime fp_time_, qat_time_;
 };

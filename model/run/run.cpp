@@ -42,6 +42,7 @@ void Run::begin() {
     run_together(setup_.communicator, [&] {
         setup_.log.begin(setup_.console, first_metrics_step_, options_.print_every,
                          training_flops_per_token(setup_.run_plan.config), peak);
+        if (options_.tensorboard) setup_.log.open_event_file(first_metrics_step_);
     });
 }
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from law import records
-from law.errors import UserError
+from errors import UserError
 from law.formula import NAMES, tokens_per_parameter_byte
 
 FORMAT = "train_qat scaling law 2"

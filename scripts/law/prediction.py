@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from law import formula, law_file
-from law.errors import UserError
+from errors import UserError
 from law.intervals import interval
 from law.formula import tokens_per_parameter_byte
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from law.errors import UserError
+from errors import UserError
 from law.formula import FULL_PRECISION_BITS
 
 LEAST_RUNS, LEAST_FRACTIONS = 20, 4

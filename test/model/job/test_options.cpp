@@ -87,6 +87,7 @@ TEST_CASE("defaults of the command line", "[options]") {
     CHECK(options.save_every == 0);
     CHECK(options.keep == 2);
     CHECK(options.print_every == 1);
+    CHECK_FALSE(options.tensorboard);
     CHECK_FALSE(options.resume);
     CHECK_FALSE(options.plan_only);
     CHECK(options.prompt.empty());
@@ -101,7 +102,7 @@ TEST_CASE("every flag reaches its option", "[options]") {
         "2e-4 "
         "-final_lr_frac 0.1 -qat_lr 3e-4 -qat_warmup 0.07 -plan -i train*.bin -j val*.bin -tokenizer x.model "
         "-o "
-        "runs/a -val_every 5 -val_sequences 6 -save_every 7 -keep 8 -resume -print_every 9 -prompt Once "
+        "runs/a -val_every 5 -val_sequences 6 -save_every 7 -keep 8 -resume -print_every 9 -tensorboard -prompt Once "
         "-sample 10 "
         "-temperature 0.5 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 0.99 -eps 1e-6 -clip "
         "3 "
@@ -145,6 +146,7 @@ TEST_CASE("every flag reaches its option", "[options]") {
     CHECK(options.keep == 8);
     CHECK(options.resume);
     CHECK(options.print_every == 9);
+    CHECK(options.tensorboard);
     CHECK(options.prompt == "Once");
     CHECK(options.sample_tokens == 10);
     CHECK(options.temperature == 0.5);

@@ -1,0 +1,43 @@
+"""A SentencePiece model as exports need it: pieces, scores, types, special tokens."""
+import os
+
+from errors import UserError
+
+# Types of pieces, numbered alike in SentencePiece and GGUF.
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+
+
+class SentencePieceModel:
+    def __init__(self, path):
+        from sentencepiece import sentencepiece_model_pb2 as protobuf
+
+        self.path = path
+        model = protobuf.ModelProto()
+        try:
+            with open(path, "rb") as file:
+                model.ParseFromString(file.read())
+        except OSError as error:
+            raise UserError(f"--tokenizer {path}: {error.strerror}") from None
+        except Exception:  # whatever protobuf's version raises
+            raise UserError(f"--tokenizer {path}: is not a SentencePiece model") from None
+        if not model.pieces:
+            raise UserError(f"--tokenizer {path}: is not a SentencePiece model: it has no pieces")
+        self.pieces = [piece.piece for piece in model.pieces]
+        self.scores = [piece.score for piece in model.pieces]
+        self.types = [int(piece.type) for piece in model.pieces]
+        self.unk, self.bos, self.eos = (model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id)
+        self.is_bpe = model.trainer_spec.model_type == 2
+        self.adds_space = model.normalizer_spec.add_dummy_prefix
+        self.removes_spaces = model.normalizer_spec.remove_extra_whitespaces
+
+    def piece(self, index):
+        return self.pieces[index] if 0 <= index < len(self.pieces) else None
+
+
+def load(path, vocabulary):
+    if not os.path.isfile(path):
+        raise UserError(f"--tokenizer {path}: no such file")
+    model = SentencePieceModel(path)
+    if len(model.pieces) > vocabulary:
+        raise UserError(f"--tokenizer {path}: has {len(model.pieces)} pieces, the model only {vocabulary}: another tokenizer")
+    return model
