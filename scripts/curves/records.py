@@ -1,0 +1,90 @@
+"""What a run has written: metrics.jsonl and run.json, also while it goes on."""
+import json
+import os
+
+import numpy as np
+
+from errors import UserError
+
+
+class Run:
+    """training, validation: records in the order of steps; settings: run.json, or empty: curves can be drawn without it."""
+
+    def __init__(self, directory):
+        if not os.path.isdir(directory):
+            raise UserError(f"{directory}: no such directory; give the one that train_qat wrote with -o")
+        metrics = os.path.join(directory, "metrics.jsonl")
+        if not os.path.exists(metrics):
+            raise UserError(f"{metrics}: no such file; {directory} is not a run of train_qat")
+        self.directory = directory
+        self.training, self.validation = read_metrics(metrics)
+        self.settings = read_run(os.path.join(directory, "run.json"))
+
+    @property
+    def name(self):
+        return os.path.basename(os.path.abspath(self.directory))
+
+    def lookup(self, *names):
+        """The first of these keys in the plan, the configuration or the parts of either."""
+        sections = [self.settings.get(name) for name in ("plan", "configuration")]
+        sections = [section for section in sections if isinstance(section, dict)]
+        sections += [part for section in sections for part in section.values() if isinstance(part, dict)]
+        for name in names:
+            for section in sections:
+                if section.get(name) is not None:
+                    return section[name]
+        return None
+
+    def phase(self, name):
+        """Training records of FP or QAT."""
+        return [record for record in self.training if record.get("phase") == name]
+
+    def validations(self, weights):
+        """Those that have a number: of full_precision, rounded or quantized weights."""
+        return [record for record in self.validation
+                if record.get("weights") == weights and record["validation_loss"] is not None]
+
+    def switch_step(self):
+        """Steps done when quantization-aware training began; None without both phases."""
+        quantized = self.phase("QAT")
+        return (self.lookup("fp_steps") or quantized[0]["step"] - 1) if quantized and self.phase("FP") else None
+
+    def total_steps(self):
+        return max(self.training[-1]["step"], self.lookup("total_steps") or 0)
+
+
+def read_metrics(path):
+    """Returns the training records and the validation records, in the order of steps."""
+    training, validation = [], []
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            kind = training if "loss" in record else validation if "validation_loss" in record else None
+            if kind is not None:
+                kind.append((int(record["step"]), record))
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines) and not line.endswith("\n"):
+                break  # a run in progress is writing it
+            raise UserError(f"{path}, line {number}: not a record of train_qat (a JSON object with a step)") from None
+    if not training:
+        raise UserError(f"{path}: holds no training step yet")
+    return ([record for _, record in sorted(records, key=lambda item: item[0])] for records in (training, validation))
+
+
+def read_run(path):
+    """run.json, or an empty one: the curves can be drawn without it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            run = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    return run if isinstance(run, dict) else {}
+
+
+def column(records, name):
+    """Values as floats; null, which stands for NaN and infinity, becomes NaN."""
+    return np.array([np.nan if record.get(name) is None else float(record[name]) for record in records])

@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""scripts/plot_run.py on runs that were made up: one, several, one that goes on, and what is none."""
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "scripts"))
+sys.dont_write_bytecode = True
+
+from curves import overlay, records  # noqa: E402
+
+SEED = random.randrange(10**9)
+
+
+class PlotRunTest(unittest.TestCase):
+    def setUp(self):
+        self.random = random.Random(SEED)
+        directory = tempfile.TemporaryDirectory(prefix="curves_")
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+
+    def write_run(self, name, steps, fp_steps, with_settings=True, unfinished=""):
+        """A run of `steps` steps, quantization-aware behind fp_steps."""
+        path = os.path.join(self.directory, name)
+        os.makedirs(path)
+        with open(os.path.join(path, "metrics.jsonl"), "w", encoding="utf-8") as file:
+            for step in range(1, steps + 1):
+                phase = "FP" if step <= fp_steps else "QAT"
+                loss = 3 + 5 / step + self.random.random() / 10
+                file.write(json.dumps({"step": step, "phase": phase, "loss": loss, "learning_rate": 1e-3 / step}) + "\n")
+            for weights, step in (("full_precision", fp_steps), ("rounded", fp_steps), ("quantized", steps)):
+                file.write(json.dumps({"step": step, "phase": "FP", "validation_loss": 3.25, "weights": weights}) + "\n")
+            file.write(unfinished)
+        if with_settings:
+            settings = {"plan": {"fp_steps": fp_steps, "total_steps": 2 * steps, "bits": 2.0, "parameters": 12345}}
+            with open(os.path.join(path, "run.json"), "w", encoding="utf-8") as file:
+                json.dump(settings, file)
+        return path
+
+    def plot(self, *arguments, code=0):
+        command = [sys.executable, os.path.join(ROOT, "scripts", "plot_run.py"), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        self.assertEqual(result.returncode, code, f"seed {SEED}: {result.stdout}{result.stderr}")
+        return result.stdout if code == 0 else result.stderr
+
+    def test_records_are_those_of_the_run(self):
+        run = records.Run(self.write_run("a", 40, 30, unfinished='{"step": 4'))
+        self.assertEqual([len(run.phase("FP")), len(run.phase("QAT")), len(run.validation)], [30, 10, 3])
+        self.assertEqual((run.switch_step(), run.total_steps(), run.lookup("nothing", "bits")), (30, 80, 2.0))
+        self.assertEqual(run.validations("quantized")[0]["step"], 40)
+        bare = records.Run(self.write_run("b", 40, 30, with_settings=False))
+        self.assertEqual((bare.switch_step(), bare.total_steps()), (30, 40))
+        self.assertIsNone(records.Run(self.write_run("c", 5, 5)).switch_step())
+
+    def test_one_run(self):
+        for steps, fp_steps in ((1, 1), (3, 1), (200, 150)):
+            path = self.write_run(f"run_{steps}", steps, fp_steps)
+            self.plot(path)
+            with open(os.path.join(path, "training.png"), "rb") as file:
+                self.assertEqual(file.read(8), b"\x89PNG\r\n\x1a\n")
+
+    def test_several_runs_are_in_one_figure(self):
+        runs = [self.write_run(name, self.random.randint(1, 60), 1) for name in ("first", "second", "third/first")]
+        figure = os.path.join(self.directory, "all.svg")
+        self.plot(*runs, "-o", figure)
+        with open(figure, encoding="utf-8") as file:
+            self.assertIn("<svg", file.read(2000))
+        self.assertEqual(overlay.names_of([records.Run(run) for run in runs[:2]]), ["first", "second"])
+        self.assertEqual(overlay.names_of([records.Run(runs[0]), records.Run(runs[2])]), [runs[0], runs[2]])
+
+    def test_numbers_that_are_none(self):
+        path = self.write_run("nan", 30, 20)
+        with open(os.path.join(path, "metrics.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": 31, "phase": "QAT", "loss": None, "learning_rate": 1e-3}) + "\n")
+        self.assertTrue(math.isnan(records.column(records.Run(path).training, "loss")[-1]))
+        self.plot(path)
+        self.plot(path, path, "-o", os.path.join(self.directory, "twice.pdf"))
+
+    def test_refusals(self):
+        run = self.write_run("run", 3, 2)
+        empty = os.path.join(self.directory, "empty")
+        os.makedirs(empty)
+        broken = self.write_run("broken", 3, 2, unfinished="{]\n")
+        for arguments, text in (([empty], "is not a run of train_qat"), ([run + "x"], "no such directory"), ([broken], "line 7"),
+                                ([run, run], "name the figure with -o"), ([run, "-o", "a.gif"], ".png, .svg or .pdf"), ([], "OUTPUT"),
+                                ([run, "-o", os.path.join(empty, "no", "a.png")], "No such file")):
+            with self.subTest(arguments=arguments):
+                message = self.plot(*arguments, code=2)
+                self.assertIn(text, message)
+                self.assertEqual(message.count("\n"), 1, message)
+
+
+if __name__ == "__main__":
+    unittest.main()
