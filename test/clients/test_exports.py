@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Exports and curves, read by the programs that they are for: transformers, llama.cpp, compressed-tensors, TensorBoard.
+"""Exports and curves, read by the programs that they are for: transformers, llama.cpp, compressed-tensors, TensorBoard,
+Weights & Biases.
 
     make test-clients        makes the environment that this needs, then runs it
 """
@@ -80,6 +81,25 @@ def in_halves(rows, head_dim):
         head, place = divmod(row, head_dim)
         result[head * head_dim + place // 2 + place % 2 * (head_dim // 2)] = rows[row]
     return result
+
+
+def leveldb_records(path):
+    """Of a log file of W&B: 7 bytes, then blocks of 32 KiB with records or parts of some: crc, length, type, data."""
+    with open(path, "rb") as file:
+        content = file.read()
+    whole, first, last = 1, 2, 4
+    place, record = 7, b""
+    while place + 7 <= len(content):
+        left = 2**15 - place % 2**15
+        if left < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(content[place + 4:place + 6], "little"), content[place + 6]
+        data = content[place + 7:place + 7 + length]
+        record = data if kind in (whole, first) else record + data
+        if kind in (whole, last):
+            yield record
+        place += 7 + length
 
 
 class ExportTest(unittest.TestCase):
@@ -195,6 +215,25 @@ class ExportTest(unittest.TestCase):
             if "validation_loss" in record:
                 (event,) = curves.Scalars("validation/" + record["weights"])
                 self.assertEqual((event.step, event.value), (record["step"], float(np.float32(record["validation_loss"]))))
+
+    def test_weights_and_biases_gets_all_records(self):
+        from wandb.proto import wandb_internal_pb2
+        run = fixture.checkpoint(4)
+        fixture.run(sys.executable, os.path.join(fixture.ROOT, "scripts", "log_to_wandb.py"), run)
+        (path,) = glob.glob(os.path.join(run, "wandb", "offline-run-*", "*.wandb"))
+        logged = {}
+        for content in leveldb_records(path):
+            record = wandb_internal_pb2.Record.FromString(content)
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                logged.setdefault(items.pop("_step"), {}).update(items)
+        with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
+        for record in records:
+            names = {"validation_loss": f"validation/{record.get('weights')}", "loss": "train/loss", "learning_rate": "train/learning_rate"}
+            for name, tag in names.items():
+                if name in record:
+                    self.assertEqual(logged[record["step"]][tag], record[name])
 
     def refusal(self, *command):
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
