@@ -71,12 +71,19 @@ TEST_CASE("an event file holds version, scalars and where a run went on, byte by
     const std::vector<std::string> events = events_in(directory / ".");
     REQUIRE(events.size() == 4);
     using namespace std::string_literals;
-    CHECK(rest(events[0]) == "\x10\x00\x1a\x0d"s + "brain.Event:2");
+    CHECK(rest(events[0]) ==
+          "\x10\x00\x1a\x0d"
+          "brain.Event:2"s);
     CHECK(rest(events[1]) == "\x10\xac\x02\x3a\x02\x08\x01"s);
-    const std::string first = "\x0a\x03"s + "a/b" + "\x15"s + bytes_of(1.5f);
+    const std::string first =
+        "\x0a\x03"
+        "a/b\x15"s +
+        bytes_of(1.5f);
     CHECK(rest(events[2]).substr(0, 5 + 2 + first.size()) == "\x10\xac\x02\x2a\x16\x0a\x0a"s + first);
     CHECK(rest(events[3]) ==
-          "\x10\x80\x80\x80\x80\x80\x20\x2a\x0a\x0a\x08\x0a\x01"s + "d" + "\x15"s + bytes_of(-2.0f));
+          "\x10\x80\x80\x80\x80\x80\x20\x2a\x0a\x0a\x08\x0a\x01"
+          "d\x15"s +
+              bytes_of(-2.0f));
 }
 
 TEST_CASE("a new run's event file begins without a session's start", "[event_file]") {
