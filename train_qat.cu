@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/openmp_settings.h"
 #include "kernels/ranks/agreement.h"
+#include "model/evaluation/evaluation.h"
 #include "model/job/choices.h"
 #include "model/job/data_set.h"
 #include "model/job/failure.h"
@@ -120,6 +121,10 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
         job.run_together([&] { return job.make_backend(options, job.size(), console); });
     const std::unique_ptr<Communicator> communicator = job.connect(job.team(job.size()), *backend);
     if (job.size() > 1) console << "ranks: " << communicator->describe() << "\n";
+    if (options.evaluate_only) {
+        end_job_on_failure(job, [&] { evaluate(options, *backend, *communicator, console); });
+        return 0;
+    }
     const RunOutcome outcome =
         end_job_on_failure(job, [&] { return train(options, *backend, *communicator, console, {}); });
     return outcome.finished ? 0 : interrupted_exit_code;

@@ -78,6 +78,18 @@ std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
     return text;
 }
 
+int64_t Tokenizer::bytes_of(int32_t id) const {
+    const auto& processor = model_->processor;
+    if (id < 0 || id >= processor.GetPieceSize() || processor.IsControl(id)) return 0;
+    if (processor.IsByte(id)) return 1;
+    static const std::string space = "\xe2\x96\x81";  // U+2581 stands for a space
+    const std::string& piece = processor.IdToPiece(id);
+    auto bytes = static_cast<int64_t>(piece.size());
+    for (size_t at = piece.find(space); at != std::string::npos; at = piece.find(space, at + space.size()))
+        bytes -= static_cast<int64_t>(space.size()) - 1;
+    return bytes;
+}
+
 uint64_t tokenizer_hash(const std::string& path) {
     uint64_t hash = 0xcbf29ce484222325u;
     for (const char byte : read_file(path)) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3u;

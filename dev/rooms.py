@@ -26,7 +26,7 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "weights")]
 KERNELS = ["kernels", "kernels/cpu", "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
-MODEL = ["model", "model/plan", "model/storage", "model/job", "model/run", "model/sweep"]
+MODEL = ["model", "model/plan", "model/storage", "model/job", "model/run", "model/sweep", "model/evaluation"]
 TOOLKIT = "dev/emulator"
 LOWER = {
     "data": [],
@@ -47,6 +47,7 @@ LOWER = {
     "model/job": ["model", "model/plan", "model/storage", "data", "kernels", "kernels/ranks", f"{CUDA}/platform"],
     "model/run": ["model", "model/plan", "model/storage", "model/job", "data", "kernels", "kernels/ranks"],
     "model/sweep": ["model", "model/plan", "model/storage", "model/job", "model/run", "data", "kernels", "kernels/ranks"],
+    "model/evaluation": ["model", "model/plan", "model/storage", "model/job", "model/run", "data", "kernels", "kernels/ranks"],
     ".": ["data", *MODEL, *KERNELS],
 }
 

@@ -36,6 +36,7 @@ LoaderOptions loader_options(const Options& options, const ModelConfig& config) 
 
 Options with_prepared_data(const Options& options, const std::string& record) {
     if (!options.data.training.empty()) return options;
+    if (options.evaluate_only && !options.data.validation.empty()) return options;
     if (!std::filesystem::exists(record)) {
         if (options.plan_only) return options;
         throw std::runtime_error(

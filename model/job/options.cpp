@@ -130,6 +130,10 @@ void add_data_flags(CLI::App& app, Options& o) {
         ->group(group)
         ->capture_default_str();
     app.add_option("--keep", o.keep, "checkpoints to keep; 0: all")->group(group)->capture_default_str();
+    app.add_flag("--eval_only", o.evaluate_only, "measure the loss of the checkpoint -e on -j, and exit")
+        ->group(group);
+    app.add_option("-e", o.checkpoint, "checkpoint to evaluate: its directory, or the -o of its run")
+        ->group(group);
     app.add_flag("--resume", o.resume, "go on from the latest checkpoint in -o")->group(group);
     app.add_option("--from", o.from, "start from a checkpoint of another run that shares the first steps")
         ->group(group);
@@ -261,6 +265,9 @@ void check(const Options& o) {
     require(o.sweep_ranks >= 1, "-sweep_ranks: must be at least 1");
     require(o.sweep.empty() || (o.from.empty() && !o.until && !o.resume),
             "-sweep: -from, -until and -resume are not for sweeps; a sweep goes on by itself");
+    require(!o.evaluate_only || !o.checkpoint.empty(), "-eval_only: name the checkpoint with -e");
+    require(o.evaluate_only || o.checkpoint.empty(),
+            "-e: is for -eval_only; -from and -resume train further");
     require(o.temperature >= 0, "-temperature: must not be negative");
     require(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "-beta1: must be in [0, 1)");
     require(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "-beta2: must be in [0, 1)");

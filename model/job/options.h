@@ -63,6 +63,8 @@ struct Options {
     std::optional<int64_t> until;  // stop after this step
     bool trunk = false;  // of a sweep: full-precision steps that several runs share, no run of its own
     bool plan_only = false;
+    bool evaluate_only = false;
+    std::string checkpoint;  // to be evaluated: its directory, or that of its run
     // many ranks
     int zero = 1;
     double rank_timeout = 600;  // seconds

@@ -67,6 +67,10 @@ TEST_CASE("tokenizer: encode and decode give the text back, whatever it holds", 
         const std::vector<int32_t> ids = tokenizer.encode(text);
         for (const int32_t id : ids) REQUIRE((id >= 3 && id < 350));  // no unknown, begin or end token
         REQUIRE(tokenizer.decode(ids) == text);
+        int64_t bytes = 0;
+        for (const int32_t id : ids) bytes += tokenizer.bytes_of(id);
+        // With the space that SentencePiece puts before a text.
+        REQUIRE(bytes == static_cast<int64_t>(text.size()) + (text.empty() ? 0 : 1));
     }
     // Merged pieces, not bytes: a word of the training text is short.
     REQUIRE(tokenizer.encode("kalo the").size() < 6);

@@ -1,0 +1,75 @@
+#include "model/evaluation/evaluation.h"
+
+#include <cmath>
+#include <numbers>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "data/tokenizer.h"
+#include "model/evaluation/trained_model.h"
+#include "model/job/data_set.h"
+#include "model/plan/plan.h"
+#include "model/run/validation.h"
+#include "model/units.h"
+
+namespace train_qat {
+
+namespace {
+
+// Bytes of text for each token that a validation predicts: the tokens behind the first of each sequence.
+std::optional<double> bytes_of_token(const Options& options, const ModelConfig& config, int64_t tokens) {
+    if (options.data.tokenizer.empty()) return std::nullopt;
+    const Tokenizer tokenizer(options.data.tokenizer);
+    DataLoader data(options.data.validation, validation_loader(options, config));
+    std::vector<int32_t> inputs(static_cast<size_t>(config.sequence_length)), targets(inputs.size());
+    int64_t bytes = 0;
+    for (int64_t left = tokens; left > 0; left -= config.sequence_length) {
+        data.next_batch(1, inputs.data(), targets.data());
+        for (const int32_t id : targets) bytes += tokenizer.bytes_of(id);
+    }
+    return static_cast<double>(bytes) / static_cast<double>(tokens);
+}
+
+std::string row(const std::string& weights, double loss, const std::optional<double>& bytes) {
+    std::string text = formatted("  %-34s %8.4f %12.3f", weights.c_str(), loss, std::exp(loss));
+    if (bytes) text += formatted(" %14.4f", loss / std::numbers::ln2 / *bytes);
+    return text + "\n";
+}
+
+std::string bits_text(double bits) {
+    return format_bits(bits) + (bits == 1 ? " bit" : " bits");
+}
+
+}  // namespace
+
+void evaluate(const Options& options, Backend& backend, Communicator& communicator, std::ostream& console) {
+    if (options.data.validation.empty())
+        throw std::runtime_error(
+            "-eval_only: the data that was prepared last has no validation shards; give -j");
+    TrainedModel trained = open_trained_model(options, backend, communicator, console);
+    Transformer& model = *trained.model;
+    Parameters& parameters = model.parameters();
+    Validation validation(options, model.config());
+    const std::optional<double> bytes = bytes_of_token(options, model.config(), validation.tokens());
+    console << "model " << trained.path << ": " << format_count(parameter_count(model.config()))
+            << " parameters\n"
+            << "data  " << format_exact(validation.tokens()) << " tokens of " << options.data.validation
+            << (bytes ? formatted(", %.3f bytes each", *bytes) : std::string()) << "\n\n"
+            << formatted("  %-34s %8s %12s", "weights", "loss", "perplexity")
+            << (bytes ? formatted(" %14s", "bits per byte") : std::string()) << "\n";
+
+    parameters.use_quantization(false);
+    parameters.quantize(backend);
+    console << row("full precision", validation.loss(model, communicator), bytes) << std::flush;
+    if (trained.bits >= 16) return;
+    parameters.use_quantization(true);
+    // Of a full-precision checkpoint there are no scales yet: those that training would begin with.
+    if (!trained.quantized) parameters.initialize_scales(backend);
+    parameters.quantize(backend);
+    const std::string name = (trained.quantized ? "quantized, " : "rounded to ") + bits_text(trained.bits);
+    console << row(name, validation.loss(model, communicator), bytes) << std::flush;
+}
+
+}  // namespace train_qat

@@ -1,0 +1,67 @@
+#include "model/evaluation/trained_model.h"
+
+#include <stdexcept>
+
+#include "kernels/ranks/agreement.h"
+#include "model/config.h"
+#include "model/job/settings.h"
+#include "model/storage/checkpoint.h"
+#include "model/storage/parameter_tensors.h"
+
+namespace train_qat {
+
+namespace {
+
+// What a checkpoint's state says of the model (model/run/state.cpp writes it).
+struct Description {
+    ModelConfig config;
+    QuantizationConfig quantization;
+    bool quantized = false;
+};
+
+Description describe(const nlohmann::json& state, const std::string& path) {
+    try {
+        const nlohmann::json& settings = state.at("settings");
+        const auto size = [&](const char* name) { return settings.at(name).get<int64_t>(); };
+        ConfigOverrides shape;
+        shape.layers = size("layers");
+        shape.width = size("width");
+        shape.heads = size("heads");
+        shape.kv_heads = size("kv_heads");
+        shape.ffn = size("ffn");
+        Description result;
+        result.config = resolve_config("", size("vocab"), size("seq_len"), shape);
+        result.quantization.bits = settings.at("b").get<double>();
+        result.quantization.group = size("group");
+        if (settings.at("master") == "off") result.quantization.master_type = DType::bfloat16;
+        result.quantized = state.at("quantized").get<bool>();
+        return result;
+    } catch (const nlohmann::json::exception& error) {
+        throw std::runtime_error("-e " + path + ": its manifest does not say what model it is (" +
+                                 error.what() + ")");
+    }
+}
+
+}  // namespace
+
+TrainedModel open_trained_model(const Options& options, Backend& backend, Communicator& communicator,
+                                std::ostream& console) {
+    const CheckpointReader reader(options.checkpoint, communicator);
+    const Description description =
+        run_together(communicator, [&] { return describe(reader.state(), reader.path()); });
+    const DType type = compute_type(options, backend, console);
+    TrainedModel trained;
+    trained.path = reader.path();
+    trained.bits = description.quantization.bits;
+    trained.quantized = description.quantized;
+    trained.model = std::make_unique<Transformer>(backend, description.config, description.quantization, type,
+                                                  options.batch, StateShard{}, logit_options(options, type));
+    trained.model->allocate();
+    Parameters& parameters = trained.model->parameters();
+    parameters.use_quantization(description.quantized);
+    reader.load_model(backend, communicator, model_tensors(parameters));
+    parameters.quantize(backend);
+    return trained;
+}
+
+}  // namespace train_qat

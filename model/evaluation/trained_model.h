@@ -1,0 +1,29 @@
+// The model of a checkpoint, to be used and not trained further. Sizes and bits are the checkpoint's own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <ostream>
+#include <string>
+
+#include "kernels/backend.h"
+#include "kernels/ranks/communicator.h"
+#include "model/job/options.h"
+#include "model/transformer.h"
+
+namespace train_qat {
+
+struct TrainedModel {
+    std::string path;        // of the checkpoint
+    double bits = 16;        // of the run's quantization-aware steps; 16: it has none
+    bool quantized = false;  // the checkpoint is of such a step
+    std::unique_ptr<Transformer> model;
+};
+
+// Collective. The checkpoint of options.checkpoint (-e), or the latest of the run with that output directory, with weights
+// as its last step left them. Of the other options: batch, dtype, -logits. std::runtime_error as CheckpointReader's, or that
+// starts with -e.
+TrainedModel open_trained_model(const Options& options, Backend& backend, Communicator& communicator,
+                                std::ostream& console);
+
+}  // namespace train_qat

@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""-eval_only: what it prints of checkpoints, beside what their runs had measured themselves.
+
+    test/program/test_evaluation.py --program ./train_qat
+"""
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import sys
+
+import program_fixture as fixture
+from program_fixture import ProgramTest, checkpoint, checkpoints, read_bytes, read_metrics, run_tests, snapshot
+
+
+class EvaluationTest(ProgramTest):
+    def evaluate(self, *arguments):
+        """{weights: (loss, perplexity, bits per byte or None)}, and what was printed."""
+        before = snapshot(self.directory)
+        result = self.start([self.program, "-eval_only", "-device", "cpu", *map(str, arguments)])
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        self.assertEqual(snapshot(self.directory), before)
+        rows = re.findall(r"^  (full precision|quantized, \S+ bits?|rounded to \S+ bits?) +([\d.]+) +([\d.]+)(?: +([\d.]+))?$",
+                          result.stdout, re.MULTILINE)
+        return {name: tuple(float(value) if value else None for value in values) for name, *values in rows}, result.stdout
+
+    def test_losses_are_those_of_the_run(self):
+        for bits, group, dtype in (("4", "0", "fp32"), ("1.58", "32", "bf16"), ("1", "0", "fp32")):
+            with self.subTest(bits=bits):
+                name = f"run_{bits}"
+                flags = f"-b {bits} -group {group} -dtype {dtype} -steps 20 -qat_frac 0.4 -lr 5e-3 -save_every 6 -keep 0 -sample 0"
+                self.run_program(flags, output=name)
+                _, validations = read_metrics(self.path(name))
+                measured = {record["weights"]: record["validation_loss"] for record in validations}
+                unit = "bit" if bits == "1" else "bits"
+                common = ("-j", self.validation, "-dtype", dtype)
+                last, text = self.evaluate("-e", self.path(name), *common)
+                self.assertEqual(set(last), {"full precision", f"quantized, {bits} {unit}"})
+                loss, perplexity, bits_per_byte = last[f"quantized, {bits} {unit}"]
+                self.assertAlmostEqual(loss, measured["quantized"], delta=6e-5)
+                self.assertAlmostEqual(perplexity, math.exp(measured["quantized"]), delta=6e-4)
+                self.assertIsNone(bits_per_byte)
+                self.assertIn("step_00000020", text)
+                # The checkpoint of the switch has its first scales already.
+                switch, _ = self.evaluate("-e", checkpoint(self.path(name), 12), *common)
+                self.assertAlmostEqual(switch["full precision"][0], measured["full_precision"], delta=6e-5)
+                self.assertAlmostEqual(switch[f"quantized, {bits} {unit}"][0], measured["rounded"], delta=6e-5)
+                before, _ = self.evaluate("-e", checkpoint(self.path(name), 6), *common)
+                self.assertEqual(set(before), {"full precision", f"rounded to {bits} {unit}"})
+                self.assertGreater(before["full precision"][0], switch["full precision"][0])
+
+    def test_a_run_without_quantization_has_one_row(self):
+        self.run_program("-b 16 -steps 5 -sample 0")
+        rows, _ = self.evaluate("-e", self.path("out"), "-j", self.validation)
+        self.assertEqual(set(rows), {"full precision"})
+
+    def test_bits_per_byte_count_the_text_of_the_tokens(self):
+        pieces = ["\u2581" * (i % 3) + "abcdefgh"[:1 + i % 8] + chr(0xE0 + i) for i in range(fixture.VOCABULARY - 3)]
+        with open(self.path("pieces.model"), "wb") as file:
+            file.write(fixture.sentencepiece_model(pieces))
+        self.run_program("-b 2 -steps 4 -qat_frac 0.5 -sample 0")
+        rows, text = self.evaluate("-e", self.path("out"), "-j", self.validation, "-tokenizer", self.path("pieces.model"),
+                                   "-val_sequences", "7")
+        sizes = [0, 0, 0] + [len(piece.replace("\u2581", " ").encode()) for piece in pieces]
+        sizes[0] = len("<unk>")
+        shards = sorted(os.listdir(self.data))
+        (shard,) = [name for name in shards if name.startswith("v_val")]
+        data = read_bytes(self.data, shard)
+        tokens = struct.unpack(f"<{(len(data) - 1024) // 2}H", data[1024:])
+        count = 7 * fixture.SEQUENCE
+        bytes_each = sum(sizes[token] for token in tokens[1:count + 1]) / count
+        self.assertIn(f"{count} tokens", text)
+        for loss, _, bits_per_byte in rows.values():
+            self.assertAlmostEqual(bits_per_byte, loss / math.log(2) / bytes_each, delta=2e-4)
+
+    def test_refusals(self):
+        self.run_program("-b 4 -steps 4 -qat_frac 0.5 -sample 0")
+        run, common = self.path("out"), ["-device", "cpu", "-j", self.validation]
+        damaged = self.path("damaged")
+        shutil.copytree(checkpoint(run, checkpoints(run)[-1]), damaged)
+        manifest = json.loads(read_bytes(damaged, "manifest.json"))
+        os.truncate(os.path.join(damaged, "model.safetensors"), 1000)
+        self.assertEqual(manifest["step"], 4)
+        for arguments, words in ((["-eval_only"], "-e"), (["-e", run], "-eval_only"),
+                                 (["-eval_only", "-e", self.path("nothing"), *common], "nothing"),
+                                 (["-eval_only", "-e", damaged, *common], "model.safetensors"),
+                                 (["-eval_only", "-e", run, "-device", "cpu"], "-i"),
+                                 (["-eval_only", "-e", run, "-device", "cpu", "-j", "none_*.bin"], "none_*.bin")):
+            with self.subTest(arguments=arguments):
+                self.check_error(self.start([self.program, *arguments]), words)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tests(__doc__, sys.modules[__name__], ["EvaluationTest"]))
