@@ -8,34 +8,30 @@
 //     2 one warp per row             neighbouring threads read neighbouring numbers
 //     3 one block per row, vectors   16 bytes per access, and enough threads for a long row
 //     4 rmsnorm.cu                   a row is read once and kept in shared memory between the passes
+//     5 one warp per row, registers  a lane has its numbers of the whole row in registers: no barrier, and all of a
+//                                    row's loads go out together (rows of up to 2048 numbers)
+//     6 one vector per thread        a thread has 4 columns of 16 rows in registers: the next row's loads go out before
+//                                    the block's only meeting (rows of up to 2048 numbers)
 //   backward
-//     5 rmsnorm.cu
+//     7 rmsnorm.cu
+//     8 one vector per thread        as 6, with dweight's part in registers, and four times the blocks to sum the parts
 //
 // A few operations per number: the limit is the memory's. The second pass of 1 to 3 reads again what was
 // just written.
+//
+// Where 4 measured 3,373 GB/s and 3 3,959 (16,384 rows of 2048, H200), nvcc had torn 4's and 7's vector stores into one
+// of 2 or 4 bytes for each number and had left 3's whole; store_vector is one instruction since, no card has timed 4
+// and 7 again. Bytes of a number: forward 12, backward 16 and, of 1024 tiles of 32 rows, 0.25 for dweight's parts.
+// Under way on a multiprocessor, of the 15 KB that 25 bytes/ns at 600 ns need, with C 768: 4 up to 46 KB and nothing
+// at its two meetings a row; 5 4.6 KB a warp, of some 30; 6 the same as 4, also at its meeting; 7 54 KB, 8 the same.
+#include <algorithm>
+
 #include "dev/cuda/bench.h"
-#include "kernels/cuda/rows/row_tile.cuh"
+#include "dev/cuda/rmsnorm_in_registers.cuh"
 
 namespace train_qat::CU_BACKEND {
 
 namespace {
-
-constexpr float epsilon = 1e-5f;
-
-struct Forward {
-    float* residual_out;        // (M, C)
-    bfloat16* y;                // (M, C)
-    float* rstd;                // (M)
-    const float* residual_in;   // (M, C)
-    const bfloat16* branch;     // (M, C)
-    const float* column_scale;  // (C)
-    const float* weight;        // (C)
-    int rows, columns;
-};
-
-CU_DEVICE float rstd_of(float squares, int columns) {
-    return 1.0f / sqrtf(squares / static_cast<float>(columns) + epsilon);
-}
 
 // The two passes over one row by threads that begin at column `first` and go on by `step`; they have met in
 // `sum_over` between the passes.
@@ -134,7 +130,8 @@ class RMSNorm final : public Problem {
                     upload(d_residual_);
                 },
             .compare = [this] { return compare_backward(); },
-            .variants = {{"rmsnorm.cu", [this] { backward_of_backend(); }}},
+            .variants = {{"rmsnorm.cu", [this] { backward_of_backend(); }},
+                         {"one vector per thread", [this] { backward_per_vector(); }}},
         };
         return {forward, backward};
     }
@@ -168,16 +165,62 @@ class RMSNorm final : public Problem {
                      else
                          CU_LAUNCH(block_per_row<1>, rows, block_threads, 0, stream(), p);
                  }},
-                {"rmsnorm.cu", [this] {
-                     backend().residual_rmsnorm_forward({.residual_out = residual_out_,
-                                                         .y = y_,
-                                                         .rstd = rstd_,
-                                                         .residual_in = residual_in_.tensor(),
-                                                         .branch = branch_.tensor(),
-                                                         .column_scale = column_scale_.tensor(),
-                                                         .weight = weight_.tensor(),
-                                                         .epsilon = epsilon});
+                {"rmsnorm.cu", [this] { forward_of_backend(); }},
+                {"one warp per row, registers",
+                 [=, this] {
+                     if (!fits_registers()) return forward_of_backend();
+                     const auto launch = [&]<int vectors>() {
+                         CU_LAUNCH(warp_in_registers<vectors>, blocks_for(M_, row_warps), row_warps * 32, 0,
+                                   stream(), p);
+                     };
+                     if (C_ <= 768)
+                         launch.template operator()<6>();
+                     else if (C_ <= 1024)
+                         launch.template operator()<8>();
+                     else
+                         launch.template operator()<16>();
+                 }},
+                {"one vector per thread", [=, this] {
+                     if (!fits_registers()) return forward_of_backend();
+                     CU_LAUNCH(thread_per_vector, blocks_for(M_, forward_tile), row_threads(), 0, stream(),
+                               p);
                  }}};
+    }
+
+    // Whole vectors, of which each thread of a block has one; other rows are left to rmsnorm.cu.
+    bool fits_registers() const { return C_ % 4 == 0 && C_ <= 4 * most_row_threads; }
+    unsigned row_threads() const { return balanced_threads(C_ / 4, most_row_threads); }
+
+    void forward_of_backend() {
+        backend().residual_rmsnorm_forward({.residual_out = residual_out_,
+                                            .y = y_,
+                                            .rstd = rstd_,
+                                            .residual_in = residual_in_.tensor(),
+                                            .branch = branch_.tensor(),
+                                            .column_scale = column_scale_.tensor(),
+                                            .weight = weight_.tensor(),
+                                            .epsilon = epsilon});
+    }
+
+    void backward_per_vector() {
+        if (!fits_registers()) return backward_of_backend();
+        // Tiles as in rmsnorm.cu, whose workspace holds their parts.
+        const auto tile_rows = static_cast<int>(std::max<int64_t>(16, (M_ + 1023) / 1024));
+        const unsigned tiles = blocks_for(M_, tile_rows);
+        const Backward p{d_residual_.tensor().as<float>(),
+                         static_cast<float*>(workspace_),
+                         dz_.as<bfloat16>(),
+                         dy_.tensor().as<bfloat16>(),
+                         residual_in_.tensor().as<float>(),
+                         rstd_in_.tensor().as<float>(),
+                         weight_.tensor().as<float>(),
+                         column_scale_.tensor().as<float>(),
+                         static_cast<int>(M_),
+                         static_cast<int>(C_),
+                         tile_rows};
+        CU_LAUNCH(gradient_per_vector, tiles, row_threads(), 0, stream(), p);
+        CU_LAUNCH(sum_few_columns, blocks_for(C_, summed_columns), summing_warps * 32, 0, stream(),
+                  dweight_.as<float>(), p.partial, static_cast<int>(tiles), p.columns);
     }
 
     void backward_of_backend() {
@@ -249,7 +292,7 @@ int main(int argc, char** argv) {
     return run_benchmark(
         {"rmsnorm",
          "RMSNorm of the residual stream, bfloat16 in and out.",
-         {{"rows", 16384, {67, 1, 40}}, {"columns", 2048, {77, 5, 1160}}},
+         {{"rows", 16384, {67, 1, 40, 35}}, {"columns", 2048, {77, 5, 1160, 772}}},
          [](CudaBackend& backend, const Sizes& sizes) { return std::make_unique<RMSNorm>(backend, sizes); }},
         argc, argv);
 }
