@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What only the machine code of kernels for Hopper shows: a register that is used while the tensor cores still need it.
 
-    dev/sass_check.py                                   all files hopper_*.cu of kernels/cuda and dev/cuda
+    dev/sass_check.py                                   all files hopper_*.cu of kernels/cuda, and those of dev/cuda
     dev/sass_check.py FILE...                           .cu (compiled for sm_90a), .cubin, or a disassembler's output (.sass)
     dev/sass_check.py --disassembler PATH               an nvdisasm or a cuobjdump
 
@@ -25,7 +25,7 @@ import tempfile
 from collections import namedtuple
 
 import sass
-from compiled_kernels import CUDA, ROOT, Failure, compile_to, demangle, find_nvcc, find_tool, for_hopper, kernel_files
+from compiled_kernels import ROOT, Failure, compile_to, demangle, find_nvcc, find_tool, for_hopper, kernel_files
 from compiled_kernels import shorten, waiting_wgmma
 
 Finding = namedtuple("Finding", "offset instruction text")
@@ -207,6 +207,15 @@ def check_source(source, nvcc, disassembler):
     return result
 
 
+def own_files():
+    """Those of the product, and of dev/cuda that use their headers."""
+    def uses_hopper(path):
+        with open(path) as file:
+            return re.search(r'#include ".*hopper', file.read())
+    return ([file for file in kernel_files() if for_hopper(file)] +
+            [file for file in kernel_files(os.path.join(ROOT, "dev", "cuda")) if uses_hopper(file)])
+
+
 def check_file(path, tools):
     if path.endswith(".cu"):
         return check_source(path, tools.nvcc(), tools.disassembler())
@@ -256,9 +265,7 @@ def main():
     parser.add_argument("--disassembler", metavar="PATH", help="nvdisasm or cuobjdump; default: that of PATH or CUDA_HOME")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    own = [file for directory in (CUDA, os.path.join(ROOT, "dev", "cuda")) for file in kernel_files(directory)
-           if for_hopper(file)]
-    files, tools = arguments.files or own, Tools(arguments.disassembler)
+    files, tools = arguments.files or own_files(), Tools(arguments.disassembler)
     findings = 0
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for path, kernels in zip(files, pool.map(lambda path: check_file(path, tools), files)):

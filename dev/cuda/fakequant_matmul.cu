@@ -9,15 +9,18 @@
 //   7                                                                  tiles of 64 rows, for few of them
 //   8                                                                  the same, two splits of the inner dimension
 //   9                                                                  the same, four
+//  10 as 5, codes in wgmma's order in memory (fragment_codes.cuh), which they are packed into beforehand
+//  11 as 7
 //
 // and so on: both matmuls, for each number of bits, the last with several scales per row. 3 and 4 need no second copy of
-// the weights, but quantize each of them once per tile of rows. 5 to 9 are there on cards of compute capability 9.0, for
+// the weights, but quantize each of them once per tile of rows. 5 to 11 are there on cards of compute capability 9.0, for
 // outputs and inputs that are multiples of 8; which of them trains: hopper_code_plan.h. The limit is the tensor cores', as for
 // all matmuls of many rows; few rows (--rows 64) are bound by the bytes of the weights and by latencies.
 #include <deque>
 #include <utility>
 
 #include "dev/cuda/bench.h"
+#include "dev/cuda/fragment_codes.cuh"
 #include "kernels/codes.h"
 #include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
 #include "kernels/cuda/matmul/packed_codes.cuh"
@@ -147,14 +150,17 @@ void multiply_master(CuStream stream, const Tensor& out, const Tensor& left, con
     });
 }
 
-// ---- 5 to 9
+// ---- 5 to 11
 
 constexpr std::pair<const char*, CodePlan> hopper_plans[] = {
-    {"Hopper, 256 rows", {CodePlan::many, 1}},
-    {"Hopper, 128 rows", {CodePlan::medium, 1}},
-    {"Hopper, 64 rows", {CodePlan::few, 1}},
-    {"Hopper, 64 rows, 2 splits", {CodePlan::few, 2}},
+    {"Hopper, 256 rows", {CodePlan::many, 1}},         {"Hopper, 128 rows", {CodePlan::medium, 1}},
+    {"Hopper, 64 rows", {CodePlan::few, 1}},           {"Hopper, 64 rows, 2 splits", {CodePlan::few, 2}},
     {"Hopper, 64 rows, 4 splits", {CodePlan::few, 4}},
+};
+
+constexpr std::pair<const char*, CodePlan> fragment_plans[] = {
+    {"Hopper, 256 rows, wgmma's order", {CodePlan::many, 1}},
+    {"Hopper, 64 rows, wgmma's order", {CodePlan::few, 1}},
 };
 
 // ---- the program
@@ -164,7 +170,8 @@ struct Weight {
     Grid grid;
     Numbers scale;  // (N, K / group)
     ComputeWeight codes, levels;
-    Array q;  // of the oracle
+    Array q;                                    // of the oracle
+    FragmentArray fragments, turned_fragments;  // of q and qᵀ
 };
 
 class FakeQuantMatmul final : public Problem {
@@ -237,6 +244,8 @@ class FakeQuantMatmul final : public Problem {
                                                       positives(DType::float32, {N_, K_ / group}, largest),
                                                       compute_weight(one_scale),
                                                       compute_weight(one_scale),
+                                                      {},
+                                                      {},
                                                       {}});
         ParameterRows p;
         p.rows = N_;
@@ -248,6 +257,18 @@ class FakeQuantMatmul final : public Problem {
         p.compute = &weight.codes;
         backend().quantize({.parameters = {&p, 1}});
         if (weight.codes.codes != grid) throw std::logic_error("fakequant_matmul: the weight is not packed");
+        if (hopper_ && one_scale) {
+            weight.fragments = pack<MatmulForm::nt>(weight.codes);
+            weight.turned_fragments = pack<MatmulForm::nn>(weight.codes);
+        }
+    }
+
+    template <MatmulForm form>
+    FragmentArray pack(const ComputeWeight& codes) {
+        FragmentArray array = fragment_array(form, codes);
+        array.words = static_cast<uint32_t*>(memory(array.bytes(code_bits(codes.codes))));
+        pack_fragment_array<form>(stream(), array, codes);
+        return array;
     }
 
     // ---- variants
@@ -302,13 +323,20 @@ class FakeQuantMatmul final : public Problem {
              }},
         };
         if (hopper_)
-            for (const auto& named : hopper_plans)
-                result.push_back({named.first, [=, this, &weight, plan = named.second] {
+            for (const auto& [name, plan] : hopper_plans)
+                result.push_back({name, [=, this, &weight, plan = plan] {
                                       Device& device = backend().device();
                                       if constexpr (form == MatmulForm::nt)
                                           hopper_matmul_forward(device, out, left, weight.codes, plan);
                                       else
                                           hopper_matmul_input_gradient(device, out, left, weight.codes, plan);
+                                  }});
+        const FragmentArray& array = form == MatmulForm::nt ? weight.fragments : weight.turned_fragments;
+        if (array.words != nullptr)
+            for (const auto& [name, plan] : fragment_plans)
+                result.push_back({name, [=, this, &weight, &array, plan = plan] {
+                                      multiply_fragments<form>(backend().device(), out, left, weight.codes,
+                                                               array, plan);
                                   }});
         return result;
     }

@@ -37,11 +37,12 @@ namespace train_qat::CU_BACKEND {
 
 constexpr int warpgroup_threads = 128, code_consumers = 2;
 
-// form: nt forward, nn input gradient. grouped: several scales per row.
-template <int bits_, MatmulForm form_, bool grouped_, int tokens_>
+// Codes: how they lie in memory, as RowCodes in hopper_codes.cuh. grouped: several scales per row.
+template <typename Codes_, bool grouped_, int tokens_>
 struct CodeMatmul {
-    static constexpr int bits = bits_, tokens = tokens_;
-    static constexpr bool forward = form_ == MatmulForm::nt, grouped = grouped_;
+    using Codes = Codes_;
+    static constexpr int bits = Codes::bits, tokens = tokens_;
+    static constexpr bool forward = Codes::forward, grouped = grouped_;
     static constexpr int consumer_features = CodeTile<bits>::extent, slice = code_slice;
     static constexpr int features = code_features(tokens);
     static constexpr int threads = (1 + code_consumers) * warpgroup_threads;
@@ -54,7 +55,9 @@ struct CodeMatmul {
     static constexpr int consumers_of_stage = code_consumers / rings;
 
     static constexpr int left_bytes = tokens * swizzle_row_bytes;
-    static constexpr int stage_bytes = left_bytes + consumers_of_stage * CodeTile<bits>::bytes;
+    static constexpr int loaded_bytes = left_bytes + consumers_of_stage * Codes::tile_bytes;
+    static constexpr int stage_bytes =
+        (loaded_bytes + swizzle_atom_bytes - 1) / swizzle_atom_bytes * swizzle_atom_bytes;
     // A consumer's sums of 64 tokens, as bfloat16.
     static constexpr int output_bytes = 64 * swizzle_row_bytes, output_buffers = 4;
     static constexpr int outputs = stages * stage_bytes;
@@ -62,7 +65,6 @@ struct CodeMatmul {
     static constexpr int exchange = outputs + consumers_of_stage * output_buffers * output_bytes;
     static constexpr int exchange_bytes = shared_features ? tokens * features * 4 : 0;
     static constexpr int shared_bytes = exchange + exchange_bytes + swizzle_atom_bytes;
-    static_assert(stage_bytes % swizzle_atom_bytes == 0);
 };
 
 // slices: multiples of Matmul::rings; those that lie outside are zero.
@@ -109,16 +111,14 @@ CU_DEVICE void for_each_tile(const CodeSteps& steps, Body&& body) {
 template <typename Matmul>
 CU_DEVICE void load_slice(const TensorMap* left, const TensorMap* codes, unsigned char* stage, Barrier* full,
                           const CodeWork& work, int k) {
-    constexpr int bits = Matmul::bits;
-    barrier_arrive_expect(full, Matmul::stage_bytes);
+    using Codes = typename Matmul::Codes;
+    barrier_arrive_expect(full, Matmul::loaded_bytes);
     tensor_load(stage, left, k * Matmul::slice, work.token, full);
     stage += Matmul::left_bytes;
     CU_UNROLL
-    for (int consumer = 0; consumer < Matmul::consumers_of_stage; ++consumer) {
-        const int inner = k * Matmul::slice, outer = work.feature + consumer * Matmul::consumer_features;
-        const int row = Matmul::forward ? outer : inner, column = Matmul::forward ? inner : outer;
-        tensor_load(stage + consumer * CodeTile<bits>::bytes, codes, column / 8 * bits, row, full);
-    }
+    for (int consumer = 0; consumer < Matmul::consumers_of_stage; ++consumer)
+        Codes::fetch(stage + consumer * Codes::tile_bytes, codes,
+                     work.feature + consumer * Matmul::consumer_features, k * Matmul::slice, full);
 }
 
 template <typename Matmul>
@@ -142,9 +142,11 @@ CU_DEVICE void produce(const TensorMap* left, const TensorMap* codes, unsigned c
 
 template <typename Matmul>
 class CodeConsumer {
+    using Codes = typename Matmul::Codes;
+
   public:
     CU_DEVICE CodeConsumer(unsigned char* memory, RingBarriers barriers, int number,
-                           const CodeLevels<Matmul::bits>& levels, const GroupScales& scales)
+                           const typename Codes::Levels& levels, const GroupScales& scales)
         : memory_(memory),
           barriers_(barriers),
           number_(number),
@@ -202,17 +204,12 @@ class CodeConsumer {
     CU_DEVICE void take(Levels& levels, const Scales& scales) {
         barrier_wait(barriers_.full + first_stage_ + ring_.stage, ring_.parity);
         const int tile = Matmul::shared_features ? 0 : number_;
-        const unsigned char* const codes =
-            stage(ring_.stage) + Matmul::left_bytes + tile * CodeTile<Matmul::bits>::bytes;
+        Codes::load(levels, stage(ring_.stage) + Matmul::left_bytes + tile * Codes::tile_bytes,
+                    first_row_of_warp(), levels_);
         CU_UNROLL
         for (int step = 0; step < steps_of_slice; ++step) {
-            uint32_t(&a)[4] = levels[step];
-            if constexpr (Matmul::forward)
-                load_levels<Matmul::bits>(a, codes, first_row_of_warp(), 16 * step, levels_);
-            else
-                load_levels<Matmul::bits>(a, codes, 16 * step, first_row_of_warp(), levels_);
-            if constexpr (Matmul::grouped) scale_levels(a, scales[step][0], scales[step][1]);
-            if constexpr (!Matmul::forward) transpose_levels(a);
+            if constexpr (Matmul::grouped) scale_levels(levels[step], scales[step][0], scales[step][1]);
+            if constexpr (Codes::transposed) transpose_levels(levels[step]);
         }
         taken_ = ring_.stage;
         ring_.advance();
@@ -341,7 +338,7 @@ class CodeConsumer {
     unsigned char* memory_;
     RingBarriers barriers_;
     int number_;
-    CodeLevels<Matmul::bits> levels_;
+    typename Codes::Levels levels_;
     GroupScales scales_;
     int first_stage_;  // of its ring
     RingPlace<Matmul::ring_stages> ring_{0};
@@ -353,7 +350,7 @@ class CodeConsumer {
 template <typename Matmul>
 __global__ void __launch_bounds__(Matmul::threads, 1)
     code_matmul(const CU_GRID_CONSTANT TensorMap left, const CU_GRID_CONSTANT TensorMap codes,
-                const CU_GRID_CONSTANT TensorMap out, SplitSums splits, CodeLevels<Matmul::bits> levels,
+                const CU_GRID_CONSTANT TensorMap out, SplitSums splits, typename Matmul::Codes::Levels levels,
                 GroupScales scales, CodeSteps steps) {
     if constexpr (hopper_target) {
         CU_DYN_SHARED(unsigned char, dynamic);
@@ -368,7 +365,9 @@ __global__ void __launch_bounds__(Matmul::threads, 1)
             init_ring<Matmul::stages>(barriers, Matmul::consumers_of_stage * warpgroup_threads / 32);
         }
         block_sync();
-        const int role = static_cast<int>(threadIdx.x) / warpgroup_threads;
+        // By a shuffle, so that the compiler knows that a warp's threads agree: what depends on it, as the stages of a consumer's
+        // own ring, then lies in uniform registers, where wgmma wants its descriptors.
+        const int role = shuffle(static_cast<int>(threadIdx.x) / warpgroup_threads, 0);
         if (role == 0) {
             shrink_registers<24>();
             if (threadIdx.x == 0) produce<Matmul>(&left, &codes, memory, barriers, steps);

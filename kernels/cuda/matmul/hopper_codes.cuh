@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "kernels/codes.h"
+#include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/platform/hopper.cuh"
 
 namespace train_qat::CU_BACKEND {
@@ -29,9 +30,8 @@ struct CodeTile {
 };
 
 // Levels of a grid from codes of `bits` bits: the constants above, of the low and the high half of a register.
-template <int bits>
+template <int bits, int low_place = bits <= 2 ? 1 : 0, int high_place = bits <= 2 ? 1 + bits : 0>
 struct CodeLevels {
-    static constexpr int low_place = bits <= 2 ? 1 : 0, high_place = bits <= 2 ? 1 + bits : 0;
     uint32_t factor, offset;
     // 128 in both halves. As an argument of the kernel it is a number that the compiler does not know: the mask, which it
     // does, and this one then go into one instruction.
@@ -117,5 +117,29 @@ CU_DEVICE void transpose_levels(uint32_t (&a)[4]) {
     a[1] = right;
     a[3] = transpose_8x8(a[3]);
 }
+
+// How codes lie in memory, and how they come to a consumer: here row by row. form: nt, features are rows of q; nn, its columns.
+template <int bits_, MatmulForm form>
+struct RowCodes {
+    static constexpr int bits = bits_;
+    static constexpr bool forward = form == MatmulForm::nt;
+    static constexpr bool transposed = !forward;  // load leaves rows of q where features should be
+    static constexpr int tile_bytes = CodeTile<bits>::bytes;
+    using Levels = CodeLevels<bits>;
+
+    // Brings those of 64 features and 64 neighbours of the inner dimension.
+    CU_DEVICE static void fetch(void* tile, const TensorMap* codes, int feature, int inner, Barrier* full) {
+        const int row = forward ? feature : inner, column = forward ? inner : feature;
+        tensor_load(tile, codes, column / 8 * bits, row, full);
+    }
+    // The levels of 16 features of a tile, 16 of the inner dimension at a time.
+    CU_DEVICE static void load(uint32_t (&a)[4][4], const unsigned char* tile, int feature,
+                               const Levels& levels) {
+        CU_UNROLL
+        for (int step = 0; step < 4; ++step)
+            load_levels<bits>(a[step], tile, forward ? feature : 16 * step, forward ? 16 * step : feature,
+                              levels);
+    }
+};
 
 }  // namespace train_qat::CU_BACKEND

@@ -7,9 +7,7 @@
 #include <bit>
 #include <stdexcept>
 
-#include "kernels/cuda/matmul/hopper_code_matmul.cuh"
-#include "kernels/cuda/matmul/split_sum.h"
-#include "kernels/cuda/platform/tensor_map.cuh"
+#include "kernels/cuda/matmul/hopper_code_launch.cuh"
 #include "kernels/cuda/weights/weight_layout.h"
 
 namespace train_qat::CU_BACKEND {
@@ -27,42 +25,18 @@ std::string hopper_refusal(int64_t rows, int64_t columns, int64_t group) {
 namespace {
 
 template <typename Matmul>
-void launch(Device& device, const Tensor& out, const Tensor& left, const ComputeWeight& weight,
-            int wanted_splits) {
+void launch(Device& device, const Tensor& out, const Tensor& left, const ComputeWeight& weight, int splits) {
     constexpr int bits = Matmul::bits;
     const WeightLayout layout = layout_of(weight);
-    const int64_t tokens = out.shape[0], features = out.shape[1], inner = left.shape[1];
-    const TensorMap left_map =
-        make_matrix_map("the activations", left.as<bfloat16>(), tokens, inner, Matmul::tokens);
-    const TensorMap out_map = make_matrix_map("the product", out.as<bfloat16>(), tokens, features, 64);
     const TensorMap code_map = make_tensor_map(static_cast<const uint8_t*>(layout.numbers),
                                                {.name = "the codes",
                                                 .extent = {layout.row_bytes, weight.rows, 1},
                                                 .pitch = {layout.row_bytes, 0},
                                                 .box = {CodeTile<bits>::row_bytes, CodeTile<bits>::extent, 1},
                                                 .swizzled = false});
-    const int rounds = static_cast<int>(blocks_for(inner, Matmul::slice * Matmul::rings));
-    const int of_split = static_cast<int>(blocks_for(rounds, wanted_splits)),
-              splits = static_cast<int>(blocks_for(rounds, of_split));  // none of them empty
-    const CodeSteps steps{static_cast<int>(blocks_for(tokens, Matmul::tokens)),
-                          static_cast<int>(blocks_for(features, Matmul::features)), rounds * Matmul::rings,
-                          splits, of_split * Matmul::rings};
     const GroupScales scales{weight_scales(layout.group_scale, weight.columns, weight.code_group),
                              static_cast<int>(weight.rows), static_cast<int>(weight.columns)};
-    const int64_t pieces = int64_t{steps.token_tiles} * steps.feature_tiles * splits;
-    constexpr int64_t most = 1 << 30;  // positions are int
-    if (std::max({tokens, features, inner, pieces}) > most)
-        throw std::logic_error("hopper_matmul: more than 2^30 rows, columns or tiles");
-    float* const partial = splits > 1 ? static_cast<float*>(device.scratch(
-                                            splits * tokens * features * static_cast<int64_t>(sizeof(float))))
-                                      : nullptr;
-    const auto blocks =
-        static_cast<unsigned>(std::min(pieces, static_cast<int64_t>(device.properties().multiprocessors)));
-    CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(Matmul::threads), Matmul::shared_bytes,
-              device.stream(), left_map, code_map, out_map,
-              SplitSums{partial, static_cast<int>(tokens), static_cast<int>(features)},
-              CodeLevels<bits>(weight.codes), scales, steps);
-    if (splits > 1) add_splits(device.stream(), out, partial, splits);
+    launch_code_matmul<Matmul>(device, out, left, code_map, CodeLevels<bits>(weight.codes), scales, splits);
 }
 
 template <MatmulForm form>
@@ -76,12 +50,14 @@ void multiply(Device& device, const Tensor& out, const Tensor& left, const Compu
     with_code_bits(weight.codes, [&]<int bits>() {
         const auto with_scales = [&]<bool grouped>() {
             if (plan.tokens == CodePlan::many)
-                launch<CodeMatmul<bits, form, grouped, CodePlan::many>>(device, out, left, weight, 1);
+                launch<CodeMatmul<RowCodes<bits, form>, grouped, CodePlan::many>>(device, out, left, weight,
+                                                                                  1);
             else if (plan.tokens == CodePlan::medium)
-                launch<CodeMatmul<bits, form, grouped, CodePlan::medium>>(device, out, left, weight, 1);
+                launch<CodeMatmul<RowCodes<bits, form>, grouped, CodePlan::medium>>(device, out, left, weight,
+                                                                                    1);
             else
-                launch<CodeMatmul<bits, form, grouped, CodePlan::few>>(device, out, left, weight,
-                                                                       plan.splits);
+                launch<CodeMatmul<RowCodes<bits, form>, grouped, CodePlan::few>>(device, out, left, weight,
+                                                                                 plan.splits);
         };
         if (weight.code_group < weight.columns)
             with_scales.template operator()<true>();
