@@ -11,7 +11,7 @@
 //     5 short tiles, base 2
 //
 // The limit is the memory's: 6 bytes of each number of y, 10 backward. An H100 measured 86% of its bandwidth for 2 (134 us
-// for 32,768 rows of 2048) and 82% for 4 (236 us); copies reach some 92%. What 3 and 5 are about: 4 has 74 to 80
+// for 32,768 rows of 2048) and 82% for 4 (236 us); copies reach some 92%. What 3 and 5 are about: 4 has 70 to 80
 // registers, so three blocks of 256 threads a multiprocessor, and its 2048 blocks take 5.2 turns of 396: the last leaves
 // most of the card idle. Four blocks of 8 rows take 7.8 turns of 528. Instructions a number (sm_90a): forward 33, with
 // 3 29, which take half of the time that its bytes take; backward 46, 39. Enough is under way in all: 48 to 64 KB a
