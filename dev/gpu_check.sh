@@ -17,7 +17,7 @@ JOBS=${JOBS:-$(nproc)}
 CMAKE_FLAGS=${CMAKE_FLAGS:-}
 DEPENDENCIES=${DEPENDENCIES:-install}
 PYTHON=${PYTHON:-python3}
-BENCHMARKS=${BENCHMARKS:-matmul fakequant_matmul attention rmsnorm cross_entropy adamw}
+BENCHMARKS=${BENCHMARKS:-matmul fakequant_matmul attention rmsnorm swiglu cross_entropy adamw}
 
 # The comparison of devices: this many steps in full precision and as many quantization-aware, then validation losses.
 SIZE=${SIZE:-10M}

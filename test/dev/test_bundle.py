@@ -16,7 +16,7 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 300
-BENCHMARKS = "matmul fakequant_matmul attention rmsnorm cross_entropy adamw".split()
+BENCHMARKS = "matmul fakequant_matmul attention rmsnorm swiglu cross_entropy adamw".split()
 SCRIPTS = ("dev/gpu_check.sh", "dev/bench/chain_shards.py", "data/prepare/shard_files.py", "data/prepare/documents.py")
 LIBRARY = "libcublasLt_train_qat_test.so.99"  # on no machine
 
