@@ -22,13 +22,10 @@
 
 #include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/matmul/hopper_codes.cuh"
-#include "kernels/cuda/matmul/matmul_tiles.cuh"
+#include "kernels/cuda/matmul/hopper_tiles.cuh"
 #include "kernels/cuda/matmul/packed_codes.cuh"
-#include "kernels/cuda/platform/hopper_ring.cuh"
 
 namespace train_qat::CU_BACKEND {
-
-constexpr int warpgroup_threads = 128, code_consumers = 2;
 
 // form: nt forward, nn input gradient. grouped: several scales per row.
 template <int bits_, MatmulForm form_, bool grouped_, int tokens_>
@@ -36,17 +33,14 @@ struct CodeMatmul {
     static constexpr int bits = bits_, tokens = tokens_;
     static constexpr bool forward = form_ == MatmulForm::nt, grouped = grouped_;
     static constexpr int consumer_features = CodeTile<bits>::extent, slice = CodeTile<bits>::extent;
-    static constexpr int features = code_consumers * consumer_features;
-    static constexpr int threads = (1 + code_consumers) * warpgroup_threads;
+    static constexpr int features = matmul_consumers * consumer_features;
 
     static constexpr int left_bytes = tokens * swizzle_row_bytes;
-    static constexpr int stage_bytes = left_bytes + code_consumers * CodeTile<bits>::bytes;
+    static constexpr int stage_bytes = left_bytes + matmul_consumers * CodeTile<bits>::bytes;
     static constexpr int stages = tokens == 64 ? 8 : 4;
-    // A consumer's sums of 64 tokens, as bfloat16.
-    static constexpr int output_bytes = 64 * swizzle_row_bytes, output_buffers = 4;
+    using Outputs = OutputParts<4>;  // each a consumer's sums of 64 tokens, as bfloat16
     static constexpr int outputs = stages * stage_bytes;
-    static constexpr int shared_bytes =
-        outputs + code_consumers * output_buffers * output_bytes + swizzle_atom_bytes;
+    static constexpr int shared_bytes = outputs + matmul_consumers * Outputs::bytes + swizzle_atom_bytes;
     static_assert(stage_bytes % swizzle_atom_bytes == 0);
 };
 
@@ -65,12 +59,10 @@ struct GroupScales {
 
 // Calls body(first token, first feature) for each of this block's tiles.
 template <typename Matmul, typename Body>
-CU_DEVICE void for_each_tile(const CodeSteps& steps, Body&& body) {
-    const int tiles = steps.token_tiles * steps.feature_tiles;
-    for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
-        const TilePlace place = place_in_band(tile, steps.token_tiles, steps.feature_tiles);
+CU_DEVICE void for_each_code_tile(const CodeSteps& steps, Body&& body) {
+    for_each_tile(steps.token_tiles, steps.feature_tiles, 1, [&](TilePlace place, int) {
         body(place.row * Matmul::tokens, place.column * Matmul::features);
-    }
+    });
 }
 
 template <typename Matmul>
@@ -78,7 +70,7 @@ CU_DEVICE void produce(const TensorMap* left, const TensorMap* codes, unsigned c
                        RingBarriers barriers, const CodeSteps& steps) {
     constexpr int bits = Matmul::bits;
     RingPlace<Matmul::stages> ring(1);
-    for_each_tile<Matmul>(steps, [&](int token, int feature) {
+    for_each_code_tile<Matmul>(steps, [&](int token, int feature) {
         for (int k = 0; k < steps.slices; ++k, ring.advance()) {
             unsigned char* stage = memory + ring.stage * Matmul::stage_bytes;
             Barrier* const full = barriers.full + ring.stage;
@@ -87,7 +79,7 @@ CU_DEVICE void produce(const TensorMap* left, const TensorMap* codes, unsigned c
             tensor_load(stage, left, k * Matmul::slice, token, full);
             stage += Matmul::left_bytes;
             CU_UNROLL
-            for (int consumer = 0; consumer < code_consumers; ++consumer) {
+            for (int consumer = 0; consumer < matmul_consumers; ++consumer) {
                 const int inner = k * Matmul::slice, outer = feature + consumer * Matmul::consumer_features;
                 const int row = Matmul::forward ? outer : inner, column = Matmul::forward ? inner : outer;
                 tensor_load(stage + consumer * CodeTile<bits>::bytes, codes, column / 8 * bits, row, full);
@@ -106,12 +98,13 @@ class CodeConsumer {
           slices_(steps.slices),
           number_(number),
           levels_(levels),
-          scales_(scales) {}
+          scales_(scales),
+          outputs_(memory + Matmul::outputs + number * Matmul::Outputs::bytes, number) {}
 
     CU_DEVICE void consume(const TensorMap* out, const CodeSteps& steps) {
         float sum[Matmul::tokens / 2];
         Levels even = {}, odd = {};
-        for_each_tile<Matmul>(steps, [&](int token, int tile_feature) {
+        for_each_code_tile<Matmul>(steps, [&](int token, int tile_feature) {
             const int feature = tile_feature + number_ * Matmul::consumer_features;
             Scales scales;
             load_scales(scales, feature, 0);
@@ -124,10 +117,10 @@ class CodeConsumer {
             keep_registers(sum);
             keep(even);
             keep(odd);
-            release(multiplied_);
+            release_stage(barriers_, multiplied_);
             store_sums(sum, out, token, feature);
         });
-        if (first_thread()) bulk_wait_read<0>();
+        outputs_.finish();
     }
 
   private:
@@ -135,14 +128,10 @@ class CodeConsumer {
     using Levels = uint32_t[steps_of_slice][4];
     using Scales = float[steps_of_slice][2];
 
-    CU_DEVICE static bool first_thread() { return threadIdx.x % warpgroup_threads == 0; }
     CU_DEVICE static int first_row_of_warp() { return warp_index() % 4 * 16; }
     CU_DEVICE static void keep(Levels& levels) {
         CU_UNROLL
         for (int step = 0; step < steps_of_slice; ++step) keep_registers(levels[step]);
-    }
-    CU_DEVICE void release(int stage) {
-        if (lane_index() == 0) barrier_arrive(barriers_.empty + stage);
     }
 
     // Of the rows that this lane takes levels from in a slice.
@@ -192,7 +181,7 @@ class CodeConsumer {
         // The slice before has been multiplied: its stage is free, and so are the registers of its levels.
         wgmma_wait<1>();
         keep(next);
-        if (k > 0) release(multiplied_);
+        if (k > 0) release_stage(barriers_, multiplied_);
         multiplied_ = taken_;
         if (k + 1 < slices_) take(next, scales);
     }
@@ -202,13 +191,9 @@ class CodeConsumer {
     CU_DEVICE void store_sums(const float (&sum)[count], const TensorMap* out, int token, int feature) {
         constexpr int part_tokens = 64;
         const int lane = lane_index(), warp = warp_index() % 4;
-        unsigned char* const buffers =
-            memory_ + Matmul::outputs + number_ * Matmul::output_buffers * Matmul::output_bytes;
         CU_UNROLL
-        for (int part = 0; part < Matmul::tokens / part_tokens; ++part, ++stored_) {
-            unsigned char* const buffer = buffers + stored_ % Matmul::output_buffers * Matmul::output_bytes;
-            if (first_thread()) bulk_wait_read<Matmul::output_buffers - 1>();
-            group_sync(1 + number_, warpgroup_threads);
+        for (int part = 0; part < Matmul::tokens / part_tokens; ++part) {
+            unsigned char* const buffer = outputs_.open();
             CU_UNROLL
             for (int eight = 0; eight < part_tokens / 8; eight += 2) {
                 const float* const from = sum + part * part_tokens / 2 + eight * 4;
@@ -219,12 +204,9 @@ class CodeConsumer {
                     buffer + swizzled_chunk(8 * (eight + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2),
                     pairs);
             }
-            fence_async_proxy();
-            group_sync(1 + number_, warpgroup_threads);
-            if (first_thread()) {
-                tensor_store(out, feature, token + part * part_tokens, buffer);
-                bulk_commit();
-            }
+            outputs_.close([&](const unsigned char* written) {
+                tensor_store(out, feature, token + part * part_tokens, written);
+            });
         }
     }
 
@@ -237,12 +219,12 @@ class CodeConsumer {
     GroupScales scales_;
     RingPlace<Matmul::stages> ring_{0};
     int taken_ = 0, multiplied_ = 0;  // stages
-    int stored_ = 0;                  // how often a buffer of sums was used
+    typename Matmul::Outputs outputs_;
 };
 
 // left (M, inner), out (M, features), codes (rows, bytes).
 template <typename Matmul>
-__global__ void __launch_bounds__(Matmul::threads, 1)
+__global__ void __launch_bounds__(hopper_matmul_threads, 1)
     code_matmul(const CU_GRID_CONSTANT TensorMap left, const CU_GRID_CONSTANT TensorMap codes,
                 const CU_GRID_CONSTANT TensorMap out, CodeLevels<Matmul::bits> levels, GroupScales scales,
                 CodeSteps steps) {
@@ -256,17 +238,14 @@ __global__ void __launch_bounds__(Matmul::threads, 1)
             prefetch_tensor_map(&left);
             prefetch_tensor_map(&codes);
             prefetch_tensor_map(&out);
-            init_ring<Matmul::stages>(barriers, code_consumers * warpgroup_threads / 32);
+            init_ring<Matmul::stages>(barriers, matmul_consumers * warpgroup_threads / 32);
         }
         block_sync();
-        const int role = static_cast<int>(threadIdx.x) / warpgroup_threads;
-        if (role == 0) {
-            shrink_registers<24>();
-            if (threadIdx.x == 0) produce<Matmul>(&left, &codes, memory, barriers, steps);
-        } else {
-            grow_registers<240>();
-            CodeConsumer<Matmul>(memory, barriers, steps, role - 1, levels, scales).consume(&out, steps);
-        }
+        divide_roles(
+            [&] { produce<Matmul>(&left, &codes, memory, barriers, steps); },
+            [&](int number) {
+                CodeConsumer<Matmul>(memory, barriers, steps, number, levels, scales).consume(&out, steps);
+            });
     }
 }
 

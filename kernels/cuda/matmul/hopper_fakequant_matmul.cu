@@ -51,7 +51,7 @@ void launch(Device& device, const Tensor& out, const Tensor& left, const Compute
         throw std::logic_error("hopper_matmul: more than 2^30 rows, columns or tiles");
     const auto blocks =
         static_cast<unsigned>(std::min(tiles, static_cast<int64_t>(device.properties().multiprocessors)));
-    CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(Matmul::threads), Matmul::shared_bytes,
+    CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(hopper_matmul_threads), Matmul::shared_bytes,
               device.stream(), left_map, code_map, out_map, CodeLevels<bits>(weight.codes), scales, steps);
 }
 
