@@ -300,5 +300,8 @@ inline float fast_exp2(float x) {
 inline float flushed_exp2(float x) {
     return x < -126.0f ? 0.0f : std::exp2(x);
 }
+inline float fast_reciprocal(float x) {
+    return 1.0f / x;
+}
 
 }  // namespace train_qat::cuda_emulated

@@ -16,8 +16,6 @@ namespace train_qat::CU_BACKEND {
 
 namespace {
 
-constexpr int wide_columns = 256, wide_stages = 4, narrow_columns = 128, narrow_stages = 6;
-
 constexpr int sum_threads = 256, sum_vector = 4;
 
 // partial: `splits` matrices of `vectors` times four numbers.

@@ -1,7 +1,9 @@
 // Where the sums of a product by Hopper's instructions go (hopper_product.cuh). An output is a kernel's argument with
+//     right_parts                              of how many parts, one behind the other, the columns consist
 //     store(sum, parts, row, column, split)
 // for a consumer's sums of 64 rows from `row` on, those of all columns from `column` on; split: which part of the inner
-// dimension they are of. What lies outside of the matrix is left out. In a thread's sums sum[4j + 2h + e] belongs to row
+// dimension they are of. With right_parts 2, half of a tile's columns are `column` and on, the other half as many of the
+// product's second half. store may use up the sums. What lies outside of the matrix is left out. In a thread's sums sum[4j + 2h + e] belongs to row
 // 16 w + g + 8h and column 8j + 2t + e, with warp w of the consumer, g = lane / 4 and t = lane % 4.
 //
 // No access meets a bank conflict: stmatrix writes whole chunks of 16 bytes, which the swizzle spreads. float32 numbers go out
@@ -47,7 +49,16 @@ CU_DEVICE void write_float32(unsigned char* buffer, const float* sum) {
 
 // ---- outputs, and how the host makes them
 
+// A matrix whose rows begin `pitch` numbers from each other.
+inline TensorMap sum_map(const char* name, bfloat16* first, int64_t rows, int64_t columns, int64_t pitch) {
+    return make_tensor_map(first, {.name = name,
+                                   .extent = {columns, rows, 1},
+                                   .pitch = {pitch * static_cast<int64_t>(sizeof(bfloat16)), 0},
+                                   .box = {64, 64, 1}});
+}
+
 struct Bfloat16Output {
+    static constexpr int right_parts = 1;
     TensorMap out;  // boxes of 64 rows and columns
 
     template <int count>
@@ -63,11 +74,12 @@ struct Bfloat16Output {
 };
 
 inline Bfloat16Output bfloat16_output(bfloat16* out, int64_t rows, int64_t columns) {
-    return {make_matrix_map("the product", out, rows, columns, 64)};
+    return {sum_map("the product", out, rows, columns, columns)};
 }
 
 // A matrix for each split.
 struct Float32Output {
+    static constexpr int right_parts = 1;
     TensorMap out;  // (column, row, split), boxes of 64 rows and 32 columns
     bool add;       // to what is there: one addition for a number, so its order is none
 

@@ -22,7 +22,10 @@
 
 namespace train_qat::CU_BACKEND {
 
-// output: a type of hopper_outputs.cuh.
+// The tiles of training's products.
+constexpr int wide_columns = 256, wide_stages = 4, narrow_columns = 128, narrow_stages = 6;
+
+// Output: a type of hopper_outputs.cuh or hopper_epilogues.cuh.
 template <MatmulForm form_, int columns_, int stages_, typename Output_>
 struct HopperProduct {
     static constexpr MatmulForm form = form_;
@@ -30,6 +33,8 @@ struct HopperProduct {
     static constexpr Major left_major = form == MatmulForm::tn ? Major::mn : Major::k;
     static constexpr Major right_major = form == MatmulForm::nt ? Major::k : Major::mn;
     static constexpr int rows = 128, columns = columns_, slice = 64, stages = stages_;
+    // Of columns that lie side by side in the product.
+    static constexpr int right_parts = Output::right_parts, part_columns = columns / right_parts;
     static constexpr int left_bytes = rows * swizzle_row_bytes;
     static constexpr int stage_bytes = left_bytes + columns * swizzle_row_bytes;
     static constexpr int outputs = stages * stage_bytes;
@@ -39,6 +44,7 @@ struct HopperProduct {
 // In tiles and slices.
 struct ProductSteps {
     int rows, columns, slices, splits;
+    int part_distance;  // from a column of right's first part to that of its second
     CU_DEVICE int first_slice(int split) const { return static_cast<int>(int64_t{slices} * split / splits); }
 };
 
@@ -73,7 +79,7 @@ CU_DEVICE void produce_operands(const TensorMap* left, const TensorMap* right, u
                                 RingBarriers barriers, const ProductSteps& steps) {
     RingPlace<Product::stages> ring(1);
     for_each_tile(steps.rows, steps.columns, steps.splits, [&](TilePlace place, int split) {
-        const int row = place.row * Product::rows, column = place.column * Product::columns;
+        const int row = place.row * Product::rows, column = place.column * Product::part_columns;
         const int end = steps.first_slice(split + 1);
         for (int k = steps.first_slice(split); k < end; ++k, ring.advance()) {
             unsigned char* const stage = memory + ring.stage * Product::stage_bytes;
@@ -81,8 +87,11 @@ CU_DEVICE void produce_operands(const TensorMap* left, const TensorMap* right, u
             barrier_wait(barriers.empty + ring.stage, ring.parity);
             barrier_arrive_expect(full, Product::stage_bytes);
             load_operand<Product::left_major, Product::rows>(stage, left, row, k * Product::slice, full);
-            load_operand<Product::right_major, Product::columns>(stage + Product::left_bytes, right, column,
-                                                                 k * Product::slice, full);
+            CU_UNROLL
+            for (int part = 0; part < Product::right_parts; ++part)
+                load_operand<Product::right_major, Product::part_columns>(
+                    stage + Product::left_bytes + part * Product::part_columns * swizzle_row_bytes, right,
+                    column + part * steps.part_distance, k * Product::slice, full);
         }
     });
 }
@@ -125,7 +134,7 @@ CU_DEVICE void consume_operands(const typename Product::Output& output, unsigned
         keep_registers(sum);
         release_stage(barriers, multiplied);
         output.store(sum, parts, place.row * Product::rows + consumer * operand_chunk,
-                     place.column * Product::columns, split);
+                     place.column * Product::part_columns, split);
     });
     parts.finish();
 }
@@ -166,15 +175,18 @@ void launch_hopper_product(CuStream stream, int multiprocessors, const ProductSi
                                  : make_matrix_map(name, first, size.inner, outer, operand_chunk);
     };
     const TensorMap left = map("the left operand", a, Product::left_major, size.rows, Product::rows);
-    const TensorMap right = map("the right operand", b, Product::right_major, size.columns, Product::columns);
+    const TensorMap right =
+        map("the right operand", b, Product::right_major, size.columns, Product::part_columns);
     constexpr int64_t most = int64_t{1} << 30;
-    const int64_t items =
-        int64_t{blocks_for(size.rows, Product::rows)} * blocks_for(size.columns, Product::columns) * splits;
+    const int64_t part_distance = size.columns / Product::right_parts;
+    const int64_t items = int64_t{blocks_for(size.rows, Product::rows)} *
+                          blocks_for(part_distance, Product::part_columns) * splits;
     if (std::max({size.rows, size.columns, size.inner, items}) > most)
         throw std::runtime_error("matmul: more than 2^30 rows, columns or tiles");
     const ProductSteps steps{static_cast<int>(blocks_for(size.rows, Product::rows)),
-                             static_cast<int>(blocks_for(size.columns, Product::columns)),
-                             static_cast<int>(blocks_for(size.inner, Product::slice)), splits};
+                             static_cast<int>(blocks_for(part_distance, Product::part_columns)),
+                             static_cast<int>(blocks_for(size.inner, Product::slice)), splits,
+                             static_cast<int>(part_distance)};
     const auto blocks = static_cast<unsigned>(std::min(items, static_cast<int64_t>(multiprocessors)));
     CU_LAUNCH((hopper_product<Product>), blocks, hopper_matmul_threads, Product::shared_bytes, stream, left,
               right, output, steps);

@@ -22,10 +22,6 @@ namespace train_qat::CU_BACKEND {
 
 namespace {
 
-Tensor dense_weight(const ComputeWeight& weight) {
-    return Tensor(layout_of(weight).numbers, weight.dtype, {weight.rows, weight.columns});
-}
-
 // What Hopper's kernels do not take goes to those of all cards; stores_codes has said so.
 bool on_hopper(const Device& device, const ComputeWeight& weight, const Tensor& out) {
     return device.options().qat_gemm == QatGemm::hopper && out.dtype == DType::bfloat16 &&
