@@ -5,9 +5,10 @@
 //     1 128 x 64 tiles, 3 stages     few sums: shows what the ring costs
 //     2 128 x 128 tiles, 6 stages
 //     3 128 x 256 tiles, 4 stages    each number from shared memory serves most products
-//     4 Hopper's kernels             2 or 3, chosen by shape: hopper_matmul.cu
-//     5 cuBLASLt, or our kernels of all cards
-//   weight gradient: 3 with the rows in one part, in 2, 4 and 8; then 4 and 5
+//     4 128 x 256 tiles, 3 stages    all sums of a tile have a buffer: none waits for a store before it
+//     5 Hopper's kernels             2 or 3, chosen by shape: hopper_matmul.cu
+//     6 cuBLASLt, or our kernels of all cards
+//   weight gradient: 3 with the rows in one part, in 2, 4 and 8; then 5 and 6
 //
 // For cards of compute capability 9.0; rows of all matrices must be multiples of 16 bytes (8 numbers).
 #include "dev/cuda/matmul_problem.h"
@@ -49,13 +50,14 @@ class HopperMatmul final : public MatmulProblem {
     std::vector<Variant> ladder() {
         return {{"128 x 64, 3 stages", [this] { multiply<form, 64, 3>(); }},
                 {"128 x 128, 6 stages", [this] { multiply<form, 128, 6>(); }},
-                {"128 x 256, 4 stages", [this] { multiply<form, 256, 4>(); }}};
+                {"128 x 256, 4 stages", [this] { multiply<form, 256, 4>(); }},
+                {"128 x 256, 3 stages, 4 buffers", [this] { multiply<form, 256, 3, 4>(); }}};
     }
-    template <MatmulForm form, int columns, int stages>
+    template <MatmulForm form, int columns, int stages, int buffers = 2>
     void multiply() {
         const Factors f = factors(form);
         const ProductSize size{f.out.shape[0], f.out.shape[1], f.a.shape[1]};
-        launch_hopper_product<HopperProduct<form, columns, stages, Bfloat16Output>>(
+        launch_hopper_product<HopperProduct<form, columns, stages, Bfloat16Output, buffers>>(
             stream(), backend().device().properties().multiprocessors, size, f.a.as<bfloat16>(),
             f.b.as<bfloat16>(), bfloat16_output(f.out.as<bfloat16>(), size.rows, size.columns), 1);
     }

@@ -15,10 +15,26 @@ namespace train_qat::CU_BACKEND {
 namespace {
 
 // All outputs in bfloat16, of a dense weight, as tensor maps can take them.
-bool takes(const Device& device, const MatmulForward& a) {
-    return device.options().gemm == DenseGemm::hopper && a.weight.codes == Grid::none &&
-           a.z.dtype == DType::bfloat16 &&
+bool takes(const MatmulForward& a) {
+    return a.weight.codes == Grid::none && a.z.dtype == DType::bfloat16 &&
            hopper_product_refusal(a.z, a.x, dense_weight(a.weight), false).empty();
+}
+
+bool takes(const MatmulRopeForward& a) {
+    const int64_t D = a.rope.shape.head_dim;
+    return takes(a.matmul) && (D == 32 || D == 64 || D == 128) &&
+           vector_aligned<2>(a.rope.cosines.as<float>()) && vector_aligned<2>(a.rope.sines.as<float>()) &&
+           vector_aligned<2>(a.rope.column_scale.as<float>());
+}
+
+bool takes(const MatmulSwigluForward& a) {
+    return takes(a.matmul) && a.swiglu.y.shape[1] % 8 == 0 && vector_aligned<8>(a.swiglu.y.as<bfloat16>()) &&
+           vector_aligned<2>(a.swiglu.column_scale.as<float>());
+}
+
+template <typename Arguments>
+void require_kernel(const Arguments& a) {
+    if (!takes(a)) throw std::logic_error(std::string(a.name) + ": has no kernel for this");
 }
 
 template <typename Output>
@@ -41,20 +57,15 @@ void launch(Device& device, const MatmulForward& a, int tile_columns, const Outp
 }  // namespace
 
 bool combines(const Device& device, const MatmulRopeForward& a) {
-    const int64_t D = a.rope.shape.head_dim;
-    return takes(device, a.matmul) && (D == 32 || D == 64 || D == 128) &&
-           vector_aligned<2>(a.rope.cosines.as<float>()) && vector_aligned<2>(a.rope.sines.as<float>()) &&
-           vector_aligned<2>(a.rope.column_scale.as<float>());
+    return device.options().gemm == DenseGemm::hopper && takes(a);
 }
 
 bool combines(const Device& device, const MatmulSwigluForward& a) {
-    const int64_t columns = a.swiglu.y.shape[1];
-    return takes(device, a.matmul) && columns % 8 == 0 && vector_aligned<8>(a.swiglu.y.as<bfloat16>()) &&
-           vector_aligned<2>(a.swiglu.column_scale.as<float>());
+    return device.options().gemm == DenseGemm::hopper && takes(a);
 }
 
 void hopper_matmul_rope_forward(Device& device, const MatmulRopeForward& a, int tile_columns) {
-    if (!combines(device, a)) throw std::logic_error(std::string(a.name) + ": has no kernel for this");
+    require_kernel(a);
     const AttentionShape& shape = a.rope.shape;
     const auto with_head = [&]<int D>() {
         launch(device, a.matmul, tile_columns,
@@ -73,7 +84,7 @@ void hopper_matmul_rope_forward(Device& device, const MatmulRopeForward& a, int 
 }
 
 void hopper_matmul_swiglu_forward(Device& device, const MatmulSwigluForward& a, int tile_columns) {
-    if (!combines(device, a)) throw std::logic_error(std::string(a.name) + ": has no kernel for this");
+    require_kernel(a);
     const int64_t rows = a.swiglu.y.shape[0], columns = a.swiglu.y.shape[1];
     bfloat16* const gate_up = a.swiglu.gate_up.as<bfloat16>();
     launch(device, a.matmul, tile_columns,

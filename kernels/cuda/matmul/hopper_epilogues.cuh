@@ -26,8 +26,8 @@ struct RopeOutput {
     const float *cosines, *sines, *column_scale;  // the last may be null
     int columns, turned_columns, sequence;        // turned: queries and keys, the first
 
-    template <int count>
-    CU_DEVICE void store(float (&sum)[count], SumParts& parts, int row, int column, int split) const {
+    template <int count, typename Parts>
+    CU_DEVICE void store(float (&sum)[count], Parts& parts, int row, int column, int split) const {
         if (column_scale != nullptr) {
             CU_UNROLL
             for (int j = 0; j < count / 4; ++j) {
@@ -77,8 +77,8 @@ struct SwigluOutput {
     const float* column_scale;  // of gate, then of up; or null
     int columns;                // of y
 
-    template <int count>
-    CU_DEVICE void store(float (&sum)[count], SumParts& parts, int row, int column, int /*split*/) const {
+    template <int count, typename Parts>
+    CU_DEVICE void store(float (&sum)[count], Parts& parts, int row, int column, int /*split*/) const {
         constexpr int part_sums = 32, up_distance = count / 2;
         CU_UNROLL
         for (int part = 0; part < up_distance / part_sums; ++part) {

@@ -160,8 +160,10 @@ class HopperMatmul final : public DenseMatmul {
                              device_.properties().multiprocessors);
             return hopper_matmul(device_, form, out, a, b, accumulate, plan);
         }
-        device_.report_once("-gemm hopper: matmul of " + text(a) + " and " + text(b) + ": " + refusal +
-                            ": by " + others_->name());
+        const bool any_shape = a.dtype != DType::bfloat16;
+        device_.report_once(
+            "-gemm hopper: " + (any_shape ? "" : "matmul of " + text(a) + " and " + text(b) + ": ") +
+            refusal + ": by " + others_->name());
         others_->multiply(form, out, a, b, accumulate);
     }
 

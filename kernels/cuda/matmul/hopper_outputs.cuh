@@ -15,8 +15,6 @@
 
 namespace train_qat::CU_BACKEND {
 
-using SumParts = OutputParts<2>;
-
 // 64 columns of the sums, 32 numbers of a thread.
 CU_DEVICE void write_bfloat16(unsigned char* buffer, const float* sum) {
     const int lane = lane_index(), row = warp_index() % 4 * 16 + lane % 16;
@@ -61,9 +59,8 @@ struct Bfloat16Output {
     static constexpr int right_parts = 1;
     TensorMap out;  // boxes of 64 rows and columns
 
-    template <int count>
-    CU_DEVICE void store(const float (&sum)[count], SumParts& parts, int row, int column,
-                         int /*split*/) const {
+    template <int count, typename Parts>
+    CU_DEVICE void store(const float (&sum)[count], Parts& parts, int row, int column, int /*split*/) const {
         CU_UNROLL
         for (int part = 0; part < count / 32; ++part) {
             write_bfloat16(parts.open(), sum + 32 * part);
@@ -83,8 +80,8 @@ struct Float32Output {
     TensorMap out;  // (column, row, split), boxes of 64 rows and 32 columns
     bool add;       // to what is there: one addition for a number, so its order is none
 
-    template <int count>
-    CU_DEVICE void store(const float (&sum)[count], SumParts& parts, int row, int column, int split) const {
+    template <int count, typename Parts>
+    CU_DEVICE void store(const float (&sum)[count], Parts& parts, int row, int column, int split) const {
         CU_UNROLL
         for (int part = 0; part < count / 16; ++part) {
             write_float32(parts.open(), sum + 16 * part);

@@ -26,7 +26,8 @@ namespace train_qat::CU_BACKEND {
 constexpr int wide_columns = 256, wide_stages = 4, narrow_columns = 128, narrow_stages = 6;
 
 // Output: a type of hopper_outputs.cuh or hopper_epilogues.cuh.
-template <MatmulForm form_, int columns_, int stages_, typename Output_>
+// buffers: of each consumer's way out.
+template <MatmulForm form_, int columns_, int stages_, typename Output_, int buffers = 2>
 struct HopperProduct {
     static constexpr MatmulForm form = form_;
     using Output = Output_;
@@ -38,7 +39,8 @@ struct HopperProduct {
     static constexpr int left_bytes = rows * swizzle_row_bytes;
     static constexpr int stage_bytes = left_bytes + columns * swizzle_row_bytes;
     static constexpr int outputs = stages * stage_bytes;
-    static constexpr int shared_bytes = outputs + matmul_consumers * SumParts::bytes + swizzle_atom_bytes;
+    using Parts = OutputParts<buffers>;
+    static constexpr int shared_bytes = outputs + matmul_consumers * Parts::bytes + swizzle_atom_bytes;
 };
 
 // In tiles and slices.
@@ -115,7 +117,7 @@ template <typename Product>
 CU_DEVICE void consume_operands(const typename Product::Output& output, unsigned char* memory,
                                 RingBarriers barriers, const ProductSteps& steps, int consumer) {
     RingPlace<Product::stages> ring(0);
-    SumParts parts(memory + Product::outputs + consumer * SumParts::bytes, consumer);
+    typename Product::Parts parts(memory + Product::outputs + consumer * Product::Parts::bytes, consumer);
     float sum[Product::columns / 2];
     for_each_tile(steps.rows, steps.columns, steps.splits, [&](TilePlace place, int split) {
         const int slices = steps.first_slice(split + 1) - steps.first_slice(split);
