@@ -24,7 +24,7 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 # Each room and those that it may include. A room may include its own files; the driver, dev and test all rooms of the
 # product, and test also dev. ("." is the driver.)
 CUDA = "kernels/cuda"
-CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "weights")]
+CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights")]
 KERNELS = ["kernels", "kernels/cpu", "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
 MODEL = ["model", "model/plan", "model/storage", "model/job", "model/run", "model/sweep", "model/evaluation"]
 TOOLKIT = "dev/emulator"
@@ -37,6 +37,7 @@ LOWER = {
     f"{CUDA}/platform": ["kernels", "dev/emulator"],
     **{room: ["kernels", f"{CUDA}/platform"] for room in CUDA_ROOMS},
     f"{CUDA}/matmul": ["kernels", f"{CUDA}/platform", f"{CUDA}/weights"],
+    f"{CUDA}/hopper_matmul": ["kernels", f"{CUDA}/platform", f"{CUDA}/weights", f"{CUDA}/matmul"],
     CUDA: ["kernels", f"{CUDA}/platform", *CUDA_ROOMS],
     "dev/emulator/machine": [],
     "dev/emulator": ["kernels", "dev/emulator/machine"],

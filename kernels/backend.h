@@ -102,6 +102,9 @@ class Backend {
     void rope_backward(const RopeBackward& arguments) { run(arguments); }
     void attention_forward(const AttentionForward& arguments) { run(arguments); }
     void attention_backward(const AttentionBackward& arguments) { run(arguments); }
+    // An observer is told of both parts, or of the whole where the backend computes it in one pass.
+    void matmul_rope_forward(const MatmulRopeForward& arguments) { run_whole(arguments); }
+    void matmul_swiglu_forward(const MatmulSwigluForward& arguments) { run_whole(arguments); }
     void swiglu_forward(const SwigluForward& arguments) { run(arguments); }
     void swiglu_backward(const SwigluBackward& arguments) { run(arguments); }
     void cross_entropy(const CrossEntropy& arguments) { run(arguments); }
@@ -138,6 +141,25 @@ class Backend {
     virtual void compute(const WriteWeightMessages&) = 0;
     virtual void compute(const ReadWeightMessages&) = 0;
 
+    // By default one part after the other. A backend that has a kernel for both calls it in observed().
+    virtual void compute(const MatmulRopeForward& a) {
+        matmul_forward(a.matmul);
+        rope_forward(a.rope);
+    }
+    virtual void compute(const MatmulSwigluForward& a) {
+        matmul_forward(a.matmul);
+        swiglu_forward(a.swiglu);
+    }
+    // work(), which computes `arguments`, before the eyes of the observer if there is one.
+    template <typename Arguments, typename Work>
+    void observed(const Arguments& arguments, Work&& work) {
+        if (observer_ == nullptr) return work();
+        observer_->observe(Arguments::name, arguments.cost(), [&] {
+            work();
+            synchronize();
+        });
+    }
+
     virtual std::vector<WeightMessage> place_weight_messages(std::span<const ParameterRows> parameters,
                                                              void* buffer) = 0;
     virtual void replay_recorded(const ReplayKey&, const std::function<void()>& work) { work(); }
@@ -146,11 +168,12 @@ class Backend {
     template <typename Arguments>
     void run(const Arguments& arguments) {
         arguments.check();
-        if (observer_ == nullptr) return compute(arguments);
-        observer_->observe(Arguments::name, arguments.cost(), [&] {
-            compute(arguments);
-            synchronize();
-        });
+        observed(arguments, [&] { compute(arguments); });
+    }
+    template <typename Arguments>
+    void run_whole(const Arguments& arguments) {
+        arguments.check();
+        compute(arguments);
     }
 
     OperationObserver* observer_ = nullptr;

@@ -36,6 +36,17 @@ void check_result_type(const char* operation, const char* argument, const Tensor
                                name_of(operand.dtype) + ", is " + name_of(result.dtype));
 }
 
+// The second operation of two reads, or changes, what the first has written.
+void check_joint(const char* operation, const Tensor& written, const Tensor& read) {
+    if (written.data != read.data || written.dtype != read.dtype || written.shape[0] != read.shape[0] ||
+        written.shape[1] != read.shape[1])
+        throw std::logic_error(std::string(operation) + ": its second part must read what its first writes");
+}
+
+OperationCost sum_of_costs(const OperationCost& a, const OperationCost& b) {
+    return {a.flops + b.flops, a.bytes + b.bytes};
+}
+
 }  // namespace
 
 // ---- matmuls
@@ -220,6 +231,26 @@ void SwigluForward::check() const {
 
 OperationCost SwigluForward::cost() const {
     return {0, sum_of_bytes({y, gate_up})};
+}
+
+void MatmulRopeForward::check() const {
+    matmul.check();
+    rope.check();
+    check_joint(name, matmul.z, rope.qkv);
+}
+
+OperationCost MatmulRopeForward::cost() const {
+    return sum_of_costs(matmul.cost(), rope.cost());
+}
+
+void MatmulSwigluForward::check() const {
+    matmul.check();
+    swiglu.check();
+    check_joint(name, matmul.z, swiglu.gate_up);
+}
+
+OperationCost MatmulSwigluForward::cost() const {
+    return sum_of_costs(matmul.cost(), swiglu.cost());
 }
 
 void SwigluBackward::check() const {

@@ -225,6 +225,30 @@ struct SwigluBackward {
     OperationCost cost() const;
 };
 
+// ---- a matmul and what follows it: two operations that a backend may compute in one pass over memory. What comes between
+// them is not rounded where it need not lie in memory.
+
+// qkv = rope(column_scale ∘ (x qᵀ)): matmul.z is rope.qkv
+struct MatmulRopeForward {
+    MatmulForward matmul;
+    RopeForward rope;
+
+    static constexpr const char* name = "matmul_rope_forward";
+    void check() const;
+    OperationCost cost() const;
+};
+
+// gate_up = x qᵀ, and y = swiglu(column_scale ∘ gate_up) of the gate_up that lies in memory, which the backward pass reads:
+// matmul.z is swiglu.gate_up
+struct MatmulSwigluForward {
+    MatmulForward matmul;
+    SwigluForward swiglu;
+
+    static constexpr const char* name = "matmul_swiglu_forward";
+    void check() const;
+    OperationCost cost() const;
+};
+
 // ---- loss
 
 // Softmax cross entropy of a chunk of rows, with l = column_scale ∘ logits:

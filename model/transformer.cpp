@@ -87,13 +87,13 @@ void Transformer::forward() {
 void Transformer::forward_attention(const LayerWeights& weights, LayerActivations& layer) {
     const Tensor log_sum_exp(layer.log_sum_exp.data, DType::float32,
                              {shape_.batch, shape_.heads, shape_.sequence});
-    backend_.matmul_forward(
-        {.z = active(layer.qkv), .x = active(layer.attention_norm), .weight = weights.qkv.compute});
-    backend_.rope_forward({.qkv = active(layer.qkv),
-                           .cosines = cosines_,
-                           .sines = sines_,
-                           .column_scale = weights.qkv.compute.row_scale(),
-                           .shape = shape_});
+    backend_.matmul_rope_forward(
+        {.matmul = {.z = active(layer.qkv), .x = active(layer.attention_norm), .weight = weights.qkv.compute},
+         .rope = {.qkv = active(layer.qkv),
+                  .cosines = cosines_,
+                  .sines = sines_,
+                  .column_scale = weights.qkv.compute.row_scale(),
+                  .shape = shape_}});
     backend_.attention_forward({.y = active(layer.attention),
                                 .log_sum_exp = log_sum_exp,
                                 .qkv = active(layer.qkv),
@@ -103,11 +103,12 @@ void Transformer::forward_attention(const LayerWeights& weights, LayerActivation
 }
 
 void Transformer::forward_ffn(const LayerWeights& weights, LayerActivations& layer) {
-    backend_.matmul_forward(
-        {.z = active(layer.gate_up), .x = active(layer.ffn_norm), .weight = weights.gate_up.compute});
-    backend_.swiglu_forward({.y = active(layer.hidden),
-                             .gate_up = active(layer.gate_up),
-                             .column_scale = weights.gate_up.compute.row_scale()});
+    backend_.matmul_swiglu_forward({.matmul = {.z = active(layer.gate_up),
+                                               .x = active(layer.ffn_norm),
+                                               .weight = weights.gate_up.compute},
+                                    .swiglu = {.y = active(layer.hidden),
+                                               .gate_up = active(layer.gate_up),
+                                               .column_scale = weights.gate_up.compute.row_scale()}});
     backend_.matmul_forward(
         {.z = active(branch_), .x = active(layer.hidden), .weight = weights.down.compute});
 }

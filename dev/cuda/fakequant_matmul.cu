@@ -22,7 +22,7 @@
 #include "dev/cuda/bench.h"
 #include "dev/cuda/fragment_codes.cuh"
 #include "kernels/codes.h"
-#include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
+#include "kernels/cuda/hopper_matmul/hopper_fakequant_matmul.h"
 #include "kernels/cuda/matmul/packed_codes.cuh"
 #include "kernels/cuda/matmul/tile_matmul.cuh"
 #include "kernels/cuda/platform/hopper_device.h"

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/cuda/matmul/hopper_code_launch.cuh"
+#include "kernels/cuda/hopper_matmul/hopper_code_launch.cuh"
 #include "kernels/cuda/matmul/packed_codes.cuh"
 
 namespace train_qat::CU_BACKEND {

@@ -12,8 +12,7 @@
 // 2 MNK operations: at these sizes the limit of every card is its tensor cores, not its memory.
 #include <algorithm>
 
-#include "dev/cuda/bench.h"
-#include "kernels/cuda/matmul/dense_matmul.h"
+#include "dev/cuda/matmul_problem.h"
 
 namespace train_qat::CU_BACKEND {
 
@@ -171,69 +170,25 @@ __global__ void __launch_bounds__(warp_threads)
 
 // ---- the program
 
-class Matmul final : public Problem {
+class Matmul final : public MatmulProblem {
   public:
-    Matmul(CudaBackend& backend, const Sizes& sizes)
-        : Problem(backend),
-          M_(sizes.at("rows")),
-          N_(sizes.at("outputs")),
-          K_(sizes.at("inputs")),
-          x_(normals(DType::bfloat16, {M_, K_})),
-          q_(normals(DType::bfloat16, {N_, K_})),
-          dz_(normals(DType::bfloat16, {M_, N_})),
-          z_(output(DType::bfloat16, {M_, N_})),
-          dx_(output(DType::bfloat16, {M_, K_})),
-          dq_(output(DType::float32, {N_, K_})) {
+    Matmul(CudaBackend& backend, const Sizes& sizes) : MatmulProblem(backend, sizes) {
 #if defined(TRAIN_QAT_CUBLASLT)
         cublaslt_ = make_dense_matmul(backend.device());
 #endif
     }
 
     std::vector<Operation> operations() override {
-        const double flops =
-            2.0 * static_cast<double>(M_) * static_cast<double>(N_) * static_cast<double>(K_);
-        const auto bytes = [](const Tensor& a, const Tensor& b, const Tensor& c) {
-            return static_cast<double>(a.bytes() + b.bytes() + c.bytes());
-        };
-        Operation forward{
-            .name = "forward, z = x qT",
-            .bytes = bytes(x_.tensor(), q_.tensor(), z_),
-            .flops = flops,
-            .reset = [this] { poison(z_); },
-            .compare = [this] { return compare_forward(); },
-            .variants = naive(),
-        };
-        Operation input{
-            .name = "input gradient, dx = dz q",
-            .bytes = bytes(dz_.tensor(), q_.tensor(), dx_),
-            .flops = flops,
-            .reset = [this] { poison(dx_); },
-            .compare = [this] { return compare_input_gradient(); },
-            .variants = {},
-        };
-        Operation weight{
-            .name = "weight gradient, dq = dzT x",
-            .bytes = bytes(dz_.tensor(), x_.tensor(), dq_),
-            .flops = flops,
-            .reset = [this] { poison(dq_); },
-            .compare = [this] { return compare_weight_gradient(); },
-            .variants = {},
-        };
-        const auto add = [&](const std::string& name, const auto& multiply) {
-            forward.variants.push_back(
-                {name, [=, this] { multiply(MatmulForm::nt, z_, x_.tensor(), q_.tensor()); }});
-            input.variants.push_back(
-                {name, [=, this] { multiply(MatmulForm::nn, dx_, dz_.tensor(), q_.tensor()); }});
-            weight.variants.push_back(
-                {name, [=, this] { multiply(MatmulForm::tn, dq_, dz_.tensor(), x_.tensor()); }});
-        };
-        add("matmul_bfloat16.cu", [this](MatmulForm form, const Tensor& out, const Tensor& a,
-                                         const Tensor& b) { own_matmul(stream(), form, out, a, b, false); });
-        if (cublaslt_ != nullptr)
-            add("cuBLASLt", [this](MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b) {
-                cublaslt_->multiply(form, out, a, b, false);
-            });
-        return {forward, input, weight};
+        std::vector<Operation> result;
+        for (const MatmulForm form : {MatmulForm::nt, MatmulForm::nn, MatmulForm::tn}) {
+            Operation& operation = result.emplace_back(this->operation(form));
+            if (form == MatmulForm::nt) operation.variants = naive();
+            operation.variants.push_back({"matmul_bfloat16.cu", [this, form, f = factors(form)] {
+                                              own_matmul(stream(), form, f.out, f.a, f.b, false);
+                                          }});
+            if (cublaslt_ != nullptr) operation.variants.push_back(variant(form, *cublaslt_));
+        }
+        return result;
     }
 
   private:
@@ -258,39 +213,6 @@ class Matmul final : public Problem {
                  }}};
     }
 
-    Comparison compare_forward() {
-        Comparison result;
-        for (int64_t m : sample(M_))
-            result.add(read(z_.rows(m, 1)),
-                       reference::matmul_forward(x_.rows(m, 1), {q_.all(), {}}, 1, N_, K_), DType::bfloat16,
-                       float32_sum(K_));
-        return result;
-    }
-
-    Comparison compare_input_gradient() {
-        Comparison result;
-        for (int64_t m : sample(M_))
-            result.add(read(dx_.rows(m, 1)),
-                       reference::matmul_input_gradient(dz_.rows(m, 1), q_.all(), 1, N_, K_), DType::bfloat16,
-                       float32_sum(N_));
-        return result;
-    }
-
-    Comparison compare_weight_gradient() {
-        Comparison result;
-        const Array x = x_.all();
-        for (int64_t n : sample(N_)) {
-            Array column(M_);
-            for (int64_t m = 0; m < M_; ++m) column[m] = dz_[m * N_ + n];
-            result.add(read(dq_.rows(n, 1)), reference::matmul_weight_gradient(column, x, {}, M_, 1, K_),
-                       DType::float32, float32_sum(M_));
-        }
-        return result;
-    }
-
-    int64_t M_, N_, K_;
-    Numbers x_, q_, dz_;
-    Tensor z_, dx_, dq_;
     std::unique_ptr<DenseMatmul> cublaslt_;  // null: not built with it
 };
 

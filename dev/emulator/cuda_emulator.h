@@ -300,5 +300,9 @@ inline float fast_exp2(float x) {
 inline float flushed_exp2(float x) {
     return x < -126.0f ? 0.0f : std::exp2(x);
 }
+inline float flushed_reciprocal(float x) {
+    const float result = 1.0f / x;
+    return std::abs(result) < 0x1p-126f ? 0.0f : result;
+}
 
 }  // namespace train_qat::cuda_emulated

@@ -13,7 +13,7 @@ namespace CU_BACKEND {
 
 CudaBackend::CudaBackend(const CudaOptions& options)
     : device_(options),
-      dense_(make_dense_matmul(device_)),
+      dense_(choose_dense_matmul(device_)),
       tables_(device_, [this](const ComputeWeight& weight, Grid grid, int64_t group) {
           return stores_codes(device_, *dense_, weight, grid, group);
       }) {

@@ -9,7 +9,8 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/attention/attention.h"
-#include "kernels/cuda/matmul/matmul.h"
+#include "kernels/cuda/hopper_matmul/hopper_combined.h"
+#include "kernels/cuda/linear_layers.h"
 #include "kernels/cuda/platform/device.h"
 #include "kernels/cuda/rows/rows.h"
 #include "kernels/cuda/weights/weights.h"
@@ -55,6 +56,14 @@ class CudaBackend final : public Backend {
         CU_BACKEND::matmul_input_gradient(device_, *dense_, a);
     }
     void compute(const MatmulWeightGradient& a) override { CU_BACKEND::matmul_weight_gradient(*dense_, a); }
+    void compute(const MatmulRopeForward& a) override {
+        if (!combines(device_, a)) return Backend::compute(a);
+        observed(a, [&] { hopper_matmul_rope_forward(device_, a); });
+    }
+    void compute(const MatmulSwigluForward& a) override {
+        if (!combines(device_, a)) return Backend::compute(a);
+        observed(a, [&] { hopper_matmul_swiglu_forward(device_, a); });
+    }
 
     void compute(const EmbeddingForward& a) override { CU_BACKEND::embedding_forward(device_, a); }
     void compute(const EmbeddingBackward& a) override { CU_BACKEND::embedding_backward(device_, a); }

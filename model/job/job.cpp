@@ -24,6 +24,11 @@ QatGemm qat_gemm(const std::string& name) {
     return name == "cublaslt" ? QatGemm::cublaslt : QatGemm::automatic;
 }
 
+DenseGemm dense_gemm(const std::string& name) {
+    if (name == "hopper") return DenseGemm::hopper;
+    return name == "cublaslt" ? DenseGemm::cublaslt : DenseGemm::automatic;
+}
+
 AttentionKernels attention_kernels(const std::string& name) {
     if (name == "hopper") return AttentionKernels::hopper;
     return name == "mma" ? AttentionKernels::mma : AttentionKernels::automatic;
@@ -85,6 +90,7 @@ std::unique_ptr<Backend> Job::make_backend(const Options& options, int ranks, st
         CudaOptions cuda;
         cuda.device = device;
         cuda.qat_gemm = qat_gemm(options.qat_gemm);
+        cuda.gemm = dense_gemm(options.gemm);
         cuda.attention = attention_kernels(options.attention);
         cuda.matmul_rows = run_layout(options, ranks).batch * options.sequence_length;
         const std::string own = launch_.rank == 0 ? "" : "_rank" + text(launch_.rank);
@@ -99,6 +105,8 @@ std::unique_ptr<Backend> Job::make_backend(const Options& options, int ranks, st
         throw std::runtime_error("-master off: only the CUDA backend rounds stochastically, and " + missing);
     if (options.qat_gemm == "hopper")
         throw std::runtime_error("-qat_gemm hopper: needs a card of compute capability 9.0, and " + missing);
+    if (options.gemm != "auto")
+        throw std::runtime_error("-gemm " + options.gemm + ": only the CUDA backend has it, and " + missing);
     if (options.attention == "hopper")
         throw std::runtime_error("-attention hopper: only the CUDA backend has it, and " + missing);
     std::unique_ptr<Backend> backend = make_cpu_backend(cpu_threads(options));

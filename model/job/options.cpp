@@ -186,6 +186,12 @@ void add_run_flags(CLI::App& app, Options& o) {
         ->group(group)
         ->capture_default_str();
     app.add_option(
+           "--gemm", o.gemm,
+           "CUDA matmuls of plain matrices: cublaslt, hopper (H100 and H200; no card has run it yet), or "
+           "auto: cublaslt, or our own where the program was built without it")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option(
            "--attention", o.attention,
            "CUDA attention: mma, hopper (H100 and H200, heads of 64 and 128; no card has run it yet), or "
            "auto: mma")
@@ -290,6 +296,10 @@ void check(const Options& o) {
         "-qat_gemm: must be auto, fused, cublaslt or hopper, is '" + o.qat_gemm + "'");
     require(o.qat_gemm != "hopper" || o.device != "cpu",
             "-qat_gemm hopper: needs a card of compute capability 9.0; use -device cuda");
+    require(o.gemm == "auto" || o.gemm == "cublaslt" || o.gemm == "hopper",
+            "-gemm: must be auto, cublaslt or hopper, is '" + o.gemm + "'");
+    require(o.gemm == "auto" || o.device != "cpu",
+            "-gemm " + o.gemm + ": the CPU backend has its own kernels; use -device cuda");
     require(o.attention == "auto" || o.attention == "mma" || o.attention == "hopper",
             "-attention: must be auto, mma or hopper, is '" + o.attention + "'");
     require(o.attention != "hopper" || o.device != "cpu",

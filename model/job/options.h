@@ -47,6 +47,7 @@ struct Options {
     std::string device = "auto";
     std::string dtype = "auto";
     std::string qat_gemm = "auto";
+    std::string gemm = "auto";
     std::string attention = "auto";
     std::string master = "on";
     int64_t logit_rows = 0;  // computed at a time; 0: what suits the device

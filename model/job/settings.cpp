@@ -58,6 +58,7 @@ RunSettings run_settings(const Options& options, const RunPlan& run, const Backe
         {"logit_rows", logit_chunk_rows(backend, config, run.layout.batch, logits), layout},
         {"device", backend.host_addressable() ? "cpu" : "cuda", arithmetic},
         {"qat_gemm", options.qat_gemm, arithmetic},
+        {"gemm", options.gemm, arithmetic},
         {"attention", options.attention, arithmetic},
         {"val_every", options.validate_every, measurement},
         {"val_sequences", options.validation_sequences, measurement},

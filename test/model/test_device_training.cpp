@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "dev/emulator/emulator.h"
+#include "kernels/cuda/platform/cuda_options.h"
 #include "model/optimizer.h"
 #include "model/storage/parameter_tensors.h"
 #include "test/support/catch.h"
@@ -133,6 +135,30 @@ TEST_CASE("CUDA kernels train as the CPU does, through the switch", "[training][
                     actual.update();
                 }
             }
+}
+
+// All matmuls but those of the odd vocabulary, whose rows tensor maps cannot take.
+TEST_CASE("Hopper's matmuls train as the CPU's do, through the switch", "[training][cuda][hopper]") {
+    emulator::Settings settings = emulator::settings();
+    settings.compute_capability = 90;
+    const emulator::SettingsScope scope(settings);
+    CudaOptions options;
+    options.gemm = DenseGemm::hopper;
+    options.qat_gemm = QatGemm::cublaslt;  // levels, which dense matmuls take
+    const std::unique_ptr<Backend> cpu = make_cpu_backend(2), hopper = make_emulated_cuda_backend(options);
+    if (!cpu->supports(DType::bfloat16)) return;
+    TrainedModel expected(*cpu, DType::bfloat16, {4, 0}), actual(*hopper, DType::bfloat16, {4, 0});
+    for (const int step : {0, 1}) {
+        if (step == 1) expected.optimizer.begin_quantization();
+        actual.follow(expected);
+        INFO("step " << step);
+        const double loss = expected.backward(step);
+        CHECK(actual.backward(step) == Approx(loss).epsilon(0.01));
+        actual.optimizer.finish_gradients();
+        expected.optimizer.finish_gradients();
+        CHECK(differing_gradient(actual, expected, 0.999) == "");
+        expected.optimizer.step(learning_rate);
+    }
 }
 
 TEST_CASE("a model without float32 masters trains, reproducibly, in the numbers of bfloat16",

@@ -536,7 +536,7 @@ class ErrorTest(ProgramTest):
     def test_weights_without_masters_need_the_gpu(self):
         self.fails("-steps 4 -qat_frac 0.5 -device cpu -master off", text=["-master off", "-device cuda"])
 
-    def test_hopper_matmuls_need_the_gpu(self):
+    def test_matmuls_of_the_gpu_need_it(self):
         hidden = unittest.mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="")
         hidden.start()
         self.addCleanup(hidden.stop)
@@ -544,6 +544,10 @@ class ErrorTest(ProgramTest):
             self.fails("-steps 4 -qat_frac 0.5 -qat_gemm hopper", "-device " + device,
                        text=["-qat_gemm hopper: needs a card of compute capability 9.0", remedy])
         self.fails("-steps 4 -qat_frac 0.5 -qat_gemm blas", text=["-qat_gemm: must be auto, fused, cublaslt or hopper"])
+        for gemm in ("hopper", "cublaslt"):
+            for device, remedy in (("cpu", "use -device cuda"), ("auto", "only the CUDA backend has it, and ")):
+                self.fails(f"-steps 4 -qat_frac 0.5 -gemm {gemm}", "-device " + device, text=[f"-gemm {gemm}: ", remedy])
+        self.fails("-steps 4 -qat_frac 0.5 -gemm blas", text=["-gemm: must be auto, cublaslt or hopper, is 'blas'"])
 
     def test_output_directory(self):
         with open(self.path("out"), "w") as file:
@@ -661,7 +665,7 @@ class PlanTest(ProgramTest):
         options = """n layers width heads kv_heads ffn vocab seq_len b group qat_frac tokens steps schedule cooldown
             cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_sequences
             save_every keep eval_only e resume print_every tensorboard prompt sample temperature batch grad_accum weight_decay beta1 beta2 eps
-            clip scale_lr seed device dtype qat_gemm attention master logit_rows logits threads from until total_batch zero rank_timeout rendezvous
+            clip scale_lr seed device dtype gemm qat_gemm attention master logit_rows logits threads from until total_batch zero rank_timeout rendezvous
             sweep sweep_ranks retry_failed law memory flops""".split()
         for flag in ("-h", "--help", "-help"):
             result = self.start([self.program, flag])

@@ -96,7 +96,7 @@ void adamw(AdamWState& state, const Array& gradient, const AdamWArguments& argum
 
 // ---- matmuls and embedding
 
-// y[m,n] = s[n] sum_k x[m,k] q[n,k]; row_scale may be empty.
+// y[m,n] = sum_k x[m,k] q[n,k]; row_scale has no part in it.
 Result matmul_forward(const Array& x, const QuantizedMatrix& weight, int64_t M, int64_t N, int64_t K);
 // dx[m,k] = sum_n dz[m,n] q[n,k]
 Result matmul_input_gradient(const Array& dz, const Array& q, int64_t M, int64_t N, int64_t K);

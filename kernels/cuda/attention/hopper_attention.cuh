@@ -33,7 +33,7 @@ struct HopperForm {
     CU_DEVICE static float exponential(float x, int /*index*/) { return flushed_exp2(x); }
 };
 
-constexpr int warpgroup_threads = 128, consumers = 2, hopper_threads = (1 + consumers) * warpgroup_threads;
+constexpr int consumers = 2, hopper_threads = (1 + consumers) * warpgroup_threads;
 constexpr int consumer_queries = 64, tile_rows = 128;  // rows: of queries, of keys
 constexpr int part_columns = 64;                       // of a head: 128 bytes
 constexpr int part_bytes = tile_rows * swizzle_row_bytes, consumer_bytes = part_bytes / consumers;

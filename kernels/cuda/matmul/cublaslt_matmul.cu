@@ -92,6 +92,8 @@ class CublasLtMatmul final : public DenseMatmul {
     }
     ~CublasLtMatmul() override { cublasLtDestroy(handle_); }
 
+    const char* name() const override { return "cuBLASLt"; }
+
     void multiply(MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
                   bool accumulate) override {
         const Operands operands{form, out, b, a, accumulate};

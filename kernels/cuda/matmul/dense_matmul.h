@@ -19,12 +19,14 @@ enum class MatmulForm : uint8_t {
 class DenseMatmul {
   public:
     virtual ~DenseMatmul() = default;
+    virtual const char* name() const = 0;  // for people
     // out = the product, or += it, with float32 only.
     virtual void multiply(MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
                           bool accumulate) = 0;
 };
 
-// cuBLASLt where this program is built with it (cublaslt_matmul.cu), else our own kernels. `device` outlives the result.
+// cuBLASLt where this program is built with it (cublaslt_matmul.cu), else our own kernels (own_matmul.cu). `device` outlives the
+// result.
 std::unique_ptr<DenseMatmul> make_dense_matmul(Device& device);
 
 // ---- our own kernels

@@ -18,6 +18,13 @@ enum class QatGemm : uint8_t {
     hopper,     // as fused, by the instructions of compute capability 9.0; never chosen by `automatic`
 };
 
+// Which kernels multiply dense matrices: plain weights, quantized ones as levels, and all weight gradients.
+enum class DenseGemm : uint8_t {
+    automatic,  // cuBLASLt, without that library our own for all cards, until others have been timed on a card
+    cublaslt,
+    hopper,  // by Hopper's own instructions: compute capability 9.0; what they do not take as `automatic`
+};
+
 // Which kernels compute attention's forward pass.
 enum class AttentionKernels : uint8_t {
     automatic,  // mma, until the others have been timed on a card
@@ -28,10 +35,11 @@ enum class AttentionKernels : uint8_t {
 struct CudaOptions {
     int device = 0;
     QatGemm qat_gemm = QatGemm::automatic;
+    DenseGemm gemm = DenseGemm::automatic;
     AttentionKernels attention = AttentionKernels::automatic;
     int64_t matmul_rows = 8192;  // rows of activations that `automatic` is timed with
     std::string tuning_file;     // keeps what was chosen by timing (tuning_table.h); "": not kept
-    // Told in one line each: choices of `automatic`, and what `hopper` leaves to `fused`; may be empty.
+    // Told in one line each: choices of `automatic`, and what `hopper` leaves to others; may be empty.
     std::function<void(const std::string&)> report;
 };
 

@@ -33,6 +33,8 @@
 
 namespace train_qat::CU_BACKEND {
 
+constexpr int warpgroup_threads = 128;
+
 // ---- tiles in shared memory with 128-byte swizzle: rows of 128 bytes, 8 rows are an atom of 1024
 
 constexpr int swizzle_atom_bytes = 1024, swizzle_row_bytes = 128;

@@ -22,6 +22,11 @@ CU_DEVICE void init_ring(RingBarriers barriers, int consuming_warps) {
     fence_async_proxy();
 }
 
+// By one lane of each warp that has read a stage.
+CU_DEVICE void release_stage(RingBarriers barriers, int stage) {
+    if (lane_index() == 0) barrier_arrive(barriers.empty + stage);
+}
+
 // Where a producer (first parity 1) or a consumer (0) stands.
 template <int stages>
 struct RingPlace {

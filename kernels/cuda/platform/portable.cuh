@@ -282,6 +282,13 @@ CU_DEVICE float flushed_exp2(float x) {
     return result;
 }
 
+// 1 / x, within 2^-23 of the truth relative to it, but 0 where it is below 2^-126.
+CU_DEVICE float flushed_reciprocal(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
 }  // namespace train_qat::CU_BACKEND
 
 #endif

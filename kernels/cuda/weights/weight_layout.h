@@ -38,6 +38,11 @@ inline WeightLayout layout_of(const ComputeWeight& weight, int64_t first_row = 0
     return layout;
 }
 
+// The numbers of a weight that is no packed codes.
+inline Tensor dense_weight(const ComputeWeight& weight) {
+    return Tensor(layout_of(weight).numbers, weight.dtype, {weight.rows, weight.columns});
+}
+
 // Of ComputeWeight::storage, with room for either form: plain, or the widest codes with a scale per 32 columns.
 inline int64_t compute_weight_bytes(int64_t rows, int64_t columns, DType compute_type) {
     const int64_t plain = rows * columns * size_of(compute_type);

@@ -9,40 +9,12 @@
 #include <vector>
 
 #include "kernels/codes.h"
+#include "kernels/cuda/hopper_matmul/hopper_fakequant_matmul.h"
 #include "kernels/cuda/matmul/fakequant_matmul.h"
-#include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
 #include "test/kernels/cuda/matmul_fixture.h"
 #include "test/support/device.h"
 
 namespace train_qat::test {
-
-// ---- devices
-
-// While it lives, the emulated device is of compute capability 9.0.
-class HopperScope {
-  public:
-    HopperScope() : scope_(with_hopper(emulator::settings())) {}
-
-  private:
-    static emulator::Settings with_hopper(emulator::Settings settings) {
-        settings.compute_capability = 90;
-        return settings;
-    }
-    emulator::SettingsScope scope_;
-};
-
-inline std::unique_ptr<Backend> make_hopper_device(CudaOptions options = {}) {
-    const HopperScope scope;
-    options.qat_gemm = QatGemm::hopper;
-    return make_emulated_cuda_backend(options);
-}
-inline CU_BACKEND::Device& device_of(Backend& backend) {
-    return dynamic_cast<CU_BACKEND::CudaBackend&>(backend).device();
-}
-inline Backend& hopper_device() {
-    static const std::unique_ptr<Backend> backend = make_hopper_device();
-    return *backend;
-}
 
 // ---- weights
 
@@ -108,11 +80,7 @@ inline bool hopper_takes(const HostParameter& host) {
     return CU_BACKEND::hopper_refusal(host.rows, host.columns, host.group).empty();
 }
 
-// A product of left, and what is wrong with it ("": nothing) by `multiply`(out, left, weight).
-struct Outcome {
-    Array values;
-    std::string wrong;
-};
+// By `multiply`(out, left, weight).
 template <typename Multiply>
 Outcome outcome(Backend& backend, const HostParameter& host, const Shape& s, bool forward, DType out_type,
                 const Array& left, Multiply&& multiply) {

@@ -1,9 +1,11 @@
 // What the tests of matmuls on the emulated device have in common.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "dev/emulator/emulator.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -19,6 +21,34 @@ inline Backend& emulated_device() {
 }
 inline CU_BACKEND::CuStream emulated_stream() {
     return dynamic_cast<CU_BACKEND::CudaBackend&>(emulated_device()).device().stream();
+}
+
+// While it lives, the emulated device is of compute capability 9.0.
+class HopperScope {
+  public:
+    HopperScope() : scope_(with_hopper(emulator::settings())) {}
+
+  private:
+    static emulator::Settings with_hopper(emulator::Settings settings) {
+        settings.compute_capability = 90;
+        return settings;
+    }
+    emulator::SettingsScope scope_;
+};
+
+// With all matmuls by Hopper's instructions.
+inline std::unique_ptr<Backend> make_hopper_device(CudaOptions options = {}) {
+    const HopperScope scope;
+    options.qat_gemm = QatGemm::hopper;
+    options.gemm = DenseGemm::hopper;
+    return make_emulated_cuda_backend(options);
+}
+inline CU_BACKEND::Device& device_of(Backend& backend) {
+    return dynamic_cast<CU_BACKEND::CudaBackend&>(backend).device();
+}
+inline Backend& hopper_device() {
+    static const std::unique_ptr<Backend> backend = make_hopper_device();
+    return *backend;
 }
 
 // Calls `body` with races checked and threads in several orders.
@@ -37,6 +67,56 @@ inline void in_several_orders(const std::function<void()>& body) {
 struct Extents {
     int64_t rows, columns, inner;
 };
+
+constexpr CU_BACKEND::MatmulForm matmul_forms[] = {CU_BACKEND::MatmulForm::nt, CU_BACKEND::MatmulForm::nn,
+                                                   CU_BACKEND::MatmulForm::tn};
+inline const char* name_of(CU_BACKEND::MatmulForm form) {
+    using enum CU_BACKEND::MatmulForm;
+    return form == nt ? "nt" : form == nn ? "nn" : "tn";
+}
+
+// A product, and what is wrong with it ("": nothing).
+struct Outcome {
+    Array values;
+    std::string wrong;
+};
+
+struct DenseProduct {
+    CU_BACKEND::MatmulForm form;
+    Extents extents;
+    DType type, out_type;
+    bool accumulate = false;
+    int64_t shift = 0;  // elements by which operands begin behind an aligned address
+    uint64_t numbers = 11;
+};
+// By `multiply`(form, out, a, b, accumulate).
+template <typename Multiply>
+Outcome dense_outcome(Backend& backend, const DenseProduct& p, Multiply&& multiply) {
+    using enum CU_BACKEND::MatmulForm;
+    const Extents& e = p.extents;
+    Random random(p.numbers);
+    Bench bench(backend);
+    const Array a = random.normals(e.rows * e.inner, p.type), b = random.normals(e.inner * e.columns, p.type);
+    const Array before = p.accumulate ? random.normals(e.rows * e.columns, p.out_type) : Array();
+    const auto operand = [&](const char* name, const Array& values, int64_t rows, int64_t columns) {
+        Array shifted(p.shift, std::nan(""));
+        shifted.insert(shifted.end(), values.begin(), values.end());
+        const Tensor memory = bench.input(name, shifted, p.type, {static_cast<int64_t>(shifted.size())});
+        return Tensor(static_cast<char*>(memory.data) + p.shift * size_of(p.type), p.type, {rows, columns});
+    };
+    const Tensor out = p.accumulate ? bench.update("out", before, p.out_type, {e.rows, e.columns})
+                                    : bench.output("out", p.out_type, {e.rows, e.columns});
+    const Tensor left = p.form == tn ? operand("a", a, e.inner, e.rows) : operand("a", a, e.rows, e.inner);
+    const Tensor right =
+        p.form == nt ? operand("b", b, e.columns, e.inner) : operand("b", b, e.inner, e.columns);
+    multiply(p.form, out, left, right, p.accumulate);
+    const reference::Result expected =
+        p.form == nt   ? reference::matmul_forward(a, {b, {}}, e.rows, e.columns, e.inner)
+        : p.form == nn ? reference::matmul_input_gradient(a, b, e.rows, e.inner, e.columns)
+                       : reference::matmul_weight_gradient(a, b, before, e.inner, e.rows, e.columns);
+    const Array values = bench.read(out);
+    return {values, difference(values, expected, p.out_type, float32_sum(e.inner)) + bench.damage()};
+}
 
 struct Tile {
     CU_BACKEND::TileSize size;

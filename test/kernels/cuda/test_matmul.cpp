@@ -1,5 +1,4 @@
 // Our own dense matmuls on the emulated device: all forms, types and tile sizes.
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -16,42 +15,18 @@ using CU_BACKEND::TileSize;
 
 namespace {
 
-const char* name_of(MatmulForm form) {
-    return form == MatmulForm::nt ? "nt" : form == MatmulForm::nn ? "nn" : "tn";
-}
-
 // "" or what is wrong. Operands begin `shift` elements behind an aligned address.
 std::string check_dense(MatmulForm form, const Extents& e, DType type, DType out_type, bool accumulate,
                         TileSize size, int64_t shift) {
-    Random random(11);
-    Bench bench(emulated_device());
-    const Array a = random.normals(e.rows * e.inner, type), b = random.normals(e.inner * e.columns, type);
-    const Array before = accumulate ? random.normals(e.rows * e.columns, out_type) : Array();
-    const auto operand = [&](const char* name, const Array& values, int64_t rows, int64_t columns) {
-        Array shifted(shift, std::nan(""));
-        shifted.insert(shifted.end(), values.begin(), values.end());
-        const Tensor memory = bench.input(name, shifted, type, {static_cast<int64_t>(shifted.size())});
-        return Tensor(static_cast<char*>(memory.data) + shift * size_of(type), type, {rows, columns});
-    };
-    const Tensor out = accumulate ? bench.update("out", before, out_type, {e.rows, e.columns})
-                                  : bench.output("out", out_type, {e.rows, e.columns});
-    const Tensor left =
-        form == MatmulForm::tn ? operand("a", a, e.inner, e.rows) : operand("a", a, e.rows, e.inner);
-    const Tensor right =
-        form == MatmulForm::nt ? operand("b", b, e.columns, e.inner) : operand("b", b, e.inner, e.columns);
-    if (type == DType::bfloat16)
-        matmul_bfloat16(emulated_stream(), form, out, left, right, accumulate, size);
-    else
-        matmul_float32(emulated_stream(), form, out, left, right, accumulate);
-    const reference::Result expected =
-        form == MatmulForm::nt ? reference::matmul_forward(a, {b, {}}, e.rows, e.columns, e.inner)
-        : form == MatmulForm::nn
-            ? reference::matmul_input_gradient(a, b, e.rows, e.inner, e.columns)
-            : reference::matmul_weight_gradient(a, b, before, e.inner, e.rows, e.columns);
-    return difference(bench.read(out), expected, out_type, float32_sum(e.inner)) + bench.damage();
+    return dense_outcome(emulated_device(), {form, e, type, out_type, accumulate, shift},
+                         [&](MatmulForm, const Tensor& out, const Tensor& a, const Tensor& b, bool) {
+                             if (type == DType::bfloat16)
+                                 matmul_bfloat16(emulated_stream(), form, out, a, b, accumulate, size);
+                             else
+                                 matmul_float32(emulated_stream(), form, out, a, b, accumulate);
+                         })
+        .wrong;
 }
-
-constexpr MatmulForm forms[] = {MatmulForm::nt, MatmulForm::nn, MatmulForm::tn};
 
 }  // namespace
 
@@ -61,7 +36,7 @@ TEST_CASE("our own bfloat16 matmuls take any shape", "[own_matmul][cuda]") {
                                     {129, 65, 34}, {40, 136, 256}};
     extents = affordable(extents, 300000, [](const Extents& e) { return e.rows * e.columns * e.inner; });
     for (const Extents& e : extents)
-        for (MatmulForm form : forms)
+        for (MatmulForm form : matmul_forms)
             for (DType out_type : {DType::float32, DType::bfloat16})
                 for (int64_t shift : {0, 1}) {
                     INFO(name_of(form) << " " << e.rows << " x " << e.columns << ", " << e.inner << ", to "
@@ -77,7 +52,7 @@ TEST_CASE("our own bfloat16 matmuls with large tiles", "[own_matmul][cuda]") {
     std::vector<Extents> extents = {{264, 136, 40}, {16, 264, 104}, {520, 8, 8}};
     extents = affordable(extents, 100000, [](const Extents& e) { return e.rows * e.columns * e.inner; });
     for (const Extents& e : extents)
-        for (MatmulForm form : forms)
+        for (MatmulForm form : matmul_forms)
             for (bool accumulate : {false, true}) {
                 if (accumulate && form != MatmulForm::tn) continue;
                 INFO(name_of(form) << " " << e.rows << " x " << e.columns << ", " << e.inner);
@@ -102,7 +77,7 @@ TEST_CASE("our own float32 matmuls take any shape", "[own_matmul][cuda]") {
                                     {65, 70, 17}, {7, 200, 33}, {132, 68, 64}};
     extents = affordable(extents, 300000, [](const Extents& e) { return e.rows * e.columns * e.inner; });
     for (const Extents& e : extents)
-        for (MatmulForm form : forms)
+        for (MatmulForm form : matmul_forms)
             for (bool accumulate : {false, true})
                 for (int64_t shift : {0, 1}) {
                     if (accumulate && form != MatmulForm::tn) continue;
@@ -116,7 +91,7 @@ TEST_CASE("our own float32 matmuls take any shape", "[own_matmul][cuda]") {
 TEST_CASE("our own matmuls have no races, in any order of threads", "[own_matmul][cuda]") {
     const Extents e{72, 40, 136};
     in_several_orders([&] {
-        for (MatmulForm form : forms) {
+        for (MatmulForm form : matmul_forms) {
             INFO(name_of(form));
             for (TileSize size : {TileSize::small, TileSize::large})
                 CHECK(check_dense(form, e, DType::bfloat16, DType::float32, false, size, 0) == "");
@@ -128,7 +103,7 @@ TEST_CASE("our own matmuls have no races, in any order of threads", "[own_matmul
 
 TEST_CASE("dense matmuls load each tile once, in whole sectors", "[cuda][own_matmul][lint]") {
     const Extents e{256, 192, 96};
-    for (MatmulForm form : forms)
+    for (MatmulForm form : matmul_forms)
         for (const Tile& tile : matmul_tiles)
             for (DType out_type : {DType::bfloat16, DType::float32}) {
                 INFO(name_of(form) << ", tiles of " << tile.rows);

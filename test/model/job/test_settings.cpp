@@ -93,8 +93,8 @@ TEST_CASE("trunks leave out what only quantization-aware steps depend on", "[set
 TEST_CASE("a job of a sweep is told apart by all that changes its bits", "[settings]") {
     const nlohmann::ordered_json job = with_roles(some_settings(), job_roles);
     for (const char* key :
-         {"ranks", "batch", "grad_accum", "logit_rows", "device", "qat_gemm", "attention", "dtype", "logits",
-          "master", "group", "scale_lr", "seed", "total_batch", "val_every", "val_sequences"})
+         {"ranks", "batch", "grad_accum", "logit_rows", "device", "gemm", "qat_gemm", "attention", "dtype",
+          "logits", "master", "group", "scale_lr", "seed", "total_batch", "val_every", "val_sequences"})
         CHECK(job.contains(key));
     CHECK_FALSE(job.contains("zero"));  // the same bits either way
     CHECK_FALSE(job.contains("b"));     // the plan's, of which trunks are independent

@@ -1,14 +1,18 @@
 // The matmuls of linear layers: kernels/operations.h says what each computes. Plain weights and all weight gradients go
-// to a DenseMatmul, weights that are packed codes to fakequant_matmul.h.
+// to a DenseMatmul, weights that are packed codes to fakequant_matmul.h, or either to Hopper's kernels.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/platform/device.h"
 #include "kernels/operations.h"
 
 namespace train_qat::CU_BACKEND {
+
+// By CudaOptions::gemm. `device` outlives the result. std::runtime_error where this device or this program has no such kernels.
+std::unique_ptr<DenseMatmul> choose_dense_matmul(Device& device);
 
 void matmul_forward(Device& device, DenseMatmul& dense, const MatmulForward& arguments);
 void matmul_input_gradient(Device& device, DenseMatmul& dense, const MatmulInputGradient& arguments);

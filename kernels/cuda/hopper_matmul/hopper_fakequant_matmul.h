@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "kernels/cuda/matmul/hopper_code_plan.h"
+#include "kernels/cuda/hopper_matmul/hopper_code_plan.h"
 #include "kernels/cuda/platform/device.h"
 #include "kernels/tensor.h"
 #include "kernels/weights.h"

@@ -27,15 +27,12 @@
 #include <algorithm>
 
 #include "kernels/cuda/matmul/dense_matmul.h"
-#include "kernels/cuda/matmul/hopper_code_plan.h"
-#include "kernels/cuda/matmul/hopper_codes.cuh"
-#include "kernels/cuda/matmul/matmul_tiles.cuh"
+#include "kernels/cuda/hopper_matmul/hopper_code_plan.h"
+#include "kernels/cuda/hopper_matmul/hopper_codes.cuh"
+#include "kernels/cuda/hopper_matmul/hopper_tiles.cuh"
 #include "kernels/cuda/matmul/packed_codes.cuh"
-#include "kernels/cuda/platform/hopper_ring.cuh"
 
 namespace train_qat::CU_BACKEND {
-
-constexpr int warpgroup_threads = 128, code_consumers = 2;
 
 // Codes: how they lie in memory, as RowCodes in hopper_codes.cuh. grouped: several scales per row.
 template <typename Codes_, bool grouped_, int tokens_>
@@ -45,24 +42,22 @@ struct CodeMatmul {
     static constexpr bool forward = Codes::forward, grouped = grouped_;
     static constexpr int consumer_features = CodeTile<bits>::extent, slice = code_slice;
     static constexpr int features = code_features(tokens);
-    static constexpr int threads = (1 + code_consumers) * warpgroup_threads;
     static_assert(slice == CodeTile<bits>::extent);
 
     // Whether the consumers have the same features and every other slice each, from a ring of its own.
     static constexpr bool shared_features = features == consumer_features;
-    static constexpr int rings = shared_features ? code_consumers : 1;
+    static constexpr int rings = shared_features ? matmul_consumers : 1;
     static constexpr int ring_stages = tokens == CodePlan::many ? 4 : 6, stages = rings * ring_stages;
-    static constexpr int consumers_of_stage = code_consumers / rings;
+    static constexpr int consumers_of_stage = matmul_consumers / rings;
 
     static constexpr int left_bytes = tokens * swizzle_row_bytes;
     static constexpr int loaded_bytes = left_bytes + consumers_of_stage * Codes::tile_bytes;
     static constexpr int stage_bytes =
         (loaded_bytes + swizzle_atom_bytes - 1) / swizzle_atom_bytes * swizzle_atom_bytes;
-    // A consumer's sums of 64 tokens, as bfloat16.
-    static constexpr int output_bytes = 64 * swizzle_row_bytes, output_buffers = 4;
+    using Outputs = OutputParts<4>;  // each a consumer's sums of 64 tokens, as bfloat16
     static constexpr int outputs = stages * stage_bytes;
     // The second consumer's sums, as float32.
-    static constexpr int exchange = outputs + consumers_of_stage * output_buffers * output_bytes;
+    static constexpr int exchange = outputs + consumers_of_stage * Outputs::bytes;
     static constexpr int exchange_bytes = shared_features ? tokens * features * 4 : 0;
     static constexpr int shared_bytes = exchange + exchange_bytes + swizzle_atom_bytes;
 };
@@ -95,16 +90,14 @@ struct GroupScales {
 
 // Calls body(work) for each of this block's pieces.
 template <typename Matmul, typename Body>
-CU_DEVICE void for_each_tile(const CodeSteps& steps, Body&& body) {
+CU_DEVICE void for_each_piece(const CodeSteps& steps, Body&& body) {
     const int splits = Matmul::shared_features ? steps.splits : 1;
     const int slices = Matmul::shared_features ? steps.slices_of_split : steps.slices;
-    const int pieces = steps.token_tiles * steps.feature_tiles * splits;
-    for (int piece = static_cast<int>(blockIdx.x); piece < pieces; piece += static_cast<int>(gridDim.x)) {
-        const int tile = piece / splits, split = piece % splits, first = split * slices;
-        const TilePlace place = place_in_band(tile, steps.token_tiles, steps.feature_tiles);
+    for_each_tile(steps.token_tiles, steps.feature_tiles, splits, [&](TilePlace place, int split) {
+        const int first = split * slices;
         body(CodeWork{place.row * Matmul::tokens, place.column * Matmul::features, split, first,
                       std::min(slices, steps.slices - first)});
-    }
+    });
 }
 
 // Brings slice k.
@@ -126,7 +119,7 @@ CU_DEVICE void produce(const TensorMap* left, const TensorMap* codes, unsigned c
                        RingBarriers barriers, const CodeSteps& steps) {
     using Place = RingPlace<Matmul::ring_stages>;
     Place places[] = {Place(1), Place(1)};
-    for_each_tile<Matmul>(steps, [&](const CodeWork& work) {
+    for_each_piece<Matmul>(steps, [&](const CodeWork& work) {
         for (int k = 0; k < work.slices; k += Matmul::rings) {
             CU_UNROLL
             for (int ring = 0; ring < Matmul::rings; ++ring) {
@@ -152,12 +145,14 @@ class CodeConsumer {
           number_(number),
           levels_(levels),
           scales_(scales),
-          first_stage_(Matmul::shared_features ? number * Matmul::ring_stages : 0) {}
+          first_stage_(Matmul::shared_features ? number * Matmul::ring_stages : 0),
+          outputs_(memory + Matmul::outputs + (Matmul::shared_features ? 0 : number * Matmul::Outputs::bytes),
+                   number) {}
 
     CU_DEVICE void consume(const TensorMap* out, const SplitSums& splits, const CodeSteps& steps) {
         float sum[Matmul::tokens / 2];
         Levels even = {}, odd = {};
-        for_each_tile<Matmul>(steps, [&](const CodeWork& work) {
+        for_each_piece<Matmul>(steps, [&](const CodeWork& work) {
             const int feature =
                 work.feature + (Matmul::shared_features ? 0 : number_) * Matmul::consumer_features;
             const int begin = Matmul::shared_features ? number_ : 0;
@@ -168,7 +163,7 @@ class CodeConsumer {
             else
                 store_sums(sum, out, work.token, feature);
         });
-        if (first_thread()) bulk_wait_read<0>();
+        outputs_.finish();
     }
 
   private:
@@ -176,15 +171,12 @@ class CodeConsumer {
     using Levels = uint32_t[steps_of_slice][4];
     using Scales = float[steps_of_slice][2];
 
-    CU_DEVICE static bool first_thread() { return threadIdx.x % warpgroup_threads == 0; }
     CU_DEVICE static int first_row_of_warp() { return warp_index() % 4 * 16; }
     CU_DEVICE static void keep(Levels& levels) {
         CU_UNROLL
         for (int step = 0; step < steps_of_slice; ++step) keep_registers(levels[step]);
     }
-    CU_DEVICE void release(int stage) {
-        if (lane_index() == 0) barrier_arrive(barriers_.empty + first_stage_ + stage);
-    }
+    CU_DEVICE void release(int stage) { release_stage(barriers_, first_stage_ + stage); }
 
     // Of the rows that this lane takes levels from in a slice.
     CU_DEVICE void load_scales(Scales& scales, int feature, int k) const {
@@ -258,7 +250,7 @@ class CodeConsumer {
     template <int count>
     CU_DEVICE void store_both_sums(const float (&sum)[count], const TensorMap* out, const SplitSums& splits,
                                    const CodeWork& work) {
-        constexpr int barrier = 1 + code_consumers, both = code_consumers * warpgroup_threads;
+        constexpr int barrier = 1 + matmul_consumers, both = matmul_consumers * warpgroup_threads;
         auto* const own =
             reinterpret_cast<float*>(memory_ + Matmul::exchange) + 4 * (threadIdx.x % warpgroup_threads);
         if (number_ == 1) {
@@ -304,14 +296,9 @@ class CodeConsumer {
     CU_DEVICE void store_sums(const float (&sum)[count], const TensorMap* out, int token, int feature) {
         constexpr int part_tokens = 64;
         const int lane = lane_index(), warp = warp_index() % 4;
-        unsigned char* const buffers =
-            memory_ + Matmul::outputs +
-            (Matmul::shared_features ? 0 : number_) * Matmul::output_buffers * Matmul::output_bytes;
         CU_UNROLL
-        for (int part = 0; part < Matmul::tokens / part_tokens; ++part, ++stored_) {
-            unsigned char* const buffer = buffers + stored_ % Matmul::output_buffers * Matmul::output_bytes;
-            if (first_thread()) bulk_wait_read<Matmul::output_buffers - 1>();
-            group_sync(1 + number_, warpgroup_threads);
+        for (int part = 0; part < Matmul::tokens / part_tokens; ++part) {
+            unsigned char* const buffer = outputs_.open();
             CU_UNROLL
             for (int eight = 0; eight < part_tokens / 8; eight += 2) {
                 const float* const from = sum + part * part_tokens / 2 + eight * 4;
@@ -322,12 +309,9 @@ class CodeConsumer {
                     buffer + swizzled_chunk(8 * (eight + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2),
                     pairs);
             }
-            fence_async_proxy();
-            group_sync(1 + number_, warpgroup_threads);
-            if (first_thread()) {
-                tensor_store(out, feature, token + part * part_tokens, buffer);
-                bulk_commit();
-            }
+            outputs_.close([&](const unsigned char* written) {
+                tensor_store(out, feature, token + part * part_tokens, written);
+            });
         }
     }
 
@@ -343,12 +327,12 @@ class CodeConsumer {
     int first_stage_;  // of its ring
     RingPlace<Matmul::ring_stages> ring_{0};
     int taken_ = 0, multiplied_ = 0;  // stages of the ring
-    int stored_ = 0;                  // how often a buffer of sums was used
+    typename Matmul::Outputs outputs_;
 };
 
 // left (M, inner), out (M, features), codes (rows, bytes).
 template <typename Matmul>
-__global__ void __launch_bounds__(Matmul::threads, 1)
+__global__ void __launch_bounds__(hopper_matmul_threads, 1)
     code_matmul(const CU_GRID_CONSTANT TensorMap left, const CU_GRID_CONSTANT TensorMap codes,
                 const CU_GRID_CONSTANT TensorMap out, SplitSums splits, typename Matmul::Codes::Levels levels,
                 GroupScales scales, CodeSteps steps) {
@@ -365,16 +349,11 @@ __global__ void __launch_bounds__(Matmul::threads, 1)
             init_ring<Matmul::stages>(barriers, Matmul::consumers_of_stage * warpgroup_threads / 32);
         }
         block_sync();
-        // By a shuffle, so that the compiler knows that a warp's threads agree: what depends on it, as the stages of a consumer's
-        // own ring, then lies in uniform registers, where wgmma wants its descriptors.
-        const int role = shuffle(static_cast<int>(threadIdx.x) / warpgroup_threads, 0);
-        if (role == 0) {
-            shrink_registers<24>();
-            if (threadIdx.x == 0) produce<Matmul>(&left, &codes, memory, barriers, steps);
-        } else {
-            grow_registers<240>();
-            CodeConsumer<Matmul>(memory, barriers, role - 1, levels, scales).consume(&out, splits, steps);
-        }
+        divide_roles([&] { produce<Matmul>(&left, &codes, memory, barriers, steps); },
+                     [&](int number) {
+                         CodeConsumer<Matmul>(memory, barriers, number, levels, scales)
+                             .consume(&out, splits, steps);
+                     });
     }
 }
 

@@ -3,25 +3,24 @@
 //     input gradient   dx = dz q
 //     weight gradient  dq = dzᵀ x
 // and the choice of their kernels: by the form that the weight has, and of that form for quantized weights. Our own
-// kernels: matmul_bfloat16.cu, matmul_float32.cu, fakequant_matmul.cu, hopper_fakequant_matmul.cu.
+// kernels: matmul_bfloat16.cu, matmul_float32.cu, hopper_matmul.cu, fakequant_matmul.cu, hopper_fakequant_matmul.cu.
 //
 // Floor: 2 M N K FLOP each, over the tensor cores' peak.
-#include "kernels/cuda/matmul/matmul.h"
+#include "kernels/cuda/linear_layers.h"
 
 #include <cstdio>
+#include <stdexcept>
 #include <string>
 
+#include "kernels/cuda/hopper_matmul/hopper_fakequant_matmul.h"
+#include "kernels/cuda/hopper_matmul/hopper_matmul.h"
 #include "kernels/cuda/matmul/fakequant_matmul.h"
-#include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
+#include "kernels/cuda/platform/hopper_device.h"
 #include "kernels/cuda/weights/weight_layout.h"
 
 namespace train_qat::CU_BACKEND {
 
 namespace {
-
-Tensor dense_weight(const ComputeWeight& weight) {
-    return Tensor(layout_of(weight).numbers, weight.dtype, {weight.rows, weight.columns});
-}
 
 // What Hopper's kernels do not take goes to those of all cards; stores_codes has said so.
 bool on_hopper(const Device& device, const ComputeWeight& weight, const Tensor& out) {
@@ -82,10 +81,10 @@ bool codes_are_faster(Device& device, DenseMatmul& dense, const ComputeWeight& w
     }
     if (options.report) {
         char text[200];
-        std::snprintf(
-            text, sizeof text, "matmul %lld x %lld, %d-bit codes: fused %.0f us, cuBLASLt %.0f us: %s",
-            static_cast<long long>(weight.rows), static_cast<long long>(weight.columns), code_bits(grid),
-            seconds[1] * 1e6, seconds[0] * 1e6, seconds[1] < seconds[0] ? "fused" : "cuBLASLt");
+        std::snprintf(text, sizeof text, "matmul %lld x %lld, %d-bit codes: fused %.0f us, %s %.0f us: %s",
+                      static_cast<long long>(weight.rows), static_cast<long long>(weight.columns),
+                      code_bits(grid), seconds[1] * 1e6, dense.name(), seconds[0] * 1e6,
+                      seconds[1] < seconds[0] ? "fused" : dense.name());
         options.report(text);
     }
     return seconds[1] < seconds[0];
@@ -109,7 +108,8 @@ bool stores_codes(Device& device, DenseMatmul& dense, const ComputeWeight& weigh
     if (options.qat_gemm == QatGemm::fused || options.qat_gemm == QatGemm::hopper) return true;
     const std::string key = "qat-gemm-" + std::to_string(weight.rows) + "x" + std::to_string(weight.columns) +
                             "-" + std::to_string(code_bits(grid)) + "bit-group" + std::to_string(group) +
-                            "-rows" + std::to_string(options.matmul_rows);
+                            "-rows" + std::to_string(options.matmul_rows) +
+                            (options.gemm == DenseGemm::hopper ? "-hopper" : "");
     const std::string* known = device.tuning().find(key);
     if (known != nullptr && (*known == "codes" || *known == "levels")) return *known == "codes";
     const bool codes = codes_are_faster(device, dense, weight, grid, group);
@@ -117,38 +117,17 @@ bool stores_codes(Device& device, DenseMatmul& dense, const ComputeWeight& weigh
     return codes;
 }
 
-// ---- dense matmuls by our own kernels
+// ---- dense matmuls
 
-void own_matmul(CuStream stream, MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
-                bool accumulate) {
-    if (a.dtype == DType::bfloat16)
-        matmul_bfloat16(stream, form, out, a, b, accumulate);
-    else
-        matmul_float32(stream, form, out, a, b, accumulate);
-}
-
+std::unique_ptr<DenseMatmul> choose_dense_matmul(Device& device) {
+    const DenseGemm wanted = device.options().gemm;
 #if !defined(TRAIN_QAT_CUBLASLT)
-
-namespace {
-
-class OwnMatmul final : public DenseMatmul {
-  public:
-    explicit OwnMatmul(Device& device) : device_(device) {}
-    void multiply(MatmulForm form, const Tensor& out, const Tensor& a, const Tensor& b,
-                  bool accumulate) override {
-        own_matmul(device_.stream(), form, out, a, b, accumulate);
-    }
-
-  private:
-    Device& device_;
-};
-
-}  // namespace
-
-std::unique_ptr<DenseMatmul> make_dense_matmul(Device& device) {
-    return std::make_unique<OwnMatmul>(device);
-}
-
+    if (wanted == DenseGemm::cublaslt)
+        throw std::runtime_error("-gemm cublaslt: this program was built without cuBLASLt; give -gemm auto");
 #endif
+    if (wanted != DenseGemm::hopper) return make_dense_matmul(device);
+    require_hopper(device, "-gemm hopper", "use auto");
+    return make_hopper_matmul(device, make_dense_matmul(device));
+}
 
 }  // namespace train_qat::CU_BACKEND

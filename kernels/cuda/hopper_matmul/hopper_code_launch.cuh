@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kernels/cuda/matmul/hopper_code_matmul.cuh"
-#include "kernels/cuda/matmul/split_sum.h"
+#include "kernels/cuda/hopper_matmul/hopper_code_matmul.cuh"
+#include "kernels/cuda/hopper_matmul/split_sum.h"
 #include "kernels/cuda/platform/device.h"
 #include "kernels/cuda/platform/tensor_map.cuh"
 
@@ -36,7 +36,7 @@ void launch_code_matmul(Device& device, const Tensor& out, const Tensor& left, c
                                       : nullptr;
     const auto blocks =
         static_cast<unsigned>(std::min(pieces, static_cast<int64_t>(device.properties().multiprocessors)));
-    CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(Matmul::threads), Matmul::shared_bytes,
+    CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(hopper_matmul_threads), Matmul::shared_bytes,
               device.stream(), left_map, codes, out_map,
               SplitSums{partial, static_cast<int>(tokens), static_cast<int>(features)}, levels, scales,
               steps);

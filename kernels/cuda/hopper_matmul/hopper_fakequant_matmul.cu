@@ -2,12 +2,12 @@
 //
 // Floor: 2 M N K FLOP on tensor cores, as dense. Of the weight, bits / 8 bytes a number cross memory instead of two: with few
 // tokens that is most of a product's bytes, and the latencies of a kernel are most of its time.
-#include "kernels/cuda/matmul/hopper_fakequant_matmul.h"
+#include "kernels/cuda/hopper_matmul/hopper_fakequant_matmul.h"
 
 #include <bit>
 #include <stdexcept>
 
-#include "kernels/cuda/matmul/hopper_code_launch.cuh"
+#include "kernels/cuda/hopper_matmul/hopper_code_launch.cuh"
 #include "kernels/cuda/weights/weight_layout.h"
 
 namespace train_qat::CU_BACKEND {
