@@ -13,7 +13,7 @@
 // Few tokens leave too few tiles, and each waits for one slice after the other. Then a tile has 64 features, of which the
 // consumers multiply every other slice each, out of a ring of its own; the first adds the second's sums to its own. Where even
 // those tiles are few (hopper_code_plan.h), `splits` blocks take a part of a tile's slices each, and write float32 sums that a
-// second kernel adds up (split_sum.cuh). All sums are in an order that only the plan of the product decides.
+// second kernel adds up (split_sum.h). All sums are in an order that only the plan of the product decides.
 //
 // Outside of the matrices left is zero and codes are any level: products there are zero, or not stored. With several scales
 // per row that of the nearest weight takes part, so a NaN among them belongs to these sums already.
