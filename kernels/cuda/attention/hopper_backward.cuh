@@ -169,11 +169,13 @@ struct BackwardConsumer {
         start_scores<D, tile_rows, M>(weights, tiles.keys(key.stage) + number * consumer_bytes,
                                       tiles.queries(query.stage));
     }
-    // dp under way, and p when the scores have come.
-    CU_DEVICE void finish_weights(float (&weights)[M / 2], float (&dweights)[M / 2], int tile,
-                                  const Step& step) {
+    CU_DEVICE void start_dweights(float (&dweights)[M / 2]) const {
         start_scores<D, tile_rows, M>(dweights, tiles.values(key.stage) + number * consumer_bytes,
                                       tiles.douts(query.stage));
+    }
+    // p when the scores have come, and dp.
+    CU_DEVICE void finish_weights(float (&weights)[M / 2], float (&dweights)[M / 2], int tile,
+                                  const Step& step) {
         wgmma_wait<1>();
         keep_registers(weights);
         const int keys_ahead = tile * tile_rows + number * consumer_rows - step.query_tile * M;
@@ -214,15 +216,18 @@ struct BackwardConsumer {
         Step step = first_step(tile);
         barrier_wait(&barriers.key_full[key.stage], key.parity);
         start_weights(weights);
+        start_dweights(dweights);
         finish_weights(weights, dweights, tile, step);
         for (int done = 1; done < steps; ++done) {
             multiply_weights(dk, dv, dq, weights, dweights, done > 1);
             const Step last = step;
             advance(step, tile);
-            start_weights(weights);
-            wgmma_wait<1>();
+            if (Form::scores_ahead) start_weights(weights);
+            wgmma_wait<Form::scores_ahead ? 1 : 0>();
             keep_registers(dq);
             finish_queries(dq, last.empty, row(last), first_keys, done == 1);
+            if (!Form::scores_ahead) start_weights(weights);
+            start_dweights(dweights);
             finish_weights(weights, dweights, tile, step);
         }
         multiply_weights(dk, dv, dq, weights, dweights, steps > 1);

@@ -10,8 +10,10 @@ namespace train_qat::CU_BACKEND::attention {
 template <int D>
 struct HopperBackwardForm {
     static constexpr int head_dim = D;
-    static constexpr int queries = D == 64 ? 128 : 64;   // of a tile
-    static constexpr int stages = D == 64 ? 2 : 3;       // of queries and their dy
+    static constexpr int queries = D == 64 ? 128 : 64;  // of a tile
+    static constexpr int stages = D == 64 ? 2 : 3;      // of queries and their dy
+    // Whether the scores of a tile are under way while dq of the tile before leaves.
+    static constexpr bool scores_ahead = true;
     static constexpr int key_buffers = D == 64 ? 2 : 1;  // of keys and their values
 };
 
