@@ -40,7 +40,8 @@ struct BackwardConsumer {
     int split_rows;  // of the sums: of each split
     const AttentionSizes& s;
 
-    RingPlace<Form::key_buffers> key{0};
+    RingPlace<key_buffers> key{0};
+    RingPlace<Form::value_buffers> value{0};
     RingPlace<Form::stages> query{0};
     uint32_t ds_parity = 1;
 
@@ -48,6 +49,34 @@ struct BackwardConsumer {
     CU_DEVICE unsigned char* slice() const { return tiles.slice(warp()); }
     CU_DEVICE void release(Barrier* empty) const {
         if (lane_index() == 0) barrier_arrive(empty);
+    }
+
+    // A tile of keys and one of queries, of one head of the group.
+    struct Step {
+        int round, tile, head, query_tile, stage;
+    };
+    CU_DEVICE int first_query_tile(int tile) const { return tile * (tile_rows / M); }
+    CU_DEVICE bool starts_keys(const Step& step) const {
+        return step.head == 0 && step.query_tile == first_query_tile(step.tile);
+    }
+    CU_DEVICE bool ends_keys(const Step& step) const {
+        return step.head == s.group - 1 && step.query_tile == work.query_tiles - 1;
+    }
+    // False: there is none.
+    CU_DEVICE bool advance(Step& step) const {
+        if (++step.query_tile < work.query_tiles) return true;
+        if (++step.head == s.group) {
+            step.head = 0;
+            step.tile = work.tile(++step.round);
+        }
+        step.query_tile = first_query_tile(step.tile);
+        return step.tile < work.tiles;
+    }
+    // Of a step's dq, in the sums.
+    CU_DEVICE int row(const Step& step) const {
+        const int head = work.batch * s.heads + work.kv_head * s.group + step.head;
+        const int slice = (head * work.query_tiles + step.query_tile) * consumer_warps + warp();
+        return work.split * split_rows + slice * slice_rows;
     }
 
     // p of the scores, with the columns' log_sum_exp.
@@ -103,12 +132,11 @@ struct BackwardConsumer {
         }
         warp_sync();
     }
-    // What stands behind a tile of queries: its stage and ds are free, dq is added to row `row` of the sums.
-    CU_DEVICE void finish_queries(const float (&dq)[part_columns / 2], Barrier* stage_empty, int row,
-                                  bool first_keys, bool first_queries) const {
-        release(stage_empty);
+    // What stands behind a step: its stage and ds are free, dq is added to the sums.
+    CU_DEVICE void finish_queries(const float (&dq)[part_columns / 2], const Step& step) const {
+        release(&barriers.query_empty[step.stage]);
         release(&barriers.ds_empty);
-        reuse_slice(first_queries && !first_keys);
+        reuse_slice(step.round > 0 && starts_keys(step));
         const int g = lane_index() / 4, t = lane_index() % 4;
         CU_UNROLL
         for (int j = 0; j < part_columns / 8; ++j)
@@ -117,10 +145,10 @@ struct BackwardConsumer {
         fence_async_proxy();
         warp_sync();
         if (lane_index() != 0) return;
-        if (first_keys)
-            tensor_store(maps.sums, 0, row, slice());
+        if (step.round == 0)
+            tensor_store(maps.sums, 0, row(step), slice());
         else
-            tensor_add(maps.sums, 0, row, slice());
+            tensor_add(maps.sums, 0, row(step), slice());
         bulk_commit();
     }
 
@@ -141,44 +169,22 @@ struct BackwardConsumer {
         bulk_commit();
     }
 
-    // The tile of queries that is being multiplied.
-    struct Step {
-        int head, query_tile;  // head: of all sequences
-        Barrier* empty;        // of its stage
-    };
-    CU_DEVICE Step first_step(int tile) const {
-        return {work.batch * s.heads + work.kv_head * s.group, tile * (tile_rows / M),
-                &barriers.query_empty[query.stage]};
-    }
-    CU_DEVICE void advance(Step& step, int tile) {
-        if (++step.query_tile == work.query_tiles) {
-            step.query_tile = tile * (tile_rows / M);
-            ++step.head;
-        }
-        query.advance();
-        step.empty = &barriers.query_empty[query.stage];
-    }
-    // Of a step's dq, in the sums.
-    CU_DEVICE int row(const Step& step) const {
-        const int slice = (step.head * work.query_tiles + step.query_tile) * consumer_warps + warp();
-        return work.split * split_rows + slice * slice_rows;
-    }
-
-    CU_DEVICE void start_weights(float (&weights)[M / 2]) {
+    CU_DEVICE void start_weights(float (&weights)[M / 2], const Step& step) {
+        if (starts_keys(step)) barrier_wait(&barriers.key_full[key.stage], key.parity);
         barrier_wait(&barriers.query_full[query.stage], query.parity);
         start_scores<D, tile_rows, M>(weights, tiles.keys(key.stage) + number * consumer_bytes,
                                       tiles.queries(query.stage));
     }
-    CU_DEVICE void start_dweights(float (&dweights)[M / 2]) const {
-        start_scores<D, tile_rows, M>(dweights, tiles.values(key.stage) + number * consumer_bytes,
+    CU_DEVICE void start_dweights(float (&dweights)[M / 2], const Step& step) {
+        if (starts_keys(step)) barrier_wait(&barriers.value_full[value.stage], value.parity);
+        start_scores<D, tile_rows, M>(dweights, tiles.values(value.stage) + number * consumer_bytes,
                                       tiles.douts(query.stage));
     }
     // p when the scores have come, and dp.
-    CU_DEVICE void finish_weights(float (&weights)[M / 2], float (&dweights)[M / 2], int tile,
-                                  const Step& step) {
+    CU_DEVICE void finish_weights(float (&weights)[M / 2], float (&dweights)[M / 2], const Step& step) {
         wgmma_wait<1>();
         keep_registers(weights);
-        const int keys_ahead = tile * tile_rows + number * consumer_rows - step.query_tile * M;
+        const int keys_ahead = step.tile * tile_rows + number * consumer_rows - step.query_tile * M;
         if (keys_ahead + consumer_rows > 1) hide_earlier_queries(weights, keys_ahead);
         weigh(weights);
         // Weights are made while the tensor cores are busy: left alone, the compiler would wait for these first. A loop stops it, and
@@ -188,6 +194,9 @@ struct BackwardConsumer {
         ds_parity ^= 1;
         wgmma_wait<0>();
         keep_registers(dweights);
+        if (!ends_keys(step)) return;
+        release(&barriers.value_empty[value.stage]);
+        value.advance();
     }
     // dv and dk of a step, and its dq under way.
     CU_DEVICE void multiply_weights(float (&dk)[D / 2], float (&dv)[D / 2], float (&dq)[part_columns / 2],
@@ -208,41 +217,41 @@ struct BackwardConsumer {
         for (auto& operand : ds) keep_registers(operand);
     }
 
-    // All queries that see a tile of keys. Where the loop turns no product is under way: across its end the compiler would have them
-    // wait for each other.
-    CU_DEVICE void visit_keys(int tile, bool first_keys) {
-        float dk[D / 2], dv[D / 2], dq[part_columns / 2], weights[M / 2], dweights[M / 2];
-        const int steps = s.group * (work.query_tiles - tile * (tile_rows / M));
-        Step step = first_step(tile);
-        barrier_wait(&barriers.key_full[key.stage], key.parity);
-        start_weights(weights);
-        start_dweights(dweights);
-        finish_weights(weights, dweights, tile, step);
-        for (int done = 1; done < steps; ++done) {
-            multiply_weights(dk, dv, dq, weights, dweights, done > 1);
-            const Step last = step;
-            advance(step, tile);
-            if (Form::scores_ahead) start_weights(weights);
-            wgmma_wait<Form::scores_ahead ? 1 : 0>();
-            keep_registers(dq);
-            finish_queries(dq, last.empty, row(last), first_keys, done == 1);
-            if (!Form::scores_ahead) start_weights(weights);
-            start_dweights(dweights);
-            finish_weights(weights, dweights, tile, step);
-        }
-        multiply_weights(dk, dv, dq, weights, dweights, steps > 1);
-        wgmma_wait<0>();
-        keep_registers(dq);
-        finish_queries(dq, step.empty, row(step), first_keys, steps == 1);
-        query.advance();
-        release(&barriers.key_empty[key.stage]);
-        key.advance();
+    // What stands behind a tile of keys.
+    CU_DEVICE void finish_keys(const float (&dk)[D / 2], const float (&dv)[D / 2], int tile,
+                               Barrier* empty) const {
+        release(empty);
         store_gradient(dv, 1.0f, s.heads + s.kv_heads + work.kv_head, tile);
         store_gradient(dk, s.inverse_root, s.heads + work.kv_head, tile);
     }
+
+    // Where the loop turns no product is under way: across its end the compiler would have them wait for each other.
     CU_DEVICE void run() {
-        for (int round = 0, tile; (tile = work.tile(round)) < work.tiles; ++round)
-            visit_keys(tile, round == 0);
+        float dk[D / 2], dv[D / 2], dq[part_columns / 2], weights[M / 2], dweights[M / 2];
+        Step step{0, work.tile(0), 0, first_query_tile(work.tile(0)), 0};
+        start_weights(weights, step);
+        start_dweights(dweights, step);
+        finish_weights(weights, dweights, step);
+        for (Step next = step; advance(next); step = next) {
+            multiply_weights(dk, dv, dq, weights, dweights, !starts_keys(step));
+            query.advance();
+            next.stage = query.stage;
+            Barrier* const keys_empty = &barriers.key_empty[key.stage];
+            if (starts_keys(next)) key.advance();
+            if (Form::scores_ahead) start_weights(weights, next);
+            wgmma_wait<Form::scores_ahead ? 1 : 0>();
+            keep_registers(dq);
+            finish_queries(dq, step);
+            if (starts_keys(next)) finish_keys(dk, dv, step.tile, keys_empty);
+            if (!Form::scores_ahead) start_weights(weights, next);
+            start_dweights(dweights, next);
+            finish_weights(weights, dweights, next);
+        }
+        multiply_weights(dk, dv, dq, weights, dweights, !starts_keys(step));
+        wgmma_wait<0>();
+        keep_registers(dq);
+        finish_queries(dq, step);
+        finish_keys(dk, dv, step.tile, &barriers.key_empty[key.stage]);
         if (lane_index() == 0) bulk_wait_read<0>();
     }
 };

@@ -11,11 +11,13 @@ template <int D>
 struct HopperBackwardForm {
     static constexpr int head_dim = D;
     static constexpr int queries = D == 64 ? 128 : 64;  // of a tile
-    static constexpr int stages = D == 64 ? 2 : 3;      // of queries and their dy
+    static constexpr int stages = D == 64 ? 3 : 2;      // of queries and their dy
+    static constexpr int value_buffers = 1;             // a tile's values are free before its keys
     // Whether the scores of a tile are under way while dq of the tile before leaves.
     static constexpr bool scores_ahead = true;
-    static constexpr int key_buffers = D == 64 ? 2 : 1;  // of keys and their values
 };
+
+constexpr int key_buffers = 2;  // the next tile's keys are multiplied with before dk and dv of one have left
 
 template <typename Form>
 struct BackwardTiles {
@@ -23,7 +25,7 @@ struct BackwardTiles {
     static constexpr int key_bytes = parts * part_bytes, query_bytes = parts * part_bytes_of(M);
     static constexpr int statistics_bytes = 2 * M * static_cast<int>(sizeof(float));
     static constexpr int ds_bytes = M / part_columns * part_bytes;  // parts of 64 queries: rows are keys
-    static constexpr int statistics_start = 2 * Form::key_buffers * key_bytes +
+    static constexpr int statistics_start = (key_buffers + Form::value_buffers) * key_bytes +
                                             2 * Form::stages * query_bytes + ds_bytes +
                                             consumer_warps * slice_bytes;
     static constexpr int shared_bytes =
@@ -31,9 +33,9 @@ struct BackwardTiles {
 
     unsigned char* memory;
     CU_DEVICE unsigned char* keys(int buffer) const { return memory + buffer * key_bytes; }
-    CU_DEVICE unsigned char* values(int buffer) const { return keys(Form::key_buffers + buffer); }
+    CU_DEVICE unsigned char* values(int buffer) const { return keys(key_buffers + buffer); }
     CU_DEVICE unsigned char* queries(int stage) const {
-        return keys(2 * Form::key_buffers) + stage * query_bytes;
+        return keys(key_buffers + Form::value_buffers) + stage * query_bytes;
     }
     CU_DEVICE unsigned char* douts(int stage) const { return queries(Form::stages + stage); }
     CU_DEVICE unsigned char* ds() const { return queries(2 * Form::stages); }
@@ -47,12 +49,14 @@ struct BackwardTiles {
 // empty ones have an arrival of each consuming warp, and so has ds_empty.
 template <typename Form>
 struct BackwardBarriers {
-    Barrier key_full[Form::key_buffers], key_empty[Form::key_buffers];
+    Barrier key_full[key_buffers], key_empty[key_buffers];
+    Barrier value_full[Form::value_buffers], value_empty[Form::value_buffers];
     Barrier query_full[Form::stages], query_empty[Form::stages];
     Barrier ds_empty;
 
     CU_DEVICE void init() {
-        init_ring<Form::key_buffers>({key_full, key_empty}, consumer_warps);
+        init_ring<key_buffers>({key_full, key_empty}, consumer_warps);
+        init_ring<Form::value_buffers>({value_full, value_empty}, consumer_warps);
         barrier_init(&ds_empty, consumer_warps);
         init_ring<Form::stages>({query_full, query_empty}, consumer_warps);
     }
@@ -88,16 +92,20 @@ CU_DEVICE void load_backward_tiles(const TensorMap* qkv, const TensorMap* querie
                                    BackwardBarriers<Form>& barriers, KeyTiles work, const AttentionSizes& s) {
     using Tiles = BackwardTiles<Form>;
     constexpr int M = Tiles::M;
-    RingPlace<Form::key_buffers> key(1);
+    RingPlace<key_buffers> key(1);
+    RingPlace<Form::value_buffers> value(1);
     RingPlace<Form::stages> query(1);
-    for (int round = 0, tile; (tile = work.tile(round)) < work.tiles; ++round, key.advance()) {
-        Barrier* const key_full = &barriers.key_full[key.stage];
+    for (int round = 0, tile; (tile = work.tile(round)) < work.tiles;
+         ++round, key.advance(), value.advance()) {
+        const auto load = [&](unsigned char* to, int column_head, Barrier* full) {
+            barrier_arrive_expect(full, Tiles::key_bytes);
+            load_tile<Tiles::parts, tile_rows>(to, qkv, column_head, tile * tile_rows, work.batch, full);
+        };
         barrier_wait(&barriers.key_empty[key.stage], key.parity);
-        barrier_arrive_expect(key_full, 2 * Tiles::key_bytes);
-        load_tile<Tiles::parts, tile_rows>(tiles.keys(key.stage), qkv, s.heads + work.kv_head,
-                                           tile * tile_rows, work.batch, key_full);
-        load_tile<Tiles::parts, tile_rows>(tiles.values(key.stage), qkv, s.heads + s.kv_heads + work.kv_head,
-                                           tile * tile_rows, work.batch, key_full);
+        load(tiles.keys(key.stage), s.heads + work.kv_head, &barriers.key_full[key.stage]);
+        barrier_wait(&barriers.value_empty[value.stage], value.parity);
+        load(tiles.values(value.stage), s.heads + s.kv_heads + work.kv_head,
+             &barriers.value_full[value.stage]);
         for (int head = work.kv_head * s.group; head < (work.kv_head + 1) * s.group; ++head)
             for (int q = tile * (tile_rows / M); q < work.query_tiles; ++q, query.advance()) {
                 Barrier* const full = &barriers.query_full[query.stage];
