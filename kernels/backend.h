@@ -82,6 +82,8 @@ class Backend {
     virtual int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary, DType logits) const = 0;
     virtual int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const = 0;
     virtual int64_t attention_backward_workspace(const AttentionShape& shape) const = 0;
+    // Whether attention's backward pass needs y_remainder, which the forward pass then writes; otherwise neither takes it.
+    virtual bool wants_attention_remainder() const { return false; }
 
     // Bytes of `buffer` that weight_messages may use for a parameter of this form, a multiple of 256.
     virtual int64_t weight_message_bytes(const ParameterRows& parameter) const = 0;
@@ -100,8 +102,14 @@ class Backend {
     void rmsnorm_backward(const RmsnormBackward& arguments) { run(arguments); }
     void rope_forward(const RopeForward& arguments) { run(arguments); }
     void rope_backward(const RopeBackward& arguments) { run(arguments); }
-    void attention_forward(const AttentionForward& arguments) { run(arguments); }
-    void attention_backward(const AttentionBackward& arguments) { run(arguments); }
+    void attention_forward(const AttentionForward& arguments) {
+        check_remainder(arguments.name, arguments.y_remainder, false);
+        run(arguments);
+    }
+    void attention_backward(const AttentionBackward& arguments) {
+        check_remainder(arguments.name, arguments.y_remainder, true);
+        run(arguments);
+    }
     // An observer is told of both parts, or of the whole where the backend computes it in one pass.
     void matmul_rope_forward(const MatmulRopeForward& arguments) { run_whole(arguments); }
     void matmul_swiglu_forward(const MatmulSwigluForward& arguments) { run_whole(arguments); }
@@ -165,6 +173,8 @@ class Backend {
     virtual void replay_recorded(const ReplayKey&, const std::function<void()>& work) { work(); }
 
   private:
+    void check_remainder(const char* operation, const Tensor& y_remainder, bool needed) const;
+
     template <typename Arguments>
     void run(const Arguments& arguments) {
         arguments.check();

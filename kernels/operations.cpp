@@ -195,6 +195,7 @@ void AttentionForward::check() const {
     check_compute_type(name, "qkv", qkv);
     check_tensor(name, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
     check_tensor(name, "y", y, qkv.dtype, {shape.rows(), shape.heads * shape.head_dim});
+    check_optional(name, "y_remainder", y_remainder, qkv.dtype, {shape.rows(), shape.heads * shape.head_dim});
     check_tensor(name, "log_sum_exp", log_sum_exp, float32, {shape.batch, shape.heads, shape.sequence});
 }
 
@@ -211,6 +212,7 @@ void AttentionBackward::check() const {
     check_tensor(name, "dqkv", dqkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
     check_tensor(name, "y", y, qkv.dtype, {shape.rows(), columns});
     check_tensor(name, "dy", dy, qkv.dtype, {shape.rows(), columns});
+    check_optional(name, "y_remainder", y_remainder, qkv.dtype, {shape.rows(), columns});
     check_tensor(name, "log_sum_exp", log_sum_exp, float32, {shape.batch, shape.heads, shape.sequence});
 }
 

@@ -23,12 +23,14 @@ struct LayerActivations {
     Tensor attention_rstd;      // (M) float32
     Tensor qkv;                 // (M, (H + 2G) D), rotated
     Tensor attention;           // (M, H D)
-    Tensor log_sum_exp;         // (B, H, T) float32
-    Tensor residual_ffn;        // (M, C) float32, the stream before the feed-forward block
-    Tensor ffn_norm;            // (M, C)
-    Tensor ffn_rstd;            // (M) float32
-    Tensor gate_up;             // (M, 2F)
-    Tensor hidden;              // (M, F)
+    Tensor
+        attention_remainder;  // (M, H D) what rounding took from it; empty where the backend does not want it
+    Tensor log_sum_exp;       // (B, H, T) float32
+    Tensor residual_ffn;      // (M, C) float32, the stream before the feed-forward block
+    Tensor ffn_norm;          // (M, C)
+    Tensor ffn_rstd;          // (M) float32
+    Tensor gate_up;           // (M, 2F)
+    Tensor hidden;            // (M, F)
 };
 
 // How the output head works. Its logits exist a chunk of rows at a time. In bfloat16 they are rounded once before the
@@ -102,8 +104,10 @@ class Transformer {
     void backward_attention(LayerWeights& weights, LayerActivations& layer, const Tensor& next_scale,
                             bool accumulate);
 
-    // The first M rows of a (batch * T, ...) buffer.
-    Tensor active(const Tensor& buffer) const { return buffer.rows(0, shape_.rows()); }
+    // The first M rows of a (batch * T, ...) buffer; of an empty one nothing.
+    Tensor active(const Tensor& buffer) const {
+        return buffer.empty() ? buffer : buffer.rows(0, shape_.rows());
+    }
 
     Backend& backend_;
     const ModelConfig config_;

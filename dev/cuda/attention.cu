@@ -140,10 +140,6 @@ class Attention final : public AttentionProblem {
   public:
     Attention(CudaBackend& backend, const Sizes& sizes)
         : AttentionProblem(backend, sizes),
-          dy_(normals(DType::bfloat16, {shape_.rows(), width_}, 1e-2)),
-          y_in_(output(DType::bfloat16, {shape_.rows(), width_})),
-          log_sum_exp_in_(output(DType::float32, {shape_.batch, shape_.heads, shape_.sequence})),
-          dqkv_(output(DType::bfloat16, {shape_.rows(), shape_.qkv_columns()})),
           scores_(output(DType::float32, {shape_.batch * shape_.heads, shape_.sequence, shape_.sequence})),
           workspace_(memory(backend.attention_backward_workspace(shape_))) {
         if (shape_.head_dim > most_head_dim) throw std::runtime_error("attention: --head_dim at most 256");
@@ -152,18 +148,10 @@ class Attention final : public AttentionProblem {
     }
 
     std::vector<Operation> operations() override {
-        const double matmul = products() / 2;
-        const auto qkv = static_cast<double>(qkv_.tensor().bytes()), y = static_cast<double>(y_.bytes());
         Operation forward = forward_operation();
         forward.variants = forward_variants();
-        Operation backward{
-            .name = "backward",
-            .bytes = 2 * qkv + 2 * y,
-            .flops = 5 * matmul,
-            .reset = [this] { poison(dqkv_); },
-            .compare = [this] { return compare_backward(); },
-            .variants = {{"attention_backward.cu", [this] { backward_of_backend(); }}},
-        };
+        Operation backward = backward_operation();
+        backward.variants = {{"attention_backward.cu", [this] { backward_of_backend(); }}};
         return {forward, backward};
     }
 
@@ -210,20 +198,7 @@ class Attention final : public AttentionProblem {
                                       .workspace = workspace_});
     }
 
-    Comparison compare_backward() {
-        Comparison result;
-        for_sampled_groups([&](int64_t b, int64_t g) {
-            const reference::Result expected =
-                reference::attention_backward(group_of(dy_, b, g, false), group_of(qkv_, b, g, true),
-                                              group_of(sequence_of(y_in_, b), b, g, false),
-                                              statistics_of(log_sum_exp_in_, b, g), group_shape());
-            result.add(group_of(sequence_of(dqkv_, b), b, g, true), expected, DType::bfloat16, slack);
-        });
-        return result;
-    }
-
-    Numbers dy_;
-    Tensor y_in_, log_sum_exp_in_, dqkv_, scores_;
+    Tensor scores_;
     void* workspace_;
 };
 

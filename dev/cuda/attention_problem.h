@@ -1,4 +1,4 @@
-// What the benchmarks of attention share: its data, its forward pass as an operation, and the oracle's answer for some heads.
+// What the benchmarks of attention share: its data, both passes as operations, and the oracle's answer for some heads.
 #pragma once
 
 #include <stdexcept>
@@ -16,7 +16,11 @@ class AttentionProblem : public Problem {
           width_(shape_.heads * shape_.head_dim),
           qkv_(normals(DType::bfloat16, {shape_.rows(), shape_.qkv_columns()})),
           y_(output(DType::bfloat16, {shape_.rows(), width_})),
-          log_sum_exp_(output(DType::float32, {shape_.batch, shape_.heads, shape_.sequence})) {
+          log_sum_exp_(output(DType::float32, {shape_.batch, shape_.heads, shape_.sequence})),
+          dy_(normals(DType::bfloat16, {shape_.rows(), width_}, 1e-2)),
+          y_in_(output(DType::bfloat16, {shape_.rows(), width_})),
+          log_sum_exp_in_(output(DType::float32, {shape_.batch, shape_.heads, shape_.sequence})),
+          dqkv_(output(DType::bfloat16, {shape_.rows(), shape_.qkv_columns()})) {
         if (shape_.heads % shape_.kv_heads != 0)
             throw std::runtime_error("attention: --heads must be a multiple of --kv_heads");
     }
@@ -38,6 +42,17 @@ class AttentionProblem : public Problem {
                         poison(log_sum_exp_);
                     },
                 .compare = [=, this] { return compare_forward(log_sum_exp_slack); },
+                .variants = {}};
+    }
+
+    // Without variants. y_in_ and log_sum_exp_in_ must have been filled.
+    Operation backward_operation() {
+        const auto qkv = static_cast<double>(qkv_.tensor().bytes()), y = static_cast<double>(y_.bytes());
+        return {.name = "backward",
+                .bytes = 2 * qkv + 2 * y,
+                .flops = 5 * products() / 2,
+                .reset = [this] { poison(dqkv_); },
+                .compare = [this] { return compare_backward(); },
                 .variants = {}};
     }
 
@@ -102,10 +117,25 @@ class AttentionProblem : public Problem {
         return result;
     }
 
+    Comparison compare_backward() {
+        Comparison result;
+        for_sampled_groups([&](int64_t b, int64_t g) {
+            const reference::Result expected =
+                reference::attention_backward(group_of(dy_, b, g, false), group_of(qkv_, b, g, true),
+                                              group_of(sequence_of(y_in_, b), b, g, false),
+                                              statistics_of(log_sum_exp_in_, b, g), group_shape());
+            result.add(group_of(sequence_of(dqkv_, b), b, g, true), expected, DType::bfloat16, slack);
+        });
+        return result;
+    }
+
     AttentionShape shape_;
     int64_t width_;
     Numbers qkv_;
-    Tensor y_, log_sum_exp_;
+    Tensor y_, log_sum_exp_;  // what variants of the forward pass write
+    Numbers dy_;
+    Tensor y_in_, log_sum_exp_in_;  // the forward pass's, for the backward pass
+    Tensor dqkv_;
 };
 
 }  // namespace train_qat::CU_BACKEND

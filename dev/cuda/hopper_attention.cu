@@ -1,20 +1,30 @@
-// Causal attention, forward, by Hopper's own instructions, beside the kernel for all devices: what the kernel of
-// kernels/cuda/attention/hopper_attention.cuh gains by ideas that no card has measured yet.
+// Causal attention by Hopper's own instructions, beside the kernels for all devices: what those of hopper_attention.cuh and
+// hopper_backward.cuh in kernels/cuda/attention/ gain by ideas that no card has measured yet.
 //
 //   forward
 //     1 attention_forward.cu      the kernel for all devices
 //     2 hopper_attention.cuh      as it stands
 //     3 one stage more            of keys and values
 //     4 without hidden keys       the first warpgroup leaves out the later half of its diagonal tile
+//     5 with what y lacks         as it trains: the remainder of y is written for the backward pass
 //   forward, some exponentials as polynomials: the special function unit gives 16 a clock and multiprocessor, so that with
 //   heads of 64 exponentials take as long as the products
-//     5 a quarter of them
-//     6 a quarter, and without hidden keys
+//     6 a quarter of them
+//     7 a quarter, and without hidden keys
+//
+//   backward
+//     8 attention_backward.cu     the kernels for all devices
+//     9 hopper_backward.cuh       as it stands, a block for each key/value head
+//    10 2 blocks a head           as many again read the same queries; 4 more bytes of dq a number
+//    11 4 blocks a head
+//    12 scores after dq           and not before it leaves: what their overlap is worth
+//    13 a buffer of values more   heads of 64: for one stage of queries less
 //
 // A cubic polynomial is good to 7.5e-5, a twentieth of what rounding weights to bfloat16 costs; log_sum_exp, their sum, shows it.
 // For cards of compute capability 9.0; head dimension 64 or 128.
 #include "dev/cuda/attention_problem.h"
 #include "kernels/cuda/attention/hopper_attention.cuh"
+#include "kernels/cuda/attention/hopper_backward.cuh"
 #include "kernels/cuda/platform/hopper_device.h"
 
 namespace train_qat::CU_BACKEND {
@@ -42,6 +52,15 @@ struct Idea : HopperForm<D> {
     }
 };
 
+template <int D>
+struct ScoresAfter : HopperBackwardForm<D> {
+    static constexpr bool scores_ahead = false;
+};
+template <int D>
+struct MoreValues : HopperBackwardForm<D> {
+    static constexpr int stages = 2, value_buffers = D == 64 ? 2 : 1;
+};
+
 class HopperAttention final : public AttentionProblem {
   public:
     HopperAttention(CudaBackend& backend, const Sizes& sizes) : AttentionProblem(backend, sizes) {
@@ -49,6 +68,13 @@ class HopperAttention final : public AttentionProblem {
         multiprocessors_ = backend.device().properties().multiprocessors;
         if (shape_.head_dim != 64 && shape_.head_dim != 128)
             throw std::runtime_error("hopper_attention: --head_dim must be 64 or 128");
+        y_remainder_ = output(DType::bfloat16, {shape_.rows(), width_});
+        const int64_t needed = BackwardWorkspace<HopperBackwardForm<64>>(shape_, most_splits).bytes();
+        workspace_ = memory(std::max(needed, backend.attention_backward_workspace(shape_)));
+        if (shape_.head_dim == 64)
+            launch_keeping<HopperForm<64, true>>(y_in_, log_sum_exp_in_);
+        else
+            launch_keeping<HopperForm<128, true>>(y_in_, log_sum_exp_in_);
     }
 
     std::vector<Operation> operations() override {
@@ -62,10 +88,28 @@ class HopperAttention final : public AttentionProblem {
              }},
             variant<0, false, false>("hopper_attention.cuh"),
             variant<1, false, false>("one stage more, heads of 64"),
-            variant<0, true, false>("without hidden keys")};
+            variant<0, true, false>("without hidden keys"),
+            {"with what y lacks", [this] {
+                 if (shape_.head_dim == 64)
+                     launch_keeping<HopperForm<64, true>>(y_, log_sum_exp_);
+                 else
+                     launch_keeping<HopperForm<128, true>>(y_, log_sum_exp_);
+             }}};
         polynomials.variants = {variant<0, false, true>("a quarter of them"),
                                 variant<0, true, true>("a quarter, and without hidden keys")};
-        return {exact, polynomials};
+        Operation backward = backward_operation();
+        backward.variants = {{"attention_backward.cu",
+                              [this] {
+                                  AttentionBackward arguments = backward_arguments();
+                                  arguments.y_remainder = {};
+                                  backend().attention_backward(arguments);
+                              }},
+                             backward_variant<HopperBackwardForm>("hopper_backward.cuh", 1),
+                             backward_variant<HopperBackwardForm>("2 blocks a head", 2),
+                             backward_variant<HopperBackwardForm>("4 blocks a head", 4),
+                             backward_variant<ScoresAfter>("scores after dq", 1),
+                             backward_variant<MoreValues>("a buffer of values more", 1)};
+        return {exact, polynomials, backward};
     }
 
   private:
@@ -81,11 +125,39 @@ class HopperAttention final : public AttentionProblem {
     }
     template <typename Form>
     void launch() {
-        launch_hopper_forward<Form>(stream(), multiprocessors_, y_.as<bfloat16>(), log_sum_exp_.as<float>(),
-                                    qkv_.tensor().as<bfloat16>(), shape_);
+        launch_hopper_forward<Form>(stream(), multiprocessors_, y_.as<bfloat16>(), nullptr,
+                                    log_sum_exp_.as<float>(), qkv_.tensor().as<bfloat16>(), shape_);
+    }
+    template <typename Form>
+    void launch_keeping(const Tensor& y, const Tensor& log_sum_exp) {
+        launch_hopper_forward<Form>(stream(), multiprocessors_, y.as<bfloat16>(), y_remainder_.as<bfloat16>(),
+                                    log_sum_exp.as<float>(), qkv_.tensor().as<bfloat16>(), shape_);
     }
 
+    AttentionBackward backward_arguments() const {
+        return {.dqkv = dqkv_,
+                .dy = dy_.tensor(),
+                .qkv = qkv_.tensor(),
+                .y = y_in_,
+                .log_sum_exp = log_sum_exp_in_,
+                .y_remainder = y_remainder_,
+                .shape = shape_,
+                .workspace = workspace_};
+    }
+    template <template <int> typename Form>
+    Variant backward_variant(const char* name, int splits) {
+        return {name, [this, splits] {
+                    const int tiles = static_cast<int>(blocks_for(shape_.sequence, tile_rows));
+                    const auto launch = shape_.head_dim == 64 ? launch_hopper_backward<Form<64>>
+                                                              : launch_hopper_backward<Form<128>>;
+                    launch(stream(), backward_arguments(), std::min(splits, tiles));
+                }};
+    }
+
+    static constexpr int most_splits = 4;
     int multiprocessors_ = 1;
+    Tensor y_remainder_;
+    void* workspace_ = nullptr;
 };
 
 }  // namespace
@@ -95,7 +167,7 @@ class HopperAttention final : public AttentionProblem {
 int main(int argc, char** argv) {
     using namespace train_qat::CU_BACKEND;
     return run_benchmark({"hopper_attention",
-                          "Causal attention in bfloat16 by Hopper's own instructions, forward.",
+                          "Causal attention in bfloat16 by Hopper's own instructions, forward and backward.",
                           {{"batch", 32, {2, 1, 1}},
                            {"sequence", 1024, {67, 300, 130}},
                            {"heads", 12, {4, 2, 2}},

@@ -44,8 +44,9 @@ class CudaBackend final : public Backend {
         return CU_BACKEND::rmsnorm_backward_workspace(rows, columns);
     }
     int64_t attention_backward_workspace(const AttentionShape& shape) const override {
-        return CU_BACKEND::attention_backward_workspace(shape);
+        return CU_BACKEND::attention_backward_workspace(device_, shape);
     }
+    bool wants_attention_remainder() const override { return CU_BACKEND::wants_attention_remainder(device_); }
     int64_t weight_message_bytes(const ParameterRows& parameter) const override {
         return CU_BACKEND::weight_message_bytes(parameter);
     }

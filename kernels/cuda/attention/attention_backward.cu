@@ -278,13 +278,19 @@ void launch_backward(CuStream stream, bfloat16* dqkv, const bfloat16* dy, const 
 
 }  // namespace
 
+bool wants_attention_remainder(const Device& device) {
+    return device.options().attention == AttentionKernels::hopper;
+}
+
 // The queries' statistics, or delta (B, H, T) alone.
-int64_t attention_backward_workspace(const AttentionShape& shape) {
+int64_t attention_backward_workspace(const Device& device, const AttentionShape& shape) {
+    if (wants_attention_remainder(device)) return hopper_attention_backward_workspace(device, shape);
     return shape.batch * shape.heads * statistics_of_head(shape.sequence) *
            static_cast<int64_t>(sizeof(float));
 }
 
 void attention_backward(Device& device, const AttentionBackward& a) {
+    if (wants_attention_remainder(device)) return hopper_attention_backward(device, a);
     float* statistics = static_cast<float*>(a.workspace);
     if (tensor_cores_apply(a.qkv.dtype, a.shape, a.qkv.data, a.dqkv.data, a.dy.data, a.workspace)) {
         with_head_dim(TensorCoreHeadDims(), a.shape.head_dim, [&]<int D>() {

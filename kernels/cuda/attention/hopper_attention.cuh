@@ -7,24 +7,26 @@
 // before it, so that the tensor cores work while the softmax of the scores is formed in registers. Outputs leave through the
 // queries' buffer.
 //
-// All tensors stay in place: maps of rank 3, (column, position, sequence), fill with zeros what lies behind a sequence's end
-// and store nothing there. Only the diagonal tile hides keys; it comes first, outside of the loop.
+// Only the diagonal tile hides keys; it comes first, outside of the loop.
+//
+// A form writes what y lacks, too, for the backward pass (hopper_backward.cuh): y before rounding, divided by the sum of the weights as
+// they were multiplied with, rounded to bfloat16, minus y. Divided by that of the exact weights, as y is, values that are nearly the
+// same would keep an error as large as their differences. The sum is a product with ones.
 //
 // Form: what may differ between kernels, see HopperForm.
 #pragma once
 
 #include <algorithm>
 
-#include "kernels/cuda/attention/attention_heads.cuh"
+#include "kernels/cuda/attention/hopper_heads.cuh"
 #include "kernels/cuda/attention/hopper_softmax.cuh"
-#include "kernels/cuda/platform/hopper_ring.cuh"
-#include "kernels/cuda/platform/tensor_map.cuh"
 
 namespace train_qat::CU_BACKEND::attention {
 
-// D: head dimension, 64 or 128.
-template <int D>
+// D: head dimension, 64 or 128. remainder: whether to write what y lacks.
+template <int D, bool remainder = false>
 struct HopperForm {
+    static constexpr bool keeps_remainder = remainder;
     static constexpr int head_dim = D;
     static constexpr int stages = D == 64 ? 3 : 2;  // of keys, and of values
     // Whether the first warpgroup leaves out those 64 keys of the diagonal tile that are later than all its queries.
@@ -33,22 +35,20 @@ struct HopperForm {
     CU_DEVICE static float exponential(float x, int /*index*/) { return flushed_exp2(x); }
 };
 
-constexpr int consumers = 2, hopper_threads = (1 + consumers) * warpgroup_threads;
-constexpr int consumer_queries = 64, tile_rows = 128;  // rows: of queries, of keys
-constexpr int part_columns = 64;                       // of a head: 128 bytes
-constexpr int part_bytes = tile_rows * swizzle_row_bytes, consumer_bytes = part_bytes / consumers;
-
-// Tiles of 128 rows of a head, in parts of 64 columns: two of queries, then the ring's of keys, then those of values.
+// Tiles of 128 rows of a head, in parts of 64 columns: two of queries, then the ring's of keys, those of
+// values, and one of what y loses.
 template <typename Form>
 struct HopperTiles {
     static constexpr int D = Form::head_dim, parts = D / part_columns, stages = Form::stages;
     static constexpr int query_buffers = 2, tile_bytes = parts * part_bytes;
-    static constexpr int shared_bytes = (query_buffers + 2 * stages) * tile_bytes + swizzle_atom_bytes;
+    static constexpr int shared_bytes =
+        (query_buffers + 2 * stages + Form::keeps_remainder) * tile_bytes + swizzle_atom_bytes;
 
     unsigned char* memory;
     CU_DEVICE unsigned char* queries(int buffer) const { return memory + buffer * tile_bytes; }
     CU_DEVICE unsigned char* keys(int stage) const { return queries(query_buffers + stage); }
     CU_DEVICE unsigned char* values(int stage) const { return keys(stages + stage); }
+    CU_DEVICE unsigned char* remainders() const { return values(stages); }
 };
 
 // query_empty has an arrival of each consumer, key_empty and value_empty of each of their warps.
@@ -59,16 +59,15 @@ struct HopperBarriers {
     Barrier value_full[Form::stages], value_empty[Form::stages];
 
     CU_DEVICE void init() {
-        constexpr int warps = consumers * warpgroup_threads / 32;
         for (int i = 0; i < 2; ++i) {
             barrier_init(&query_full[i], 1);
             barrier_init(&query_empty[i], consumers);
         }
         for (int i = 0; i < Form::stages; ++i) {
             barrier_init(&key_full[i], 1);
-            barrier_init(&key_empty[i], warps);
+            barrier_init(&key_empty[i], consumer_warps);
             barrier_init(&value_full[i], 1);
-            barrier_init(&value_empty[i], warps);
+            barrier_init(&value_empty[i], consumer_warps);
         }
     }
 };
@@ -100,67 +99,32 @@ struct TileOrder {
 
 // ---- the producer, one thread
 
-// 128 rows of a head from position `row` of sequence `batch` on, to land at `full`.
-template <int parts>
-CU_DEVICE void load_tile(unsigned char* tile, const TensorMap* qkv, int column_head, int row, int batch,
-                         Barrier* full) {
-    barrier_arrive_expect(full, parts * part_bytes);
-    CU_UNROLL
-    for (int part = 0; part < parts; ++part)
-        tensor_load(tile + part * part_bytes, qkv, (column_head * parts + part) * part_columns, row, batch,
-                    full);
-}
-
 template <typename Form>
 CU_DEVICE void load_tiles(const TensorMap* qkv, HopperTiles<Form> tiles, HopperBarriers<Form>& barriers,
                           TileOrder order, const AttentionSizes& s) {
-    constexpr int parts = HopperTiles<Form>::parts;
+    constexpr int parts = HopperTiles<Form>::parts, bytes = HopperTiles<Form>::tile_bytes;
+    const auto load = [&](unsigned char* to, int column_head, int tile, int batch, Barrier* full) {
+        barrier_arrive_expect(full, bytes);
+        load_tile<parts, tile_rows>(to, qkv, column_head, tile * tile_rows, batch, full);
+    };
     RingPlace<2> query(1);
     RingPlace<Form::stages> ring(1);
     TileOrder::Item item;
     for (int round = 0; round < order.rounds() && order.find(round, item); ++round, query.advance()) {
         const int batch = item.head / s.heads, head = item.head % s.heads, kv_head = head / s.group;
         barrier_wait(&barriers.query_empty[query.stage], query.parity);
-        load_tile<parts>(tiles.queries(query.stage), qkv, head, item.tile * tile_rows, batch,
-                         &barriers.query_full[query.stage]);
+        load(tiles.queries(query.stage), head, item.tile, batch, &barriers.query_full[query.stage]);
         for (int tile = item.tile; tile >= 0; --tile, ring.advance()) {
             barrier_wait(&barriers.key_empty[ring.stage], ring.parity);
-            load_tile<parts>(tiles.keys(ring.stage), qkv, s.heads + kv_head, tile * tile_rows, batch,
-                             &barriers.key_full[ring.stage]);
+            load(tiles.keys(ring.stage), s.heads + kv_head, tile, batch, &barriers.key_full[ring.stage]);
             barrier_wait(&barriers.value_empty[ring.stage], ring.parity);
-            load_tile<parts>(tiles.values(ring.stage), qkv, s.heads + s.kv_heads + kv_head, tile * tile_rows,
-                             batch, &barriers.value_full[ring.stage]);
+            load(tiles.values(ring.stage), s.heads + s.kv_heads + kv_head, tile, batch,
+                 &barriers.value_full[ring.stage]);
         }
     }
 }
 
 // ---- a consumer, one warpgroup
-
-// scores (64, 2 count) = q kᵀ, of the rows at `queries` and as many keys.
-template <int D, int count>
-CU_DEVICE void start_scores(float (&scores)[count], const unsigned char* queries, const unsigned char* keys) {
-    const uint64_t a = k_major_descriptor(queries), b = k_major_descriptor(keys);
-    wgmma_fence();
-    CU_UNROLL
-    for (int k = 0; k < D; k += 16) {
-        const int offset = k / part_columns * part_bytes + k % part_columns * 2;
-        wgmma(scores, advance_descriptor(a, offset), advance_descriptor(b, offset), k > 0);
-    }
-    wgmma_commit();
-}
-
-// out (64, 2 count) (+)= weights v
-template <int count>
-CU_DEVICE void start_values(float (&out)[count], const uint32_t (&weights)[tile_rows / 16][4],
-                            const unsigned char* values, bool accumulate) {
-    const uint64_t b = mn_major_descriptor(values, part_bytes);
-    wgmma_fence();
-    CU_UNROLL
-    for (int k = 0; k < tile_rows / 16; ++k)
-        wgmma<Major::mn>(out, weights[k], advance_descriptor(b, k * 16 * swizzle_row_bytes),
-                         accumulate || k > 0);
-    wgmma_commit();
-}
 
 // The numbers in which a consumer's tile is computed, and its walk over the ring.
 template <typename Form>
@@ -175,6 +139,7 @@ struct Consumer {
     RingPlace<Form::stages> key{0}, value{0};
     bool stored = false;  // a tile before, whose buffer the producer waits for
     RowState state{};
+    float rounded_sum[1][1][4] = {};  // of the weights as they were multiplied with: rows g, g, g + 8, g + 8
 
     // One thread of it starts and awaits stores.
     CU_DEVICE bool stores() const { return threadIdx.x % warpgroup_threads == 0; }
@@ -209,13 +174,14 @@ struct Consumer {
     CU_DEVICE void weigh_diagonal(float (&scores)[count]) {
         float factor[2];
         barrier_wait(&barriers.key_full[key.stage], key.parity);
-        start_scores<D>(scores, own_queries(), tiles.keys(key.stage));
+        start_scores<D, tile_rows, tile_rows>(scores, own_queries(), tiles.keys(key.stage));
         release_stored();
         wgmma_wait<0>();
         keep_registers(scores);
         release_keys();
-        hide_later_keys(scores, number * consumer_queries);
+        hide_later_keys(scores, number * consumer_rows);
         state.clear();
+        for (float& sum : rounded_sum[0][0]) sum = 0.0f;
         raise_maximum(state, factor, scores, scale);
         make_weights(state, scores, scale, [](float x, int) { return flushed_exp2(x); });
     }
@@ -233,6 +199,17 @@ struct Consumer {
         pack_weights(weights, scores);
     }
 
+    CU_DEVICE void sum_rounded(const uint32_t (&weights)[tile_rows / 16][4]) {
+        if constexpr (Form::keeps_remainder) {
+            constexpr uint32_t ones[1][2] = {{0x3f803f80, 0x3f803f80}};
+            CU_UNROLL
+            for (int k = 0; k < tile_rows / 16; ++k) {
+                const uint32_t operand[1][4] = {{weights[k][0], weights[k][1], weights[k][2], weights[k][3]}};
+                mma_tile<16, 8>(rounded_sum, operand, ones);
+            }
+        }
+    }
+
     // out: o of the diagonal tile of keys and the `before` ones before it.
     CU_DEVICE void attend(float (&out)[D / 2], int before) {
         uint32_t weights[tile_rows / 16][4];
@@ -242,8 +219,9 @@ struct Consumer {
         for (int left = before; left > 0; --left) {
             float scores[tile_rows / 2], factor[2];
             barrier_wait(&barriers.key_full[key.stage], key.parity);
-            start_scores<D>(scores, own_queries(), tiles.keys(key.stage));
-            start_values(out, weights, tiles.values(value.stage), left < before);
+            start_scores<D, tile_rows, tile_rows>(scores, own_queries(), tiles.keys(key.stage));
+            start_weighted_rows(out, weights, tiles.values(value.stage), left < before);
+            sum_rounded(weights);
             wgmma_wait<1>();
             keep_registers(scores);
             release_keys();
@@ -255,10 +233,14 @@ struct Consumer {
             Barrier* const multiplied = next_values();
             wait_for_values();
             finish_values(out, weights, multiplied);
-            if (raised) scale_rows(out, factor);
+            if (raised) {
+                scale_rows(out, factor);
+                scale_rows(rounded_sum[0][0], factor);
+            }
             pack_weights(weights, scores);
         }
-        start_values(out, weights, tiles.values(value.stage), before > 0);
+        start_weighted_rows(out, weights, tiles.values(value.stage), before > 0);
+        sum_rounded(weights);
         finish_values(out, weights, next_values());
     }
     CU_DEVICE void finish_values(float (&out)[D / 2], uint32_t (&weights)[tile_rows / 16][4],
@@ -269,9 +251,9 @@ struct Consumer {
         release(multiplied);
     }
 
-    // y = o / l and log_sum_exp = m ln 2 + ln l. first: position of the warpgroup's first query; log_sum_exp: of this head.
-    CU_DEVICE void finish(float (&out)[D / 2], const TensorMap* y, float* log_sum_exp, int head, int first,
-                          int batch, int sequence) {
+    // y = o / l, what rounding takes from it, and log_sum_exp = m ln 2 + ln l. first: position of the warpgroup's first query; log_sum_exp: of this head.
+    CU_DEVICE void finish(float (&out)[D / 2], const TensorMap* y, const TensorMap* remainder,
+                          float* log_sum_exp, int head, int first, int batch, int sequence) {
         float inverse[2];
         CU_UNROLL
         for (int half = 0; half < 2; ++half) {
@@ -281,38 +263,46 @@ struct Consumer {
             if (lane_index() % 4 == 0 && position < sequence)
                 store(log_sum_exp + position, state.maximum[half] * static_cast<float>(ln_2) + logf(sum));
         }
-        scale_rows(out, inverse);
         group_sync(1 + number, warpgroup_threads);  // all have multiplied with these queries
-        const int lane = lane_index(), row = warp_index() % 4 * 16 + lane % 16;
-        CU_UNROLL
-        for (int j = 0; j < D / 8; j += 2) {
-            uint32_t pairs[4];
-            CU_UNROLL
-            for (int i = 0; i < 4; ++i) pairs[i] = pack_bfloat16(out[4 * j + 2 * i], out[4 * j + 2 * i + 1]);
-            stmatrix_x4(own_queries() + j / 8 * part_bytes + swizzled_chunk(row, j % 8 + lane / 16), pairs);
+        const int row = number * consumer_rows + warp_index() % 4 * 16;
+        store_product<tile_rows>(tiles.queries(query.stage), row, out, [&](float low, float high, int half) {
+            return pack_bfloat16(low * inverse[half], high * inverse[half]);
+        });
+        if constexpr (Form::keeps_remainder) {
+            const float exact[2] = {1.0f / rounded_sum[0][0][0], 1.0f / rounded_sum[0][0][2]};
+            store_product<tile_rows>(tiles.remainders(), row, out, [&](float low, float high, int half) {
+                const uint32_t y = pack_bfloat16(low * inverse[half], high * inverse[half]);
+                return pack_bfloat16(low * exact[half] - low_bfloat16(y),
+                                     high * exact[half] - high_bfloat16(y));
+            });
         }
         fence_async_proxy();
         group_sync(1 + number, warpgroup_threads);
         if (!stores()) return;
         CU_UNROLL
-        for (int part = 0; part < D / part_columns; ++part)
-            tensor_store(y, head * D + part * part_columns, first, batch, own_queries() + part * part_bytes);
+        for (int part = 0; part < D / part_columns; ++part) {
+            const int column = head * D + part * part_columns, place = part * part_bytes;
+            tensor_store(y, column, first, batch, own_queries() + place);
+            if constexpr (Form::keeps_remainder)
+                tensor_store(remainder, column, first, batch,
+                             tiles.remainders() + number * consumer_bytes + place);
+        }
         bulk_commit();
     }
 };
 
 template <typename Form>
-CU_DEVICE void consume_tiles(const TensorMap* y, float* log_sum_exp, HopperTiles<Form> tiles,
-                             HopperBarriers<Form>& barriers, TileOrder order, const AttentionSizes& s,
-                             int number) {
+CU_DEVICE void consume_tiles(const TensorMap* y, const TensorMap* remainder, float* log_sum_exp,
+                             HopperTiles<Form> tiles, HopperBarriers<Form>& barriers, TileOrder order,
+                             const AttentionSizes& s, int number) {
     Consumer<Form> consumer{tiles, barriers, number, s.binary_root};
     TileOrder::Item item;
     for (int round = 0; round < order.rounds() && order.find(round, item); ++round) {
         const int batch = item.head / s.heads, head = item.head % s.heads;
         float out[Form::head_dim / 2];
         consumer.attend(out, item.tile);
-        consumer.finish(out, y, log_sum_exp + start_of_head(batch, head, s), head,
-                        item.tile * tile_rows + number * consumer_queries, batch, s.sequence);
+        consumer.finish(out, y, remainder, log_sum_exp + start_of_head(batch, head, s), head,
+                        item.tile * tile_rows + number * consumer_rows, batch, s.sequence);
         consumer.query.advance();
     }
     if (consumer.stores()) bulk_wait_read<0>();
@@ -321,9 +311,10 @@ CU_DEVICE void consume_tiles(const TensorMap* y, float* log_sum_exp, HopperTiles
 // ---- the kernel
 
 template <typename Form>
-__global__ void __launch_bounds__(hopper_threads, 1)
+__global__ void __launch_bounds__(ring_threads, 1)
     hopper_forward(const CU_GRID_CONSTANT TensorMap qkv, const CU_GRID_CONSTANT TensorMap y,
-                   float* log_sum_exp, TileOrder order, AttentionSizes s) {
+                   const CU_GRID_CONSTANT TensorMap remainder, float* log_sum_exp, TileOrder order,
+                   AttentionSizes s) {
     if constexpr (hopper_target) {
         CU_DYN_SHARED(unsigned char, dynamic);
         CU_SHARED(barriers, HopperBarriers<Form>);
@@ -336,38 +327,28 @@ __global__ void __launch_bounds__(hopper_threads, 1)
             fence_async_proxy();
         }
         block_sync();
-        const int role = static_cast<int>(threadIdx.x) / warpgroup_threads;
-        if (role == 0) {
-            shrink_registers<24>();
-            if (threadIdx.x == 0) load_tiles<Form>(&qkv, tiles, barriers, order, s);
-        } else {
-            grow_registers<240>();
-            consume_tiles<Form>(&y, log_sum_exp, tiles, barriers, order, s, role - 1);
-        }
+        divide_roles([&] { load_tiles<Form>(&qkv, tiles, barriers, order, s); },
+                     [&](int number) {
+                         consume_tiles<Form>(&y, &remainder, log_sum_exp, tiles, barriers, order, s, number);
+                     });
     }
 }
 
-// qkv and y begin at multiples of 16 bytes.
+// All begin at multiples of 16 bytes. remainder (B*T, H*D): where the form keeps it.
 template <typename Form>
-void launch_hopper_forward(CuStream stream, int multiprocessors, bfloat16* y, float* log_sum_exp,
-                           const bfloat16* qkv, const AttentionShape& shape) {
-    const auto map = [&](const char* name, const bfloat16* first, int64_t columns, int rows) {
-        const int64_t pitch = columns * size_of(DType::bfloat16);
-        return make_tensor_map(first, {.name = name,
-                                       .rank = 3,
-                                       .extent = {columns, shape.sequence, shape.batch},
-                                       .pitch = {pitch, shape.sequence * pitch},
-                                       .box = {part_columns, rows, 1},
-                                       .swizzled = true});
-    };
-    const TensorMap qkv_map = map("qkv", qkv, shape.qkv_columns(), tile_rows);
-    const TensorMap y_map = map("y", y, shape.heads * shape.head_dim, consumer_queries);
+void launch_hopper_forward(CuStream stream, int multiprocessors, bfloat16* y, bfloat16* remainder,
+                           float* log_sum_exp, const bfloat16* qkv, const AttentionShape& shape) {
+    const int64_t columns = shape.heads * shape.head_dim;
+    const TensorMap qkv_map = head_map("qkv", qkv, shape.qkv_columns(), shape, tile_rows);
+    const TensorMap y_map = head_map("y", y, columns, shape, consumer_rows);
+    const TensorMap remainder_map =
+        Form::keeps_remainder ? head_map("y_remainder", remainder, columns, shape, consumer_rows) : y_map;
     const int tiles = static_cast<int>(blocks_for(shape.sequence, tile_rows));
     const int heads = static_cast<int>(shape.batch * shape.heads);
     const TileOrder order{tiles, heads, std::max(1, multiprocessors / 2)};
     CU_LAUNCH((hopper_forward<Form>), static_cast<unsigned>(std::min(tiles * heads, multiprocessors)),
-              hopper_threads, HopperTiles<Form>::shared_bytes, stream, qkv_map, y_map, log_sum_exp, order,
-              AttentionSizes(shape));
+              ring_threads, HopperTiles<Form>::shared_bytes, stream, qkv_map, y_map, remainder_map,
+              log_sum_exp, order, AttentionSizes(shape));
 }
 
 }  // namespace train_qat::CU_BACKEND::attention

@@ -1,7 +1,4 @@
-// Causal attention, forward, by Hopper's own instructions: when it applies, and its launch. The kernel: hopper_attention.cuh.
-#include <stdexcept>
-#include <string>
-
+// Causal attention, forward, by Hopper's own instructions: its launch. The kernel: hopper_attention.cuh.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/hopper_attention.cuh"
 
@@ -10,17 +7,15 @@ namespace train_qat::CU_BACKEND {
 using namespace attention;
 
 void hopper_attention_forward(Device& device, const AttentionForward& a) {
-    if (a.qkv.dtype != DType::bfloat16)
-        throw std::runtime_error("-attention hopper: has no kernel for " + std::string(name_of(a.qkv.dtype)) +
-                                 ": give -dtype bf16 or -attention auto");
-    if (a.shape.head_dim != 64 && a.shape.head_dim != 128)
-        throw std::runtime_error("-attention hopper: has no kernel for head dimension " +
-                                 std::to_string(a.shape.head_dim) +
-                                 ", only for 64 and 128: give -attention auto");
-    const auto launch = a.shape.head_dim == 64 ? launch_hopper_forward<HopperForm<64>>
-                                               : launch_hopper_forward<HopperForm<128>>;
+    require_hopper_heads(a.qkv.dtype, a.shape.head_dim);
+    const bool narrow = a.shape.head_dim == 64;
+    const auto plain =
+        narrow ? launch_hopper_forward<HopperForm<64>> : launch_hopper_forward<HopperForm<128>>;
+    const auto keeping =
+        narrow ? launch_hopper_forward<HopperForm<64, true>> : launch_hopper_forward<HopperForm<128, true>>;
+    const auto launch = a.y_remainder.empty() ? plain : keeping;
     launch(device.stream(), device.properties().multiprocessors, a.y.as<bfloat16>(),
-           a.log_sum_exp.as<float>(), a.qkv.as<bfloat16>(), a.shape);
+           a.y_remainder.as<bfloat16>(), a.log_sum_exp.as<float>(), a.qkv.as<bfloat16>(), a.shape);
 }
 
 }  // namespace train_qat::CU_BACKEND

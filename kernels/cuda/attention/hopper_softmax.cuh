@@ -44,6 +44,14 @@ CU_DEVICE void hide_later_keys(float (&scores)[count], int rows_ahead) {
         if (warpgroup_column(i) > rows_ahead + warpgroup_row(half_of(i))) scores[i] = -INFINITY;
 }
 
+// The same where rows are keys and columns queries. keys_ahead: position of the warpgroup's first row minus that of the first query.
+template <int count>
+CU_DEVICE void hide_earlier_queries(float (&scores)[count], int keys_ahead) {
+    CU_UNROLL
+    for (int i = 0; i < count; ++i)
+        if (warpgroup_column(i) < keys_ahead + warpgroup_row(half_of(i))) scores[i] = -INFINITY;
+}
+
 // Moves the reference values where `scores`, times `scale` exponents of two, ask for it. Whether a row of the warp did: then
 // what was summed before must be multiplied by `factor`; state.sum has been.
 template <int count>

@@ -36,8 +36,8 @@ void launch_code_matmul(Device& device, const Tensor& out, const Tensor& left, c
                                       : nullptr;
     const auto blocks =
         static_cast<unsigned>(std::min(pieces, static_cast<int64_t>(device.properties().multiprocessors)));
-    CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(hopper_matmul_threads), Matmul::shared_bytes,
-              device.stream(), left_map, codes, out_map,
+    CU_LAUNCH((code_matmul<Matmul>), dim3(blocks), dim3(ring_threads), Matmul::shared_bytes, device.stream(),
+              left_map, codes, out_map,
               SplitSums{partial, static_cast<int>(tokens), static_cast<int>(features)}, levels, scales,
               steps);
     if (splits > 1) add_splits(device.stream(), out, partial, splits);

@@ -26,10 +26,10 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/hopper_matmul/hopper_code_plan.h"
 #include "kernels/cuda/hopper_matmul/hopper_codes.cuh"
 #include "kernels/cuda/hopper_matmul/hopper_tiles.cuh"
+#include "kernels/cuda/matmul/dense_matmul.h"
 #include "kernels/cuda/matmul/packed_codes.cuh"
 
 namespace train_qat::CU_BACKEND {
@@ -46,9 +46,9 @@ struct CodeMatmul {
 
     // Whether the consumers have the same features and every other slice each, from a ring of its own.
     static constexpr bool shared_features = features == consumer_features;
-    static constexpr int rings = shared_features ? matmul_consumers : 1;
+    static constexpr int rings = shared_features ? ring_consumers : 1;
     static constexpr int ring_stages = tokens == CodePlan::many ? 4 : 6, stages = rings * ring_stages;
-    static constexpr int consumers_of_stage = matmul_consumers / rings;
+    static constexpr int consumers_of_stage = ring_consumers / rings;
 
     static constexpr int left_bytes = tokens * swizzle_row_bytes;
     static constexpr int loaded_bytes = left_bytes + consumers_of_stage * Codes::tile_bytes;
@@ -250,7 +250,7 @@ class CodeConsumer {
     template <int count>
     CU_DEVICE void store_both_sums(const float (&sum)[count], const TensorMap* out, const SplitSums& splits,
                                    const CodeWork& work) {
-        constexpr int barrier = 1 + matmul_consumers, both = matmul_consumers * warpgroup_threads;
+        constexpr int barrier = 1 + ring_consumers, both = ring_consumers * warpgroup_threads;
         auto* const own =
             reinterpret_cast<float*>(memory_ + Matmul::exchange) + 4 * (threadIdx.x % warpgroup_threads);
         if (number_ == 1) {
@@ -332,7 +332,7 @@ class CodeConsumer {
 
 // left (M, inner), out (M, features), codes (rows, bytes).
 template <typename Matmul>
-__global__ void __launch_bounds__(hopper_matmul_threads, 1)
+__global__ void __launch_bounds__(ring_threads, 1)
     code_matmul(const CU_GRID_CONSTANT TensorMap left, const CU_GRID_CONSTANT TensorMap codes,
                 const CU_GRID_CONSTANT TensorMap out, SplitSums splits, typename Matmul::Codes::Levels levels,
                 GroupScales scales, CodeSteps steps) {
@@ -349,11 +349,11 @@ __global__ void __launch_bounds__(hopper_matmul_threads, 1)
             init_ring<Matmul::stages>(barriers, Matmul::consumers_of_stage * warpgroup_threads / 32);
         }
         block_sync();
-        divide_roles([&] { produce<Matmul>(&left, &codes, memory, barriers, steps); },
-                     [&](int number) {
-                         CodeConsumer<Matmul>(memory, barriers, number, levels, scales)
-                             .consume(&out, splits, steps);
-                     });
+        divide_roles(
+            [&] { produce<Matmul>(&left, &codes, memory, barriers, steps); },
+            [&](int number) {
+                CodeConsumer<Matmul>(memory, barriers, number, levels, scales).consume(&out, splits, steps);
+            });
     }
 }
 

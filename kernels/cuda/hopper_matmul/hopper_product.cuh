@@ -40,7 +40,7 @@ struct HopperProduct {
     static constexpr int stage_bytes = left_bytes + columns * swizzle_row_bytes;
     static constexpr int outputs = stages * stage_bytes;
     using Parts = OutputParts<buffers>;
-    static constexpr int shared_bytes = outputs + matmul_consumers * Parts::bytes + swizzle_atom_bytes;
+    static constexpr int shared_bytes = outputs + ring_consumers * Parts::bytes + swizzle_atom_bytes;
 };
 
 // In tiles and slices.
@@ -142,7 +142,7 @@ CU_DEVICE void consume_operands(const typename Product::Output& output, unsigned
 }
 
 template <typename Product>
-__global__ void __launch_bounds__(hopper_matmul_threads, 1)
+__global__ void __launch_bounds__(ring_threads, 1)
     hopper_product(const CU_GRID_CONSTANT TensorMap left, const CU_GRID_CONSTANT TensorMap right,
                    const CU_GRID_CONSTANT typename Product::Output output, ProductSteps steps) {
     if constexpr (hopper_target) {
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(hopper_matmul_threads, 1)
         if (threadIdx.x == 0) {
             prefetch_tensor_map(&left);
             prefetch_tensor_map(&right);
-            init_ring<Product::stages>(barriers, matmul_consumers * warpgroup_threads / 32);
+            init_ring<Product::stages>(barriers, ring_consumers * warpgroup_threads / 32);
         }
         block_sync();
         divide_roles([&] { produce_operands<Product>(&left, &right, memory, barriers, steps); },
@@ -190,8 +190,8 @@ void launch_hopper_product(CuStream stream, int multiprocessors, const ProductSi
                              static_cast<int>(blocks_for(size.inner, Product::slice)), splits,
                              static_cast<int>(part_distance)};
     const auto blocks = static_cast<unsigned>(std::min(items, static_cast<int64_t>(multiprocessors)));
-    CU_LAUNCH((hopper_product<Product>), blocks, hopper_matmul_threads, Product::shared_bytes, stream, left,
-              right, output, steps);
+    CU_LAUNCH((hopper_product<Product>), blocks, ring_threads, Product::shared_bytes, stream, left, right,
+              output, steps);
 }
 
 }  // namespace train_qat::CU_BACKEND

@@ -7,8 +7,6 @@
 
 namespace train_qat::CU_BACKEND {
 
-constexpr int matmul_consumers = 2, hopper_matmul_threads = (1 + matmul_consumers) * warpgroup_threads;
-
 // Calls body(place, part) for each of this block's tiles. parts: of the inner dimension; tiles of one part come together.
 template <typename Body>
 CU_DEVICE void for_each_tile(int tile_rows, int tile_columns, int parts, Body&& body) {
@@ -16,21 +14,6 @@ CU_DEVICE void for_each_tile(int tile_rows, int tile_columns, int parts, Body&& 
     for (int item = static_cast<int>(blockIdx.x); item < tiles * parts; item += static_cast<int>(gridDim.x)) {
         const int part = item / tiles;
         body(place_in_band(item - part * tiles, tile_rows, tile_columns), part);
-    }
-}
-
-// Behind a block_sync(): one thread of the first warpgroup calls produce(), the others consume(number of the consumer).
-template <typename Produce, typename Consume>
-CU_DEVICE void divide_roles(Produce&& produce, Consume&& consume) {
-    // By a shuffle, so that the compiler knows that a warp's threads agree: what depends on it, as the stages of a consumer's
-    // own ring, then lies in uniform registers, where wgmma wants its descriptors.
-    const int role = shuffle(static_cast<int>(threadIdx.x) / warpgroup_threads, 0);
-    if (role == 0) {
-        shrink_registers<24>();
-        if (threadIdx.x == 0) produce();
-    } else {
-        grow_registers<240>();
-        consume(role - 1);
     }
 }
 

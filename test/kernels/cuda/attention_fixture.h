@@ -63,6 +63,25 @@ inline Backend& emulated() {
     return *backend;
 }
 
+// The emulated device with Hopper's instructions, and the backend that uses them there.
+inline emulator::Settings hopper_settings(uint64_t schedule, bool check_races = false) {
+    emulator::Settings settings = emulator::settings();
+    settings.compute_capability = 90;
+    settings.schedule_seed = schedule;
+    settings.check_races = check_races;
+    return settings;
+}
+
+inline Backend& hopper() {
+    static const std::unique_ptr<Backend> backend = [] {
+        const emulator::SettingsScope scope(hopper_settings(0));
+        CudaOptions options;
+        options.attention = AttentionKernels::hopper;
+        return make_emulated_cuda_backend(options);
+    }();
+    return *backend;
+}
+
 inline reference::Shape plain(const AttentionShape& s) {
     return {s.batch, s.sequence, s.heads, s.kv_heads, s.head_dim};
 }
@@ -77,7 +96,7 @@ struct Run {
     Bench bench;
     AttentionShape shape;
     int64_t offset;
-    Tensor qkv, y, log_sum_exp, dqkv;
+    Tensor qkv, y, log_sum_exp, dqkv, y_remainder;  // the last is empty where the backend does not want it
 
     Run(Backend& backend, const AttentionShape& s, const Array& values, int64_t offset_ = 0,
         DType dtype = type)
@@ -87,11 +106,14 @@ struct Run {
         y = shifted(bench.output("y", dtype, {offset + s.rows() * s.heads * s.head_dim}),
                     {s.rows(), s.heads * s.head_dim});
         log_sum_exp = bench.output("log_sum_exp", DType::float32, {s.batch, s.heads, s.sequence});
+        if (backend.wants_attention_remainder())
+            y_remainder = bench.output("y_remainder", dtype, {s.rows(), s.heads * s.head_dim});
         dqkv =
             shifted(bench.output("dqkv", dtype, {offset + std::ssize(values)}), {s.rows(), s.qkv_columns()});
     }
     void forward() {
-        bench.backend().attention_forward({.y = y, .log_sum_exp = log_sum_exp, .qkv = qkv, .shape = shape});
+        bench.backend().attention_forward(
+            {.y = y, .log_sum_exp = log_sum_exp, .qkv = qkv, .y_remainder = y_remainder, .shape = shape});
     }
     void backward(const Array& gradient) {
         const Tensor dy = shifted(bench.input("dy", padded(gradient), y.dtype, {offset + y.elements()}),
@@ -102,6 +124,7 @@ struct Run {
                                             .qkv = qkv,
                                             .y = y,
                                             .log_sum_exp = log_sum_exp,
+                                            .y_remainder = y_remainder,
                                             .shape = shape,
                                             .workspace = bench.workspace(bytes)});
     }
