@@ -18,7 +18,7 @@ enum class QatGemm : uint8_t {
     hopper,     // as fused, by the instructions of compute capability 9.0; never chosen by `automatic`
 };
 
-// Which kernels compute attention's forward pass.
+// Which kernels compute attention, forward and backward.
 enum class AttentionKernels : uint8_t {
     automatic,  // mma, until the others have been timed on a card
     mma,        // by what all devices have; for any head dimension
