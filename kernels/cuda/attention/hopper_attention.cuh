@@ -200,12 +200,13 @@ struct Consumer {
     }
 
     CU_DEVICE void sum_rounded(const uint32_t (&weights)[tile_rows / 16][4]) {
-        constexpr uint32_t ones[1][2] = {{0x3f803f80, 0x3f803f80}};
-        if constexpr (!Form::keeps_remainder) return;
-        CU_UNROLL
-        for (int k = 0; k < tile_rows / 16; ++k) {
-            const uint32_t operand[1][4] = {{weights[k][0], weights[k][1], weights[k][2], weights[k][3]}};
-            mma_tile<16, 8>(rounded_sum, operand, ones);
+        if constexpr (Form::keeps_remainder) {
+            constexpr uint32_t ones[1][2] = {{0x3f803f80, 0x3f803f80}};
+            CU_UNROLL
+            for (int k = 0; k < tile_rows / 16; ++k) {
+                const uint32_t operand[1][4] = {{weights[k][0], weights[k][1], weights[k][2], weights[k][3]}};
+                mma_tile<16, 8>(rounded_sum, operand, ones);
+            }
         }
     }
 
