@@ -179,7 +179,7 @@ struct AttentionForward {
     Tensor log_sum_exp;  // (B, H, T) float32: the softmax's logarithmic denominators, for the backward pass
     Tensor qkv;          // (B*T, (H + 2G) * D) compute type, rotated
     // (B*T, H*D) compute type: y before rounding minus y, or empty. For the backward pass of backends that want it
-    // (Backend::wants_attention_remainder); others do not take it.
+    // (Backend::wants_attention_remainder); others do not take it: std::logic_error.
     Tensor y_remainder = {};
     AttentionShape shape;
 
@@ -195,7 +195,7 @@ struct AttentionBackward {
     Tensor qkv;          // as in the forward pass
     Tensor y;            // as in the forward pass
     Tensor log_sum_exp;  // as in the forward pass
-    // As in the forward pass; not empty where the backend wants it. It makes rowsum(dy ∘ y) exact: where attention is nearly
+    // As in the forward pass; std::logic_error where the backend wants it and it is empty. It makes rowsum(dy ∘ y) exact: where attention is nearly
     // even the gradients of scores, which are differences to it, are smaller than y's rounding.
     Tensor y_remainder = {};
     AttentionShape shape;

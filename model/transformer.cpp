@@ -97,7 +97,7 @@ void Transformer::forward_attention(const LayerWeights& weights, LayerActivation
     backend_.attention_forward({.y = active(layer.attention),
                                 .log_sum_exp = log_sum_exp,
                                 .qkv = active(layer.qkv),
-                                .y_remainder = active(layer.attention_remainder),
+                                .y_remainder = active(layer.attention_rest),
                                 .shape = shape_});
     backend_.matmul_forward(
         {.z = active(branch_), .x = active(layer.attention), .weight = weights.attention_output.compute});
@@ -224,7 +224,7 @@ void Transformer::backward_attention(LayerWeights& weights, LayerActivations& la
                                  .qkv = active(layer.qkv),
                                  .y = active(layer.attention),
                                  .log_sum_exp = log_sum_exp,
-                                 .y_remainder = active(layer.attention_remainder),
+                                 .y_remainder = active(layer.attention_rest),
                                  .shape = shape_,
                                  .workspace = workspace_});
     backend_.rope_backward({.dqkv = active(d_qkv_),

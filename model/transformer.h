@@ -23,14 +23,13 @@ struct LayerActivations {
     Tensor attention_rstd;      // (M) float32
     Tensor qkv;                 // (M, (H + 2G) D), rotated
     Tensor attention;           // (M, H D)
-    Tensor
-        attention_remainder;  // (M, H D) what rounding took from it; empty where the backend does not want it
-    Tensor log_sum_exp;       // (B, H, T) float32
-    Tensor residual_ffn;      // (M, C) float32, the stream before the feed-forward block
-    Tensor ffn_norm;          // (M, C)
-    Tensor ffn_rstd;          // (M) float32
-    Tensor gate_up;           // (M, 2F)
-    Tensor hidden;            // (M, F)
+    Tensor attention_rest;      // (M, H D) what rounding took from it, or empty
+    Tensor log_sum_exp;         // (B, H, T) float32
+    Tensor residual_ffn;        // (M, C) float32, the stream before the feed-forward block
+    Tensor ffn_norm;            // (M, C)
+    Tensor ffn_rstd;            // (M) float32
+    Tensor gate_up;             // (M, 2F)
+    Tensor hidden;              // (M, F)
 };
 
 // How the output head works. Its logits exist a chunk of rows at a time. In bfloat16 they are rounded once before the

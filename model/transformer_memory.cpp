@@ -46,8 +46,8 @@ void Transformer::place_activations() {
         arena.place(saved, layer.qkv, compute_type_, {rows, shape_.qkv_columns()});
         arena.place(saved, layer.attention, compute_type_, {rows, head_columns});
         if (backend_.wants_attention_remainder())
-            arena.place("what rounding took from attention's outputs", layer.attention_remainder,
-                        compute_type_, {rows, head_columns});
+            arena.place("what rounding took from attention's outputs", layer.attention_rest, compute_type_,
+                        {rows, head_columns});
         arena.place(saved, layer.log_sum_exp, DType::float32, {rows * config_.heads});
         arena.place(saved, layer.residual_ffn, DType::float32, {rows, width});
         arena.place(saved, layer.ffn_norm, compute_type_, {rows, width});

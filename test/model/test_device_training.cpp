@@ -195,3 +195,33 @@ TEST_CASE("a model without float32 masters trains, reproducibly, in the numbers 
         CHECK(first[15] < first[7]);
     }
 }
+
+TEST_CASE(
+    "a step by Hopper's attention is one by the other kernels, and keeps what rounding took from attention's "
+    "outputs",
+    "[training][cuda][hopper]") {
+    emulator::Settings settings = emulator::settings();
+    settings.compute_capability = 90;
+    const emulator::SettingsScope scope(settings);
+    CudaOptions options;
+    const std::unique_ptr<Backend> other = make_emulated_cuda_backend(options);
+    options.attention = AttentionKernels::hopper;
+    const std::unique_ptr<Backend> hopper = make_emulated_cuda_backend(options);
+    const QuantizationConfig quantization{4, 0};
+    TrainedModel expected(*other, DType::bfloat16, quantization),
+        actual(*hopper, DType::bfloat16, quantization);
+    for (int step = 0; step < 2; ++step) {
+        INFO("step " << step);
+        if (step == 1)
+            for (TrainedModel* model : {&expected, &actual}) model->optimizer.begin_quantization();
+        actual.follow(expected);
+        const double loss = expected.backward(step);
+        CHECK(actual.backward(step) == Approx(loss).epsilon(1e-3));
+        for (TrainedModel* model : {&expected, &actual}) model->optimizer.finish_gradients();
+        CHECK(differing_gradient(actual, expected, 0.9999) == "");
+        expected.optimizer.step(learning_rate);
+    }
+    const std::string line = "what rounding took from attention's outputs";
+    CHECK(actual.tiny.model.memory_table().find(line) != std::string::npos);
+    CHECK(expected.tiny.model.memory_table().find(line) == std::string::npos);
+}

@@ -25,7 +25,7 @@ enum class DenseGemm : uint8_t {
     hopper,  // by Hopper's own instructions: compute capability 9.0; what they do not take as `automatic`
 };
 
-// Which kernels compute attention's forward pass.
+// Which kernels compute attention, forward and backward.
 enum class AttentionKernels : uint8_t {
     automatic,  // mma, until the others have been timed on a card
     mma,        // by what all devices have; for any head dimension
