@@ -18,6 +18,8 @@ CMAKE_FLAGS=${CMAKE_FLAGS:-}
 DEPENDENCIES=${DEPENDENCIES:-install}
 PYTHON=${PYTHON:-python3}
 BENCHMARKS=${BENCHMARKS:-matmul fakequant_matmul attention rmsnorm swiglu cross_entropy adamw}
+# Of Hopper's own instructions, on cards that have them.
+HOPPER_BENCHMARKS=${HOPPER_BENCHMARKS:-hopper_matmul hopper_combined hopper_attention}
 
 # The comparison of devices: this many steps in full precision and as many quantization-aware, then validation losses.
 SIZE=${SIZE:-10M}
@@ -129,7 +131,7 @@ build() {
 emulated_checks() {
     local name
     [[ -n $bundle ]] || step "build for the emulated device" build train_qat_kernel_check || return 0
-    for name in $BENCHMARKS; do
+    for name in $BENCHMARKS $HOPPER_BENCHMARKS; do
         step "emulated: $name" "$BUILD/emulated_bench_$name" --check || true
     done
 }
@@ -154,7 +156,7 @@ machine_code() {
 kernels_of() {
     awk '
         / us +(GB|TFLOP)\/s +of limit/ { operation = $0; sub(/ +us .*/, "", operation); sub(/^ +/, "", operation) }
-        /^ *[0-9]+ .*(\.cu|cuBLASLt|fused, packed codes) .*%/ {
+        /^ *[0-9]+ .*(\.cu|cuBLASLt|fused, packed codes|hopper_attention|128 x 256, 4 stages|one kernel) .*%/ {
             name = substr($0, 5, 58); sub(/ +$/, "", name)
             split(substr($0, 63), number)
             printf "    %-70s %10s us  %7s of the limit\n", operation ": " name, number[1], number[3]
@@ -169,6 +171,10 @@ benchmark() {
     table+=("${rows[@]}")
 }
 
+is_hopper() {
+    [[ $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader) == 9.0* ]]
+}
+
 benchmarks() {
     local name
     for name in $BENCHMARKS; do
@@ -179,6 +185,10 @@ benchmarks() {
         elif [ "$name" = fakequant_matmul ]; then
             benchmark "fakequant_matmul, few rows" fakequant_matmul --rows 64
         fi
+    done
+    is_hopper || return 0
+    for name in $HOPPER_BENCHMARKS; do
+        benchmark "$name" "$name"
     done
 }
 
@@ -301,14 +311,17 @@ speed_of() {
 }
 
 speed() {
-    local shards=$output/chain_50304 gemm name gemms="fused cublaslt"
+    local shards=$output/chain_50304 gemm name gemms="fused cublaslt" kernels
     local shape="-layers 12 -width 768 -heads 12 -ffn 2048 -seq_len 1024 -batch $SPEED_BATCH -steps 60"
     step "shards for the speed" write_shards "$shards" 50304 1200000 || return 0
-    [[ $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader) != 9.0* ]] || gemms+=" hopper"
+    ! is_hopper || gemms+=" hopper"
     for gemm in $gemms; do
+        # With fused matmuls of Hopper all other kernels are Hopper's too.
+        kernels="-qat_gemm $gemm"
+        [[ $gemm != hopper ]] || kernels+=" -gemm hopper -attention hopper"
         name="speed of 124M, qat_gemm $gemm"
         # shellcheck disable=SC2086
-        step "$name" train "$output/speed_$gemm" "$shards" $shape -val_sequences 16 -device cuda -qat_gemm $gemm || continue
+        step "$name" train "$output/speed_$gemm" "$shards" $shape -val_sequences 16 -device cuda $kernels || continue
         annotate "$(speed_of "$output/speed_$gemm" "$(log_of "$name")")"
         rm -rf "$output/speed_$gemm"/step_*  # checkpoints of gigabytes that nobody needs
     done
@@ -321,7 +334,7 @@ sanitizer() {
         return
     }
     for tool in memcheck racecheck; do
-        for name in $BENCHMARKS; do
+        for name in $BENCHMARKS $(! is_hopper || echo "$HOPPER_BENCHMARKS"); do
             step "$tool: $name" timeout "$SANITIZER_SECONDS" "$program" --tool "$tool" --error-exitcode 1 \
                 "$BUILD/bench_cuda_$name" --check || true
         done

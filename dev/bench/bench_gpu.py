@@ -5,7 +5,8 @@
     dev/bench/bench_gpu.py --sizes 124M,350M -o rows.jsonl  two of them; appends every row, with card and versions, to a file
     dev/bench/bench_gpu.py --device cpu --smoke             the same on the CPU with a tiny model: does it still run?
 
-Ours: full precision, and QAT at 4, 2 and 1 bits with fused and with cuBLASLt matmuls. PyTorch: torch.compile, bfloat16
+Ours: full precision, and QAT at 4, 2 and 1 bits with fused and with cuBLASLt matmuls; --hopper: and by the kernels for an H100 or
+H200, in full precision and at 4 bits, as levels and as packed codes, with logits in bfloat16. PyTorch: torch.compile, bfloat16
 autocast, fused AdamW, attention by flash and by cuDNN kernels; and LSQ fake quantization at 4 bits. llm.c and llmq where
 their programs are named. Contestants run one after another, each for `--steps` steps, and all of that `--rounds` times;
 reported is the median of the later half of the steps. A contestant that fails is one line and not the end.
@@ -160,6 +161,9 @@ def contestants_of(arguments):
         gemms = ("fused", "cublaslt") if device == "cuda" else ("auto",)  # a choice of CUDA's matmuls
         chosen.append(Ours(arguments.program, device, threads))
         chosen += [Ours(arguments.program, device, threads, bits, gemm) for bits in (4, 2, 1) for gemm in gemms]
+        if arguments.hopper:
+            chosen.append(Ours(arguments.program, device, threads, hopper=True))
+            chosen += [Ours(arguments.program, device, threads, 4, gemm, True) for gemm in ("cublaslt", "hopper")]
     if arguments.only != "ours":
         compiled = pytorch_compiles(arguments.python, device)
         kernels = ("flash", "cudnn") if device == "cuda" else (None,)
@@ -197,6 +201,7 @@ def parse_arguments():
     parser.add_argument("--program", default=beside, metavar="PATH", help="train_qat (./train_qat)")
     parser.add_argument("--python", default=sys.executable, help="with the PyTorch to compare with (the one that runs this)")
     parser.add_argument("--only", choices=("ours", "pytorch"))
+    parser.add_argument("--hopper", action="store_true", help="ours by Hopper's own instructions too, which `auto` does not choose")
     parser.add_argument("--llmc", metavar="PATH", help="llm.c's train_gpt2cu, to compare with it too")
     parser.add_argument("--llmq", metavar="PATH", help="llmq's train, to compare with it too")
     parser.add_argument("--sizes", metavar="NAMES", help="some of 124M,350M,774M,1.56B, between commas (all)")

@@ -137,20 +137,24 @@ class Contestant:
 class Ours(Contestant):
     """train_qat, all of its steps of one kind."""
 
-    def __init__(self, program, device, threads, bits=16, gemm="auto"):
+    def __init__(self, program, device, threads, bits=16, gemm="auto", hopper=False):
+        """gemm: of quantized weights. hopper: dense matmuls and attention by Hopper's own instructions, logits in bfloat16."""
         way = "" if gemm == "auto" else f", {gemm}"
-        super().__init__("train_qat, FP" if bits == 16 else f"train_qat, QAT {bits} bits{way}", "train_qat", bits)
-        self.program, self.device, self.threads, self.gemm = program, device, threads, gemm
+        if hopper:
+            way = ", Hopper" + {"auto": "", "cublaslt": " levels", "hopper": " codes"}[gemm]
+        super().__init__(f"train_qat, FP{way}" if bits == 16 else f"train_qat, QAT {bits} bits{way}", "train_qat", bits)
+        self.program, self.device, self.threads, self.gemm, self.hopper = program, device, threads, gemm, hopper
 
     def command(self, size, steps, tokens):
         prefix = tokens.shards(size.vocabulary)
         environment = self.program.parent / "env.sh"  # of a bundle: finds CUDA's libraries
         start = ["bash", "-c", 'source "$0" && exec "$@"', environment] if environment.exists() else []
         quantization = ["-qat_frac", 1, "-qat_gemm", self.gemm] if self.bits < 16 else []
+        kernels = ["-gemm", "hopper", "-attention", "hopper", "-logits", "bf16"] if self.hopper else []
         return [
             *start, self.program, "-o", "run", "-i", f"{prefix}_train_*.bin", "-j", f"{prefix}_val_*.bin",
             "-layers", size.layers, "-width", size.width, "-heads", size.heads, "-ffn", size.ffn,
-            "-seq_len", size.sequence, "-batch", size.batch, "-steps", steps, "-b", self.bits, *quantization,
+            "-seq_len", size.sequence, "-batch", size.batch, "-steps", steps, "-b", self.bits, *quantization, *kernels,
             "-device", self.device, "-threads", self.threads, "-val_every", 0, "-val_sequences", 1, "-sample", 0,
         ]  # fmt: skip
 

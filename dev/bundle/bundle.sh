@@ -77,7 +77,7 @@ programs() {
     local name benchmarks
     [[ -z $BUNDLE_PROGRAMS ]] || { echo "$BUNDLE_PROGRAMS"; return; }
     # gpu_check.sh names those that it runs.
-    benchmarks=$(sed -n 's/^BENCHMARKS=.*:-\(.*\)}$/\1/p' dev/gpu_check.sh)
+    benchmarks=$(sed -n 's/^\(HOPPER_\)*BENCHMARKS=.*:-\(.*\)}$/\2/p' dev/gpu_check.sh)
     echo train_qat train_qat_test train_qat_kernel_test train_qat_parity
     for name in $benchmarks; do
         echo "emulated_bench_$name"

@@ -45,6 +45,9 @@ if name == "python":
     assert "--compile" in words and option("--device") == "cuda", words
 if name == "train_qat":
     who += option("-b") + (option("-qat_gemm") if "-qat_gemm" in words else "")
+    if "-gemm" in words:
+        who += "_hopper"
+        assert (option("-gemm"), option("-attention"), option("-logits")) == ("hopper", "hopper", "bf16"), words
 if name == "train_gpt2cu" and option("-e") == "d24":
     print("CUDA error: out of memory")
     sys.exit(1)
@@ -76,8 +79,9 @@ else:
         print(f"{ms:.2f} ms")
 '''
 OURS = ["train_qat16"] + [f"train_qat{bits}{gemm}" for bits in (4, 2, 1) for gemm in ("fused", "cublaslt")]
+HOPPER = ["train_qat16_hopper", "train_qat4cublaslt_hopper", "train_qat4hopper_hopper"]
 PYTORCH = ["python_flash", "python_cudnn", "python_qat_flash", "python_qat_cudnn"]
-EVERYONE = OURS + PYTORCH + ["train_gpt2cu", "train"]
+EVERYONE = OURS + HOPPER + PYTORCH + ["train_gpt2cu", "train"]
 
 
 def bench(*words, **environment):
@@ -141,7 +145,7 @@ class BenchTest(unittest.TestCase):
     def test_numbers_are_those_of_the_runs(self):
         self.write_stand_ins()
         steps = random.randrange(2, 8)
-        result = self.bench_stand_ins("--sizes", "124M", "--rounds", 2, "--steps", steps)
+        result = self.bench_stand_ins("--sizes", "124M", "--rounds", 2, "--steps", steps, "--hopper")
         self.assertEqual(result.returncode, 0, result.stderr)
         rows = rows_of(self.output)
         self.assertEqual(len(rows), len(EVERYONE))

@@ -17,6 +17,7 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 300
 BENCHMARKS = "matmul fakequant_matmul attention rmsnorm swiglu cross_entropy adamw".split()
+HOPPER_BENCHMARKS = "hopper_matmul hopper_combined hopper_attention".split()
 SCRIPTS = ("dev/gpu_check.sh", "dev/bench/chain_shards.py", "data/prepare/shard_files.py", "data/prepare/documents.py")
 LIBRARY = "libcublasLt_train_qat_test.so.99"  # on no machine
 
@@ -29,7 +30,10 @@ path = os.environ.get("LD_LIBRARY_PATH", "")
 with log.open("a") as file:
     print(json.dumps([name, words, os.environ.get("TRAIN_QAT_TEST_DEVICES"), path]), file=file)
 if name == "nvidia-smi":
-    print(*(["GPU 0: a card", "GPU 1: a card"] if "-L" in words else ["NVIDIA H100, 81559 MiB, 580.95"]), sep="\n")
+    if "--query-gpu=compute_cap" in words:
+        print("9.0")
+    else:
+        print(*(["GPU 0: a card", "GPU 1: a card"] if "-L" in words else ["NVIDIA H100, 81559 MiB, 580.95"]), sep="\n")
 elif name == "train_qat":
     directory = pathlib.Path(words[words.index("-o") + 1])
     directory.mkdir(parents=True, exist_ok=True)
@@ -65,7 +69,7 @@ class BundleTest(unittest.TestCase):
     def write_programs(self, worse=0.0, card=True):
         text = STAND_IN.replace("@PYTHON@", sys.executable).replace("@LOG@", str(self.log)).replace("@WORSE@", str(worse))
         programs = ["train_qat", "train_qat_test", "train_qat_kernel_test"]
-        programs += [f"{kind}_{name}" for kind in ("bench_cuda", "emulated_bench") for name in BENCHMARKS]
+        programs += [f"{kind}_{name}" for kind in ("bench_cuda", "emulated_bench") for name in BENCHMARKS + HOPPER_BENCHMARKS]
         for folder, names in (self.bundle, programs), (self.tools, ["cmake", *(["nvidia-smi"] if card else [])]):
             for name in names:
                 (folder / name).write_text(text)
@@ -148,7 +152,7 @@ class BundleTest(unittest.TestCase):
         called = self.calls()
         names = [call[0] for call in called]
         self.assertNotIn("cmake", names)
-        for name in BENCHMARKS:
+        for name in BENCHMARKS + HOPPER_BENCHMARKS:
             self.assertEqual([call[1] for call in called if call[0] == f"emulated_bench_{name}"], [["--check"]])
             self.assertIn([], [call[1] for call in called if call[0] == f"bench_cuda_{name}"])
         self.assertEqual([call[2] for call in called if call[0] == "train_qat_test"], ["gpu"])
@@ -169,7 +173,7 @@ class BundleTest(unittest.TestCase):
         self.write_programs(card=False)
         result = self.check(f"'{self.bundle}'")
         self.assertEqual(result.returncode, 3, result.stdout + result.stderr)
-        self.assertEqual({call[0] for call in self.calls()}, {f"emulated_bench_{name}" for name in BENCHMARKS})
+        self.assertEqual({call[0] for call in self.calls()}, {f"emulated_bench_{name}" for name in BENCHMARKS + HOPPER_BENCHMARKS})
 
     def test_mistakes_are_one_line(self):
         self.write_programs()
