@@ -17,6 +17,8 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
+from errors import UserError  # noqa: E402
+
 FORMATS = ("hf", "gguf", "gguf-f32", "compressed-tensors")
 PACKAGES = "safetensors gguf numpy ml_dtypes sentencepiece protobuf"
 
@@ -61,7 +63,6 @@ def open_to_readers(directory):
 def export(arguments):
     from formats import sentencepiece_model
     from formats.checkpoint import Checkpoint
-    from errors import UserError
     from formats.report import Report
 
     if arguments.dtype and arguments.to != "hf":
@@ -72,9 +73,9 @@ def export(arguments):
         raise UserError(f"-o {arguments.output}: is there already; name a new directory")
     checkpoint = Checkpoint(arguments.checkpoint)
     tokenizer = sentencepiece_model.load(arguments.tokenizer, checkpoint.vocabulary) if arguments.tokenizer else None
-    parent = os.path.dirname(os.path.abspath(arguments.output))
+    parent, name = os.path.split(os.path.abspath(arguments.output))
     os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=f".{os.path.basename(arguments.output)}.partial-", dir=parent)
+    partial = tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent)
     try:
         report = Report()
         write(arguments, checkpoint, partial, tokenizer, report)
@@ -88,14 +89,10 @@ def export(arguments):
 def main():
     arguments = parse_arguments()
     try:
-        import formats.checkpoint  # noqa: F401
-    except ImportError as error:
-        sys.exit(fail(f"{error}; install what exports need: python3 -m pip install {PACKAGES}"))
-    from errors import UserError
-    try:
         export(arguments)
     except ImportError as error:
-        sys.exit(fail(f"{error}; install what exports need: python3 -m pip install {PACKAGES}"))
+        sys.exit(fail(f"{error}; make a Python that has what exports need: "
+                      f"python3 -m venv out/tools && out/tools/bin/pip install {PACKAGES}"))
     except (UserError, OSError) as error:
         sys.exit(fail(str(error)))
 

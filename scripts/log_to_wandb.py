@@ -49,7 +49,7 @@ if __name__ == "__main__":
     try:
         main()
     except ImportError as error:
-        print(f"log_to_wandb.py: error: Python has no {error.name}; python3 -m pip install wandb numpy", file=sys.stderr)
+        print(f"log_to_wandb.py: error: Python has no {error.name}; python3 -m venv out/tools && out/tools/bin/pip install wandb numpy", file=sys.stderr)
         sys.exit(2)
     except (UserError, OSError) as error:
         print(f"log_to_wandb.py: error: {error}", file=sys.stderr)

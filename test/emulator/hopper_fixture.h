@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/platform/tensor_map.cuh"
 #include "test/emulator/emulator_fixture.h"
+#include "test/support/errors.h"
 
 namespace train_qat::test {
 
@@ -41,12 +42,7 @@ class Fresh {
 // The message of the LaunchError that the work throws, "" without one.
 template <typename Work>
 std::string failure_of(const Work& work) {
-    try {
-        work();
-    } catch (const emulator::LaunchError& error) {
-        return error.what();
-    }
-    return "";
+    return error_of<emulator::LaunchError>(work);
 }
 
 // "" when `message` is one line that has all parts, else what is missing.

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "test/support/catch.h"
+#include "test/support/errors.h"
 
 namespace train_qat::test {
 
@@ -57,17 +58,6 @@ inline std::map<std::string, std::string> snapshot(const std::string& directory)
         files[std::filesystem::relative(entry.path(), directory).string()] =
             entry.is_regular_file() ? read_bytes(entry.path().string()) : "directory";
     return files;
-}
-
-// What `action` throws, as text; empty if it doesn't throw a std::exception.
-template <typename Action>
-std::string error_of(Action&& action) {
-    try {
-        action();
-    } catch (const std::exception& error) {
-        return error.what();
-    }
-    return "";
 }
 
 // Matches text that holds `part`: Catch2's name for it differs between version 2 and 3.

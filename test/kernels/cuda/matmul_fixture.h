@@ -50,6 +50,11 @@ inline Backend& hopper_device() {
     static const std::unique_ptr<Backend> backend = make_hopper_device();
     return *backend;
 }
+// What is launched from here on: the device is there before, for the first use of it launches a kernel of its own.
+inline emulator::Recorder record_hopper() {
+    hopper_device();
+    return emulator::Recorder();
+}
 
 // Calls `body` with races checked and threads in several orders.
 inline void in_several_orders(const std::function<void()>& body) {

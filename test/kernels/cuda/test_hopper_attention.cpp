@@ -3,6 +3,7 @@
 #include <random>
 
 #include "test/kernels/cuda/attention_fixture.h"
+#include "test/support/errors.h"
 
 using namespace train_qat;
 using namespace train_qat::test;
@@ -93,19 +94,6 @@ TEST_CASE("Hopper's attention moves and multiplies no more than its tiles, witho
         CHECK(launch.shared_bytes <= 227 << 10);
     }
 }
-
-namespace {
-
-std::string error_of(const std::function<void()>& work) {
-    try {
-        work();
-    } catch (const std::runtime_error& error) {
-        return error.what();
-    }
-    return "";
-}
-
-}  // namespace
 
 TEST_CASE("Hopper's attention is refused where it has no kernel", "[cuda][hopper][attention_forward]") {
     CudaOptions options;

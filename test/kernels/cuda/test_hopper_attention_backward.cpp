@@ -3,6 +3,7 @@
 #include <random>
 
 #include "test/kernels/cuda/attention_fixture.h"
+#include "test/support/errors.h"
 
 using namespace train_qat;
 using namespace train_qat::test;
@@ -143,20 +144,6 @@ TEST_CASE(
         CHECK(sums.bytes_stored == heads * T * row);
     }
 }
-
-namespace {
-
-template <typename Error>
-std::string error_of(const std::function<void()>& work) {
-    try {
-        work();
-    } catch (const Error& error) {
-        return error.what();
-    }
-    return "";
-}
-
-}  // namespace
 
 TEST_CASE("Hopper's attention backward is refused without what rounding took, and where it has no kernel",
           "[cuda][hopper][attention_backward]") {

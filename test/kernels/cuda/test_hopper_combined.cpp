@@ -111,7 +111,7 @@ TEST_CASE("Hopper's combined kernels have no races and give the same bits in eve
 TEST_CASE("Hopper's combined kernels store once, without bank conflicts",
           "[matmul_rope_forward][matmul_swiglu_forward][cuda][hopper][lint]") {
     for (int tile : {128, 256}) {
-        emulator::Recorder recorder;
+        const emulator::Recorder recorder = record_hopper();
         const RopeCase rope{{1, 256, 4, 2, 64}, 64, true};
         CHECK(rope_on_hopper(rope, tile, 0).wrong == "");
         const SwigluCase swiglu{256, 256, 64, false};

@@ -225,7 +225,7 @@ TEST_CASE("Hopper's fused matmuls load what they must, without bank conflicts",
                 Random random(15);
                 const HostParameter host = random_weight(random, N, K, grid, K);
                 const Array left = random.normals(M * K, DType::bfloat16);
-                emulator::Recorder recorder;
+                const emulator::Recorder recorder = record_hopper();
                 CHECK(hopper_outcome(host, {M, N, K}, forward, left, plan).wrong == "");
                 REQUIRE(recorder.launches().size() == (plan.splits == 1 ? 1 : 2));
                 INFO(emulator::markdown(recorder.launches()));

@@ -1,8 +1,6 @@
 // Dense matmuls by Hopper's instructions on the emulated device: all forms, outputs, tails, splits and schedules; and what
 // chooses them.
 #include <cstdint>
-#include <exception>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,6 +8,7 @@
 #include "test/emulator/hopper_fixture.h"
 #include "test/kernels/cuda/matmul_fixture.h"
 #include "test/support/catch.h"
+#include "test/support/errors.h"
 
 using namespace train_qat;
 using namespace train_qat::test;
@@ -52,15 +51,6 @@ Extents fresh_extents(Fresh& fresh, MatmulForm form, int64_t most_rows, int64_t 
     if (form == MatmulForm::tn)
         return {eights(most_rows), eights(most_columns), fresh.between(1, most_inner)};
     return {fresh.between(1, most_rows), eights(most_columns), eights(most_inner)};
-}
-
-std::string failure(const std::function<void()>& work) {
-    try {
-        work();
-    } catch (const std::exception& error) {
-        return error.what();
-    }
-    return "";
 }
 
 ProductPlan plan_of(const DenseProduct& p) {
@@ -181,7 +171,7 @@ TEST_CASE("divided sums are right, and have the same bits in every order", "[own
             const auto slices = static_cast<int>((e.inner + 63) / 64);
             const ProductPlan plan{accumulate ? 256 : 128, static_cast<int>(fresh.between(2, slices))};
             INFO(text(p) << ", in " << plan.splits << " parts, numbers from " << fresh.seed);
-            emulator::Recorder recorder;
+            const emulator::Recorder recorder = record_hopper();
             const Outcome first = on_hopper(p, plan, {1, true});
             CHECK(first.wrong == "");
             CHECK(recorder.launches().size() == 2);
@@ -196,7 +186,7 @@ TEST_CASE("a weight gradient of few tiles over many tokens is divided", "[own_ma
     INFO(text(p) << ", numbers from " << fresh.seed);
     REQUIRE(plan_of(p).splits > 1);
     CHECK(on_hopper(p, plan_of(p), {1}).wrong == "");
-    CHECK(failure([&] {
+    CHECK(error_of([&] {
               on_hopper({MatmulForm::nt, {8, 8, 640}, DType::bfloat16, DType::bfloat16}, {128, 2});
           }) == "hopper_matmul: has no such tiles, or not so many splits");
 }
@@ -212,7 +202,7 @@ TEST_CASE("Hopper's matmuls load what they must, without bank conflicts",
                 for (bool accumulate : {false, true}) {
                     if (accumulate && (form != MatmulForm::tn || out_type != DType::float32)) continue;
                     const DenseProduct p{form, e, DType::bfloat16, out_type, accumulate};
-                    emulator::Recorder recorder;
+                    const emulator::Recorder recorder = record_hopper();
                     CHECK(on_hopper(p, plan).wrong == "");
                     REQUIRE(recorder.launches().size() == 1);
                     const emulator::LaunchReport& launch = recorder.launches()[0];
@@ -293,10 +283,10 @@ TEST_CASE("The flag -gemm is refused where the device or the program has no such
           "[own_matmul][cuda][hopper]") {
     CudaOptions options;
     options.gemm = DenseGemm::hopper;
-    CHECK(failure([&] { make_emulated_cuda_backend(options); }) ==
+    CHECK(error_of([&] { make_emulated_cuda_backend(options); }) ==
           "-gemm hopper: needs a card of compute capability 9.0, and this is emulated CUDA device, 8.0; use "
           "auto");
     options.gemm = DenseGemm::cublaslt;  // which the emulated device never has
-    CHECK(failure([&] { make_emulated_cuda_backend(options); }) ==
+    CHECK(error_of([&] { make_emulated_cuda_backend(options); }) ==
           "-gemm cublaslt: this program was built without cuBLASLt; give -gemm auto");
 }
