@@ -64,14 +64,15 @@ std::vector<int32_t> Tokenizer::encode(const std::string& text) const {
     return {ids.begin(), ids.end()};
 }
 
-std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
+void Tokenizer::check_id(int32_t id) const {
     const auto size = static_cast<int32_t>(vocabulary_size());
-    for (const int32_t id : ids) {
-        if (id < 0 || id >= size) {
-            throw std::runtime_error(model_->path + ": token id " + std::to_string(id) +
-                                     " is outside its vocabulary of " + std::to_string(size));
-        }
-    }
+    if (id < 0 || id >= size)
+        throw std::runtime_error(model_->path + ": token id " + std::to_string(id) +
+                                 " is outside its vocabulary of " + std::to_string(size));
+}
+
+std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
+    for (const int32_t id : ids) check_id(id);
     std::string text;
     const auto status = model_->processor.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
     if (!status.ok()) throw std::runtime_error(model_->path + ": cannot decode: " + status.ToString());
@@ -80,7 +81,8 @@ std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
 
 int64_t Tokenizer::bytes_of(int32_t id) const {
     const auto& processor = model_->processor;
-    if (id < 0 || id >= processor.GetPieceSize() || processor.IsControl(id)) return 0;
+    check_id(id);
+    if (processor.IsControl(id)) return 0;
     if (processor.IsByte(id)) return 1;
     static const std::string space = "\xe2\x96\x81";  // U+2581 stands for a space
     const std::string& piece = processor.IdToPiece(id);

@@ -25,10 +25,12 @@ class Tokenizer {
     // Ids to UTF-8 text; begin and end tokens leave nothing. Throws std::runtime_error for an id outside
     // [0, vocabulary_size).
     std::string decode(const std::vector<int32_t>& ids) const;
-    // Bytes of text that the token stands for; 0 for control tokens and ids outside the vocabulary.
+    // Bytes of text that the token stands for; 0 for control tokens. Throws as decode.
     int64_t bytes_of(int32_t id) const;
 
   private:
+    void check_id(int32_t id) const;
+
     struct Model;  // keeps SentencePiece's header out of this one
     std::unique_ptr<Model> model_;
 };

@@ -4,27 +4,29 @@
     scripts/export.py out/mine --to gguf -o out/mine_gguf --tokenizer data/cache/books.model     for llama.cpp
     scripts/export.py out/mine --to hf -o out/mine_hf --tokenizer data/cache/books.model         for transformers
 
-CHECKPOINT is a step_######## directory, or the output directory of a run: then its latest. Weights are those that the
-model multiplies with, bit by bit: the closing line says by how much any weight differs, and it must be 0 but where --dtype
-asks for less. OUT is new and whole, or absent.
+CHECKPOINT is a step_######## directory, or the output directory of a run: then its latest. Its levels and scales are
+written exactly, and full-precision weights as they are: the closing line says by how much any weight differs, and it must
+be 0 but where --dtype asks for less. OUT is new and whole, or absent. Memory: about that of the files written.
 """
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import UserError  # noqa: E402
+from errors import OneLineParser, UserError, fail, text_of  # noqa: E402
 
 FORMATS = ("hf", "gguf", "gguf-f32", "compressed-tensors")
-PACKAGES = "safetensors gguf numpy ml_dtypes sentencepiece protobuf"
+PACKAGES = "safetensors gguf numpy ml_dtypes xxhash sentencepiece protobuf"
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="directory to make")
@@ -69,37 +71,63 @@ def export(arguments):
         raise UserError(f"--dtype: is for --to hf; --to {arguments.to} has its own types")
     if arguments.type and arguments.to != "gguf":
         raise UserError("--type: is for --to gguf")
+    if not arguments.output:
+        raise UserError("-o: names no directory")
     if os.path.lexists(arguments.output):
         raise UserError(f"-o {arguments.output}: is there already; name a new directory")
     checkpoint = Checkpoint(arguments.checkpoint)
     tokenizer = sentencepiece_model.load(arguments.tokenizer, checkpoint.vocabulary) if arguments.tokenizer else None
-    parent, name = os.path.split(os.path.abspath(arguments.output))
-    os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent)
-    try:
-        report = Report()
+    report = Report()
+    with new_directory(arguments.output) as partial:
         write(arguments, checkpoint, partial, tokenizer, report)
-        open_to_readers(partial)
-        os.rename(partial, arguments.output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if report.largest > 0 and not arguments.dtype:
+            raise AssertionError(f"a weight differs by {report.largest:g}")
     print(report.text(arguments.output, size_of(arguments.output)))
 
 
+@contextlib.contextmanager
+def new_directory(path):
+    """A directory to write into, which becomes `path` when that is done; else nothing is left, whatever happens."""
+    parent, name = os.path.split(os.path.abspath(path))
+    made = []  # of those above it
+    try:
+        above = parent
+        while not os.path.isdir(above):
+            made.append(above)
+            above = os.path.dirname(above)
+        os.makedirs(parent, exist_ok=True)
+        partial = tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent)
+        try:
+            yield partial
+            open_to_readers(partial)
+            os.rename(partial, path)
+            made = []
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"-o {path}: cannot be written: {error.strerror or error}") from None
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # a full disk, among others
+            raise UserError(f"-o {path}: cannot be written: {error}") from None
+        raise
+    finally:
+        for directory in made:
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleans up on its way
     arguments = parse_arguments()
     try:
         export(arguments)
     except ImportError as error:
-        sys.exit(fail(f"{error}; make a Python that has what exports need: "
-                      f"python3 -m venv out/tools && out/tools/bin/pip install {PACKAGES}"))
+        fail("export.py", f"{error}; make a Python that has what exports need: "
+                          f"python3 -m venv out/tools && out/tools/bin/pip install {PACKAGES}")
     except (UserError, OSError) as error:
-        sys.exit(fail(str(error)))
-
-
-def fail(text):
-    print(f"export.py: error: {text}", file=sys.stderr)
-    return 2
+        fail("export.py", text_of(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

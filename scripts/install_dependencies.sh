@@ -11,7 +11,7 @@ build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-
        libsentencepiece-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
 quickstart=(python3 python3-numpy python3-sentencepiece python3-matplotlib)
 reproduce=(python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece)
-test=(catch2 python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece python3-torch)
+test=(catch2 python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece python3-torch python3-xxhash)
 # Without a fast BLAS PyTorch would be compared at a fraction of its speed. The newest PyTorch goes into a virtual
 # environment; its compiler needs Python's headers.
 bench=(python3 python3-numpy python3-torch 'libopenblas0-openmp|libopenblas0-pthread' python3-venv python3-dev binutils)

@@ -2,7 +2,7 @@
 """Turn a run's metrics into an offline run of Weights & Biases, for `wandb sync`.
 
     scripts/log_to_wandb.py out/mine                        writes out/mine/wandb/offline-run-…
-    wandb sync out/mine/wandb/offline-run-*                 uploads it
+    wandb sync out/mine/wandb/offline-run-*                 uploads it (and what earlier calls have left there)
 
 Settings, plan and results of run.json become the run's configuration. Nothing is sent by this program.
 """
@@ -13,7 +13,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import UserError  # noqa: E402
+from errors import OneLineParser, UserError, fail, text_of  # noqa: E402
 
 
 def metrics_of(record):
@@ -34,7 +34,7 @@ def convert(run, project, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="log_to_wandb.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="OUTPUT", help="directory of the run (train_qat's -o)")
     parser.add_argument("--project", default="train_qat")
     parser.add_argument("--name", help="of the run (default: that of its directory)")
@@ -49,8 +49,6 @@ if __name__ == "__main__":
     try:
         main()
     except ImportError as error:
-        print(f"log_to_wandb.py: error: Python has no {error.name}; python3 -m venv out/tools && out/tools/bin/pip install wandb numpy", file=sys.stderr)
-        sys.exit(2)
+        fail("log_to_wandb.py", f"Python has no {error.name}: python3 -m venv out/tools && out/tools/bin/pip install wandb numpy")
     except (UserError, OSError) as error:
-        print(f"log_to_wandb.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail("log_to_wandb.py", text_of(error))

@@ -14,18 +14,11 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import UserError  # noqa: E402
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse prints its usage before an error; one line is easier to read, and --help has the rest."""
-
-    def error(self, message):
-        self.exit(2, f"plot_run.py: error: {message} (see --help)\n")
+from errors import OneLineParser, UserError, fail, text_of  # noqa: E402
 
 
 def main():
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog="plot_run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outputs", metavar="OUTPUT", nargs="+", help="directory of a run (train_qat's -o)")
     parser.add_argument("-o", dest="figure", metavar="FILE", help=".png, .svg or .pdf (of one run: OUTPUT/training.png)")
     arguments = parser.parse_args()
@@ -48,10 +41,6 @@ if __name__ == "__main__":
     try:
         main()
     except ImportError as error:
-        print(f"plot_run.py: error: Python has no {error.name}; install python3-matplotlib and use /usr/bin/python3",
-              file=sys.stderr)
-        sys.exit(2)
+        fail("plot_run.py", f"Python has no {error.name}; install python3-matplotlib and use /usr/bin/python3")
     except (UserError, OSError) as error:
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(f"plot_run.py: error: {text}", file=sys.stderr)
-        sys.exit(2)
+        fail("plot_run.py", text_of(error))

@@ -59,6 +59,7 @@ def suites(build):
         "law": Suite("fits of the laws, on simulated runs", [python, "test/scripts/test_scaling_law.py"]),
         "trainer_law": Suite("the law in the trainer, against the one in Python",
                              [python, "test/scripts/test_law_in_trainer.py", "--program", "./train_qat"]),
+        "exports": Suite("what exports read", [python, "test/scripts/test_exports.py", "--program", "./train_qat"]),
         "curves": Suite("plots of runs", [python, "test/scripts/test_plot_run.py"]),
         "prepare": Suite("data preparation", [python, "test/data/test_prepare.py"]),
         "scan": Suite("oneDNN's matmuls on all small shapes", [kernels, "[.scan]"], {"TRAIN_QAT_TEST_DEVICES": "cpu"}),

@@ -29,6 +29,9 @@ std::optional<double> bytes_of_token(const Options& options, const ModelConfig& 
         data.next_batch(1, inputs.data(), targets.data());
         for (const int32_t id : targets) bytes += tokenizer.bytes_of(id);
     }
+    if (bytes == 0)
+        throw std::runtime_error("-tokenizer " + options.data.tokenizer +
+                                 ": the shards' tokens stand for no text");
     return static_cast<double>(bytes) / static_cast<double>(tokens);
 }
 
@@ -46,8 +49,7 @@ std::string bits_text(double bits) {
 
 void evaluate(const Options& options, Backend& backend, Communicator& communicator, std::ostream& console) {
     if (options.data.validation.empty())
-        throw std::runtime_error(
-            "-eval_only: the data that was prepared last has no validation shards; give -j");
+        throw std::runtime_error("-eval_only: name the shards to measure with -j");
     TrainedModel trained = open_trained_model(options, backend, communicator, console);
     Transformer& model = *trained.model;
     Parameters& parameters = model.parameters();

@@ -39,6 +39,10 @@ Options with_prepared_data(const Options& options, const std::string& record) {
     if (options.evaluate_only && !options.data.validation.empty()) return options;
     if (!std::filesystem::exists(record)) {
         if (options.plan_only) return options;
+        if (options.evaluate_only)
+            throw std::runtime_error(
+                "-eval_only: name the shards to measure with -j; none were prepared here (" + record +
+                " is not there)");
         throw std::runtime_error(
             "-i: no training shards are given and none were prepared here (" + record +
             " is not there): `make quickstart` prepares a small set, `data/prepare.py TEXT -o "

@@ -274,6 +274,10 @@ void check(const Options& o) {
     require(!o.evaluate_only || !o.checkpoint.empty(), "-eval_only: name the checkpoint with -e");
     require(o.evaluate_only || o.checkpoint.empty(),
             "-e: is for -eval_only; -from and -resume train further");
+    require(!o.evaluate_only || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&
+                                 !o.tensorboard),
+            "-eval_only: measures one checkpoint; -sweep, -plan, -resume, -from, -until and -tensorboard are "
+            "not for it");
     require(o.temperature >= 0, "-temperature: must not be negative");
     require(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "-beta1: must be in [0, 1)");
     require(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "-beta2: must be in [0, 1)");

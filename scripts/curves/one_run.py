@@ -33,10 +33,6 @@ def last_value(records):
     return f"{records[-1]['validation_loss']:.3f}"
 
 
-def last_value(records):
-    return f"{records[-1]['validation_loss']:.3f}"
-
-
 def draw_validation(axes, run):
     """Points of full-precision and quantized weights."""
     for name, colour in (("full_precision", FULL_PRECISION), ("quantized", QUANTIZED)):

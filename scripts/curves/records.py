@@ -44,26 +44,42 @@ class Run:
         return [record for record in self.validation
                 if record.get("weights") == weights and record["validation_loss"] is not None]
 
+    def count(self, name):
+        """A number of steps of the settings, 0 where there is none."""
+        value = self.lookup(name)
+        return value if type(value) is int else 0
+
     def switch_step(self):
         """Steps done when quantization-aware training began; None without both phases."""
         quantized = self.phase("QAT")
-        return (self.lookup("fp_steps") or quantized[0]["step"] - 1) if quantized and self.phase("FP") else None
+        return (self.count("fp_steps") or quantized[0]["step"] - 1) if quantized and self.phase("FP") else None
 
     def total_steps(self):
-        return max(self.training[-1]["step"], self.lookup("total_steps") or 0)
+        return max(self.training[-1]["step"], self.count("total_steps"))
+
+
+def checked(record):
+    """The record; ValueError or KeyError when a number of it is none."""
+    for name in ("loss", "learning_rate", "validation_loss", "step"):
+        value = record.get(name)
+        if not (value is None or type(value) in (int, float)):
+            raise ValueError(name)
+    if type(record["step"]) is not int or ("validation_loss" in record and not isinstance(record["weights"], str)):
+        raise ValueError("step or weights")
+    return record
 
 
 def read_metrics(path):
-    """Returns the training records and the validation records, in the order of steps."""
+    """Returns the training records and the validation records, in the order of steps. Their numbers are numbers, or null."""
     training, validation = [], []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         lines = file.read().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             kind = training if "loss" in record else validation if "validation_loss" in record else None
             if kind is not None:
-                kind.append((int(record["step"]), record))
+                kind.append((checked(record)["step"], record))
         except (ValueError, KeyError, TypeError):
             if number == len(lines) and not line.endswith("\n"):
                 break  # a run in progress is writing it

@@ -4,6 +4,7 @@ import os
 import re
 
 import numpy as np
+import xxhash
 
 from formats import grids
 from errors import UserError
@@ -19,8 +20,9 @@ def directory_of(path):
         return path
     if not os.path.isdir(path):
         raise UserError(f"{path}: no such directory")
-    steps = sorted(name for name in os.listdir(path)
-                   if re.fullmatch(r"step_\d{8,}", name) and os.path.isfile(os.path.join(path, name, "manifest.json")))
+    steps = sorted((name for name in os.listdir(path)
+                    if re.fullmatch(r"step_\d{8,}", name) and os.path.isfile(os.path.join(path, name, "manifest.json"))),
+                   key=lambda name: int(name[5:]))
     if not steps:
         raise UserError(f"{path}: no checkpoint here (a directory with manifest.json, or with step_######## in it)")
     return os.path.join(path, steps[-1])
@@ -35,7 +37,7 @@ def read_json(path):
 
 
 class Safetensors:
-    """A file of tensors, read through a memory map: a large model is never in memory as a whole."""
+    """A file of tensors, read through a memory map."""
 
     WIDTHS = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2")}
 
@@ -43,29 +45,50 @@ class Safetensors:
         self.path = path
         try:
             self.bytes = np.memmap(path, np.uint8, mode="r")
-            start = 8 + int.from_bytes(self.bytes[:8].tobytes(), "little")
-            header = json.loads(self.bytes[8:start].tobytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # ValueError: an empty file
             raise UserError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
-        self.start = start
-        self.tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        self.start = 8 + int.from_bytes(self.bytes[:8].tobytes(), "little")
+        if len(self.bytes) < 8 or self.start > len(self.bytes):
+            raise UserError(f"{path}: damaged: it is shorter than its header")
+        try:
+            self.tensors = json.loads(self.bytes[8:self.start].tobytes())
+            self.tensors.pop("__metadata__", None)
+        except (ValueError, AttributeError, TypeError):
+            raise UserError(f"{path}: damaged: its header is no JSON object") from None
 
     def __contains__(self, name):
         return name in self.tensors
 
-    def read(self, name):
-        """As float32."""
+    def checksum(self):
+        """model/storage/manifest.h: a sum over the header and the rows of all tensors."""
+        pieces = [(0, self.start)]  # offset in the file, bytes
+        for entry in self.tensors.values():
+            begin, end = entry["data_offsets"]
+            rows = entry["shape"][0] if len(entry["shape"]) > 1 else 1
+            if end > begin:
+                size = (end - begin) // rows
+                pieces += [(self.start + offset, size) for offset in range(begin, end, size)]
+        data = memoryview(self.bytes)
+        return sum(xxhash.xxh3_64_intdigest(data[offset:offset + size], seed=offset) for offset, size in pieces) % 2**64
+
+    def read(self, name, shape):
+        """As float32; shape: what it must have."""
         if name not in self.tensors:
             raise UserError(f"{self.path}: has no tensor {name}")
-        entry = self.tensors[name]
-        dtype = self.WIDTHS.get(entry["dtype"])
-        if dtype is None:
-            raise UserError(f"{self.path}: {name} is {entry['dtype']}; checkpoints hold F32 and BF16")
-        begin, end = (self.start + offset for offset in entry["data_offsets"])
-        if end > len(self.bytes) or end - begin != int(np.prod(entry["shape"])) * dtype.itemsize:
-            raise UserError(f"{self.path}: truncated: {name} does not fit into the file")
-        values = np.frombuffer(self.bytes[begin:end], dtype).reshape(entry["shape"])
-        return values if dtype.kind == "f" else (values.astype("<u4") << 16).view("<f4")
+        try:
+            entry = self.tensors[name]
+            dtype = self.WIDTHS[entry["dtype"]]
+            begin, end = (self.start + offset for offset in entry["data_offsets"])
+            fits = self.start <= begin <= end <= len(self.bytes) and end - begin == int(np.prod(shape)) * dtype.itemsize
+            if tuple(entry["shape"]) != tuple(shape) or not fits:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{self.path}: {name} is not {' x '.join(map(str, shape))} float32 or bfloat16 numbers") from None
+        values = np.frombuffer(self.bytes[begin:end], dtype).reshape(shape)
+        values = values if dtype.kind == "f" else (values.astype("<u4") << 16).view("<f4")
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.path}: {name} holds NaN or infinity; export an earlier checkpoint")
+        return values
 
 
 class Matrix:
@@ -94,10 +117,14 @@ class Matrix:
             result.levels, result.scales = self.levels[rows], self.scales[rows]
         return result
 
+    @property
+    def factor(self):
+        """That makes integers of levels: those of 2 bits are odd halves."""
+        return np.float32(2 if self.bits == 2 else 1)
+
     def integers_and_scales(self):
-        """Levels as integers, and the scales (rows, groups) that go with them: the levels of 2 bits are odd halves."""
-        factor = np.float32(2 if self.bits == 2 else 1)
-        return self.levels * factor, self.scales / factor
+        """Levels as integers, and the scales (rows, groups) that go with them."""
+        return self.levels * self.factor, self.scales / self.factor
 
     def values(self):
         """(rows, columns) float32: what the model multiplies with, exactly."""
@@ -112,35 +139,57 @@ class Matrix:
 
 class Checkpoint:
     """The model of a checkpoint. Attributes: layers, width, heads, kv_heads, head_dim, ffn, vocabulary, positions; bits: 16
-    while the model is in full precision."""
+    while the model is in full precision; group: weights of a scale. UserError: damaged, or of another version."""
 
     def __init__(self, path):
         self.path = directory_of(path)
-        manifest = read_json(os.path.join(self.path, "manifest.json"))
-        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-            raise UserError(f"{self.path}: is not a checkpoint of this version (format '{FORMAT}' {VERSION})")
-        state = manifest["state"]
-        settings = state["settings"]
-        self.step = manifest["step"]
-        self.layers, self.width, self.ffn = settings["layers"], settings["width"], settings["ffn"]
-        self.heads, self.kv_heads = settings["heads"], settings["kv_heads"]
-        self.head_dim = self.width // self.heads
-        self.vocabulary, self.positions = settings["vocab"], settings["seq_len"]
-        self.bits = float(settings["b"]) if state["quantized"] else 16.0
+        manifest_path = os.path.join(self.path, "manifest.json")
+        manifest = read_json(manifest_path)
+        try:
+            if manifest["format"] != FORMAT or manifest["version"] != VERSION:
+                raise UserError(f"{self.path}: is not a checkpoint of this version ('{FORMAT}' {VERSION})")
+            self.read_settings(manifest["state"])
+            expected = int(manifest["files"]["model.safetensors"]["xxh3_64_rows"], 16)
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise UserError(f"{manifest_path}: damaged ({type(error).__name__}: {error})") from None
         self.file = Safetensors(os.path.join(self.path, "model.safetensors"))
-        if len(self.file.bytes) != manifest["files"]["model.safetensors"]["bytes"]:
-            raise UserError(f"{self.file.path}: has not the size that the manifest says: damaged or cut off")
+        try:
+            found = self.file.checksum()
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            found = None
+        if found != expected:
+            raise UserError(f"{self.file.path}: damaged: its checksum is not the one in manifest.json")
+
+    def read_settings(self, state):
+        settings = state["settings"]
+        number = lambda name: int(settings[name])
+        self.layers, self.width, self.ffn = number("layers"), number("width"), number("ffn")
+        self.heads, self.kv_heads = number("heads"), number("kv_heads")
+        self.head_dim = self.width // self.heads
+        self.vocabulary, self.positions = number("vocab"), number("seq_len")
+        self.bits = float(settings["b"]) if state["quantized"] else 16.0
+        self.group = number("group")
+        if self.bits not in (16, *grids.BITS):
+            raise ValueError(f"{self.bits:g} bits")
+
+    def rows_and_columns(self, name):
+        """Of a matrix."""
+        attention, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {"embed_tokens": (self.vocabulary, self.width), "q_proj": (attention, self.width), "k_proj": (keys, self.width),
+                "v_proj": (keys, self.width), "o_proj": (self.width, attention), "gate_proj": (self.ffn, self.width),
+                "up_proj": (self.ffn, self.width), "down_proj": (self.width, self.ffn)}[name.split(".")[-2]]
 
     def vector(self, name):
-        return self.file.read(name)
+        return self.file.read(name, (self.width,))
 
     def matrix(self, name):
-        weights = self.file.read(name)
-        if name + "_scale" not in self.file:
+        rows, columns = self.rows_and_columns(name)
+        weights = self.file.read(name, (rows, columns))
+        if self.bits == 16:
             return Matrix(name, weights)
         # The embedding, also the output head, keeps at least 4 bits (model/quantizer.h).
         bits = max(self.bits, 4.0) if name == EMBEDDING else self.bits
-        return Matrix(name, weights, bits, self.file.read(name + "_scale"))
+        return Matrix(name, weights, bits, self.file.read(name + "_scale", (rows, columns // (self.group or columns))))
 
 
 EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"

@@ -8,6 +8,8 @@ from collections import namedtuple
 
 import numpy as np
 
+from formats import grids
+
 # name: gguf's; block: weights of one; integers: those it holds; pack: which of them (blocks, block), and float16 scales
 # (blocks, 1), to (blocks, bytes).
 BlockType = namedtuple("BlockType", "name block integers pack")
@@ -108,11 +110,11 @@ BLOCK_TYPES = [
 
 
 def holds(block_type, matrix):
-    """Whether the type holds this quantized matrix exactly."""
+    """Whether the type holds this quantized matrix exactly, whichever levels of its grid it has."""
     if matrix.weights.shape[1] % block_type.block or matrix.group % block_type.block:
         return False
-    integers, scales = matrix.integers_and_scales()
-    return (np.isin(np.unique(integers), block_type.integers).all() and
+    scales = matrix.scales / matrix.factor
+    return (np.isin(grids.all_levels(matrix.bits) * matrix.factor, block_type.integers).all() and
             np.array_equal(scales.astype(np.float16).astype(np.float32), scales))
 
 

@@ -80,8 +80,6 @@ def add_sizes(writer, checkpoint, vocabulary):
 
 
 def add_tokenizer(writer, tokenizer):
-    if not tokenizer.is_bpe:
-        raise UserError(f"--tokenizer {tokenizer.path}: llama.cpp wants a BPE model of SentencePiece, this is another kind")
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokenizer.pieces)
     writer.add_token_scores(tokenizer.scores)
@@ -92,16 +90,19 @@ def add_tokenizer(writer, tokenizer):
             add(index)
     writer.add_add_bos_token(tokenizer.bos >= 0)
     writer.add_add_space_prefix(tokenizer.adds_space)
-    writer.add_remove_extra_whitespaces(tokenizer.removes_spaces)
+    writer.add_remove_extra_whitespaces(False)
 
 
 def write(checkpoint, directory, tokenizer, report, exact_types=True, asked=None):
     """model.gguf. exact_types: else float32."""
     if tokenizer is None:
         raise UserError("--tokenizer: GGUF holds the tokenizer too; name the SentencePiece model of the training data")
+    if tokenizer.peculiarity:
+        raise UserError(f"--tokenizer {tokenizer.path}: {tokenizer.peculiarity}; llama.cpp would find other tokens: use --to hf")
     if exact_types and checkpoint.bits == 16:
         raise UserError(f"{checkpoint.path}: is in full precision, there are no levels to export; {ALTERNATIVES}")
     vocabulary = len(tokenizer.pieces)
+    report.dropped_rows = checkpoint.vocabulary - vocabulary
     writer = gguf.GGUFWriter(os.path.join(directory, "model.gguf"), "llama")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_sizes(writer, checkpoint, vocabulary)

@@ -5,8 +5,19 @@ A weight w with scale s is the level q, used as s * q. float32 throughout, round
 import numpy as np
 
 SMALLEST_SCALE = np.float32(1e-5)
-# Levels / s from the lowest to the highest, step 1 (2 for 1 bit), by bits.
+BITS = (1, 1.58, 2, 3, 4, 5, 6, 8)
+# By bits; all others are integers.
 STRETCHED = {1.58: (1.5, 0.0), 2.0: (2.0, 0.5)}  # half range n, shift
+
+
+def all_levels(bits):
+    """Levels / s, ascending."""
+    if bits == 1:
+        return np.array([-1.0, 1.0], np.float32)
+    half_range, shift = STRETCHED.get(bits, (None, None))
+    if half_range is None:
+        return np.arange(-(2.0 ** (bits - 1)), 2.0 ** (bits - 1), dtype=np.float32)
+    return np.arange(-half_range + 0.5, half_range, dtype=np.float32)
 
 
 def effective_scales(scales):

@@ -23,7 +23,7 @@ def config_of(checkpoint, dtype, tokenizer):
         "max_position_embeddings": checkpoint.positions, "vocab_size": checkpoint.vocabulary,
         "rms_norm_eps": NORM_EPSILON, "rope_theta": ROPE_THETA, "hidden_act": "silu",
         "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True,
-        **({"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos} if tokenizer else {}),
+        **({"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end} if tokenizer else {}),
         "torch_dtype": DTYPES[dtype].name,
     }
 
@@ -60,8 +60,8 @@ def write_json(directory, name, content):
 
 def write_tokenizer(directory, tokenizer):
     shutil.copyfile(tokenizer.path, os.path.join(directory, "tokenizer.model"))
-    if not tokenizer.is_bpe:
-        return  # transformers converts the other kinds itself
+    if tokenizer.peculiarity:
+        return  # transformers converts such models itself
     write_json(directory, "tokenizer.json", tokenizer_json.content(tokenizer))
     write_json(directory, "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": tokenizer.piece(tokenizer.unk),

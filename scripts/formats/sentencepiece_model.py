@@ -5,6 +5,7 @@ from errors import UserError
 
 # Types of pieces, numbered alike in SentencePiece and GGUF.
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+BPE = 2  # the model type
 
 
 class SentencePieceModel:
@@ -26,15 +27,22 @@ class SentencePieceModel:
         self.scores = [piece.score for piece in model.pieces]
         self.types = [int(piece.type) for piece in model.pieces]
         self.unk, self.bos, self.eos = (model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id)
-        self.is_bpe = model.trainer_spec.model_type == 2
+        # Why readers that know pieces and scores alone would find other tokens; "" for models of data/prepare.py.
+        self.peculiarity = ("is no BPE model" if model.trainer_spec.model_type != BPE else
+                            "has no byte pieces" if BYTE not in self.types else
+                            "normalizes its text" if model.normalizer_spec.precompiled_charsmap else
+                            "has pieces that users defined" if set(self.types) - {NORMAL, UNKNOWN, CONTROL, BYTE} else
+                            "removes spaces" if model.normalizer_spec.remove_extra_whitespaces else "")
         self.adds_space = model.normalizer_spec.add_dummy_prefix
-        self.removes_spaces = model.normalizer_spec.remove_extra_whitespaces
+
+        self.begin, self.end = (index if index >= 0 else None for index in (self.bos, self.eos))
 
     def piece(self, index):
         return self.pieces[index] if 0 <= index < len(self.pieces) else None
 
 
 def load(path, vocabulary):
+    """For a model with so many tokens. UserError."""
     if not os.path.isfile(path):
         raise UserError(f"--tokenizer {path}: no such file")
     model = SentencePieceModel(path)

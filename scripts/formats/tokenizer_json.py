@@ -1,4 +1,5 @@
 """A SentencePiece BPE model as tokenizer.json, the format of Hugging Face's tokenizers, with the same tokens for any text.
+Of models without a `peculiarity` (sentencepiece_model.py): those of data/prepare.py are such.
 
 transformers would convert tokenizer.model itself, but leaves out the space that SentencePiece puts before a text when there
 is one already.

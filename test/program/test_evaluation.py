@@ -86,7 +86,10 @@ class EvaluationTest(ProgramTest):
         for arguments, words in ((["-eval_only"], "-e"), (["-e", run], "-eval_only"),
                                  (["-eval_only", "-e", self.path("nothing"), *common], "nothing"),
                                  (["-eval_only", "-e", damaged, *common], "model.safetensors"),
-                                 (["-eval_only", "-e", run, "-device", "cpu"], "-i"),
+                                 (["-eval_only", "-e", run, "-device", "cpu"], "-j"),
+                                 (["-eval_only", "-e", run, "-sweep", "grid.json"], "-sweep"),
+                                 (["-eval_only", "-e", run, "-plan", *common], "-plan"),
+                                 (["-eval_only", "-e", run, "-resume", *common], "-resume"),
                                  (["-eval_only", "-e", run, "-device", "cpu", "-j", "none_*.bin"], "none_*.bin")):
             with self.subTest(arguments=arguments):
                 self.check_error(self.start([self.program, *arguments]), words)

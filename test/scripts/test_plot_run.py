@@ -82,6 +82,21 @@ class PlotRunTest(unittest.TestCase):
         self.plot(path)
         self.plot(path, path, "-o", os.path.join(self.directory, "twice.pdf"))
 
+    def test_records_that_are_none(self):
+        for number, line in enumerate(('{"step": Infinity, "loss": 1, "phase": "FP"}', '{"step": 4, "loss": "abc", "phase": "FP"}',
+                                       '{"step": 4, "validation_loss": "x", "weights": "rounded"}', '{"loss": 1}', "\xff\xfe",
+                                       '{"step": 4, "validation_loss": 1}')):
+            path = self.write_run(f"bad_{number}", 3, 2)
+            with open(os.path.join(path, "metrics.jsonl"), "a", encoding="latin-1") as file:
+                file.write(line + "\n")
+            with self.subTest(line=line):
+                self.assertIn("line 7", self.plot(path, code=2))
+        for number, settings in enumerate(({"plan": {"fp_steps": "x", "total_steps": "y"}}, [], {"plan": 7})):
+            path = self.write_run(f"odd_{number}", 5, 3)
+            with open(os.path.join(path, "run.json"), "w", encoding="utf-8") as file:
+                json.dump(settings, file)
+            self.plot(path)
+
     def test_refusals(self):
         run = self.write_run("run", 3, 2)
         empty = os.path.join(self.directory, "empty")
