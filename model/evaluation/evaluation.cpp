@@ -41,10 +41,6 @@ std::string row(const std::string& weights, double loss, const std::optional<dou
     return text + "\n";
 }
 
-std::string bits_text(double bits) {
-    return format_bits(bits) + (bits == 1 ? " bit" : " bits");
-}
-
 }  // namespace
 
 void evaluate(const Options& options, Backend& backend, Communicator& communicator, std::ostream& console) {
@@ -70,7 +66,8 @@ void evaluate(const Options& options, Backend& backend, Communicator& communicat
     // Of a full-precision checkpoint there are no scales yet: those that training would begin with.
     if (!trained.quantized) parameters.initialize_scales(backend);
     parameters.quantize(backend);
-    const std::string name = (trained.quantized ? "quantized, " : "rounded to ") + bits_text(trained.bits);
+    const std::string name =
+        (trained.quantized ? "quantized, " : "rounded to ") + bits_with_unit(trained.bits);
     console << row(name, validation.loss(model, communicator), bytes) << std::flush;
 }
 

@@ -258,4 +258,8 @@ std::string format_bits(double bits) {
     return number(bits);
 }
 
+std::string bits_with_unit(double bits) {
+    return format_bits(bits) + (bits == 1 ? " bit" : " bits");
+}
+
 }  // namespace train_qat

@@ -142,5 +142,7 @@ StepsOrFraction parse_steps_or_fraction(const std::string& text, const std::stri
 
 // "4", "1.58".
 std::string format_bits(double bits);
+// "1 bit", "1.58 bits".
+std::string bits_with_unit(double bits);
 
 }  // namespace train_qat

@@ -112,7 +112,7 @@ std::string results_table(const RunResults& results, const Plan& plan) {
         if (tokens_per_second <= 0) return;
         table += formatted("  %-52s %8.0f tokens/s\n", name, tokens_per_second);
     };
-    const std::string bits = format_bits(plan.bits) + (plan.bits == 1 ? " bit" : " bits");
+    const std::string bits = bits_with_unit(plan.bits);
     if (results.full_precision || results.quantized) table += "validation loss\n";
     loss_row(plan.qat_steps > 0 ? "full precision, at the switch" : "full precision", results.full_precision);
     loss_row("the same model rounded to " + bits + " (no QAT)", results.rounded);

@@ -56,9 +56,6 @@ class Safetensors:
         except (ValueError, AttributeError, TypeError):
             raise UserError(f"{path}: damaged: its header is no JSON object") from None
 
-    def __contains__(self, name):
-        return name in self.tensors
-
     def checksum(self):
         """model/storage/manifest.h: a sum over the header and the rows of all tensors."""
         pieces = [(0, self.start)]  # offset in the file, bytes

@@ -86,9 +86,9 @@ def add_tokenizer(writer, tokenizer):
     writer.add_token_types(tokenizer.types)
     writer.add_unk_token_id(tokenizer.unk)
     for add, index in ((writer.add_bos_token_id, tokenizer.bos), (writer.add_eos_token_id, tokenizer.eos)):
-        if index >= 0:
+        if index is not None:
             add(index)
-    writer.add_add_bos_token(tokenizer.bos >= 0)
+    writer.add_add_bos_token(tokenizer.bos is not None)
     writer.add_add_space_prefix(tokenizer.adds_space)
     writer.add_remove_extra_whitespaces(False)
 

@@ -23,7 +23,7 @@ def config_of(checkpoint, dtype, tokenizer):
         "max_position_embeddings": checkpoint.positions, "vocab_size": checkpoint.vocabulary,
         "rms_norm_eps": NORM_EPSILON, "rope_theta": ROPE_THETA, "hidden_act": "silu",
         "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True,
-        **({"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end} if tokenizer else {}),
+        **({"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos} if tokenizer else {}),
         "torch_dtype": DTYPES[dtype].name,
     }
 

@@ -26,7 +26,8 @@ class SentencePieceModel:
         self.pieces = [piece.piece for piece in model.pieces]
         self.scores = [piece.score for piece in model.pieces]
         self.types = [int(piece.type) for piece in model.pieces]
-        self.unk, self.bos, self.eos = (model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id)
+        spec = model.trainer_spec
+        self.unk, self.bos, self.eos = (index if index >= 0 else None for index in (spec.unk_id, spec.bos_id, spec.eos_id))
         # Why readers that know pieces and scores alone would find other tokens; "" for models of data/prepare.py.
         self.peculiarity = ("is no BPE model" if model.trainer_spec.model_type != BPE else
                             "has no byte pieces" if BYTE not in self.types else
@@ -35,10 +36,10 @@ class SentencePieceModel:
                             "removes spaces" if model.normalizer_spec.remove_extra_whitespaces else "")
         self.adds_space = model.normalizer_spec.add_dummy_prefix
 
-        self.begin, self.end = (index if index >= 0 else None for index in (self.bos, self.eos))
 
     def piece(self, index):
-        return self.pieces[index] if 0 <= index < len(self.pieces) else None
+        """None of None."""
+        return None if index is None else self.pieces[index]
 
 
 def load(path, vocabulary):

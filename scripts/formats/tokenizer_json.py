@@ -43,10 +43,10 @@ def content(tokenizer):
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [special(tokenizer, index) for index in (tokenizer.unk, tokenizer.bos, tokenizer.eos) if index >= 0],
+        "added_tokens": [special(tokenizer, index) for index in (tokenizer.unk, tokenizer.bos, tokenizer.eos) if index is not None],
         "normalizer": {"type": "Sequence", "normalizers": spaces},
         "pre_tokenizer": None,
-        "post_processor": begin_of_text(tokenizer) if tokenizer.bos >= 0 else None,
+        "post_processor": begin_of_text(tokenizer) if tokenizer.bos is not None else None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {"type": "BPE", "dropout": None, "unk_token": tokenizer.piece(tokenizer.unk), "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,

@@ -43,15 +43,11 @@ void launch(Device& device, const MatmulForward& a, int tile_columns, const Outp
     const int multiprocessors = device.properties().multiprocessors;
     if (tile_columns == 0)
         tile_columns = plan_product(size.rows, size.columns, size.inner, false, multiprocessors).tile_columns;
-    const auto with_tile = [&]<int columns, int stages>() {
+    with_product_tile(tile_columns, [&]<int columns, int stages>() {
         launch_hopper_product<HopperProduct<MatmulForm::nt, columns, stages, Output>>(
             device.stream(), multiprocessors, size, a.x.as<bfloat16>(), dense_weight(a.weight).as<bfloat16>(),
             output, 1);
-    };
-    if (tile_columns == wide_columns)
-        with_tile.template operator()<wide_columns, wide_stages>();
-    else
-        with_tile.template operator()<narrow_columns, narrow_stages>();
+    });
 }
 
 }  // namespace

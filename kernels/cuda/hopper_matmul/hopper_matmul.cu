@@ -24,15 +24,11 @@ ProductSize size_of_product(MatmulForm form, const Tensor& out, const Tensor& a)
 template <MatmulForm form, typename Output>
 void launch(Device& device, const ProductSize& size, const ProductPlan& plan, const Tensor& a,
             const Tensor& b, const Output& output) {
-    const auto with_tile = [&]<int columns, int stages>() {
+    with_product_tile(plan.tile_columns, [&]<int columns, int stages>() {
         launch_hopper_product<HopperProduct<form, columns, stages, Output>>(
             device.stream(), device.properties().multiprocessors, size, a.as<bfloat16>(), b.as<bfloat16>(),
             output, plan.splits);
-    };
-    if (plan.tile_columns == wide_columns)
-        with_tile.template operator()<wide_columns, wide_stages>();
-    else
-        with_tile.template operator()<narrow_columns, narrow_stages>();
+    });
 }
 
 template <MatmulForm form>

@@ -25,6 +25,15 @@ namespace train_qat::CU_BACKEND {
 // The tiles of training's products.
 constexpr int wide_columns = 256, wide_stages = 4, narrow_columns = 128, narrow_stages = 6;
 
+// Calls function.operator()<columns, stages>() for tiles of so many columns, one of the two.
+template <typename Function>
+void with_product_tile(int columns, Function&& function) {
+    if (columns == wide_columns)
+        function.template operator()<wide_columns, wide_stages>();
+    else
+        function.template operator()<narrow_columns, narrow_stages>();
+}
+
 // Output: a type of hopper_outputs.cuh or hopper_epilogues.cuh.
 // buffers: of each consumer's way out.
 template <MatmulForm form_, int columns_, int stages_, typename Output_, int buffers = 2>
