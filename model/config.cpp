@@ -1,6 +1,8 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "model/units.h"
 
@@ -11,10 +13,23 @@ std::string percent(double part, double whole) {
     return formatted("%.1f%%", 100.0 * part / whole);
 }
 
+double rope_frequency(const ModelConfig& config, int64_t pair) {
+    const double exponent = -2.0 * static_cast<double>(pair) / static_cast<double>(config.head_dim);
+    const double frequency = std::pow(config.rope_theta, exponent);
+    const RopeScaling& scaling = config.rope_scaling;
+    if (scaling.original_positions == 0) return frequency;
+    // Turns over the length that the model was first trained on.
+    const double turns = static_cast<double>(scaling.original_positions) * frequency / (2 * std::numbers::pi);
+    const double kept = std::clamp((turns - scaling.low_frequency_factor) /
+                                       (scaling.high_frequency_factor - scaling.low_frequency_factor),
+                                   0.0, 1.0);
+    return kept * frequency + (1 - kept) * frequency / scaling.factor;
+}
+
 }  // namespace
 
 int64_t embedding_parameter_count(const ModelConfig& config) {
-    return config.vocabulary * config.width;
+    return (config.tied ? 1 : 2) * config.vocabulary * config.width;
 }
 
 int64_t linear_parameter_count(const ModelConfig& config) {
@@ -23,14 +38,33 @@ int64_t linear_parameter_count(const ModelConfig& config) {
     return config.layers * (query_and_output + key_and_value + 3 * config.ffn * config.width);
 }
 
+int64_t vector_parameter_count(const ModelConfig& config) {
+    int64_t of_layer = 2 * config.width;
+    if (config.attention_biases) of_layer += (config.heads + 2 * config.kv_heads) * config.head_dim;
+    if (config.head_norms) of_layer += 2 * config.head_dim;
+    return config.layers * of_layer + config.width;
+}
+
 int64_t parameter_count(const ModelConfig& config) {
-    const int64_t norms = (2 * config.layers + 1) * config.width;
-    return embedding_parameter_count(config) + linear_parameter_count(config) + norms;
+    return embedding_parameter_count(config) + linear_parameter_count(config) +
+           vector_parameter_count(config);
+}
+
+void rotations(const ModelConfig& config, float* cosines, float* sines) {
+    const int64_t half = config.head_dim / 2;
+    for (int64_t i = 0; i < half; ++i) {
+        const double frequency = rope_frequency(config, i);
+        for (int64_t t = 0; t < config.sequence_length; ++t) {
+            const double angle = static_cast<double>(t) * frequency;
+            cosines[t * half + i] = static_cast<float>(std::cos(angle));
+            sines[t * half + i] = static_cast<float>(std::sin(angle));
+        }
+    }
 }
 
 double forward_flops_per_token(const ModelConfig& config) {
     const double weights = static_cast<double>(linear_parameter_count(config)) +
-                           static_cast<double>(embedding_parameter_count(config));
+                           static_cast<double>(config.vocabulary * config.width);
     const double attended = static_cast<double>(config.sequence_length) / 2.0;
     return 2.0 * weights +
            4.0 * static_cast<double>(config.layers * config.heads * config.head_dim) * attended;
@@ -67,7 +101,8 @@ std::string describe(const ModelConfig& config) {
     text += row("parameters",
                 format_exact(parameter_count(config)) + " (" + format_count(parameter_count(config)) + ")");
     text += row("  embedding", format_exact(embedding_parameter_count(config)) + " (" +
-                                   percent(embedding, total) + ", tied to the output head)");
+                                   percent(embedding, total) +
+                                   (config.tied ? ", tied to the output head)" : ", with the output head)"));
     text +=
         row("  linears", format_exact(linear_parameter_count(config)) + " (" + percent(linears, total) + ")");
     text += row("training", formatted("%.3g GFLOP per token", training_flops_per_token(config) / 1e9));

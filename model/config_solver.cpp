@@ -52,6 +52,13 @@ int64_t ffn_by_ratio(int64_t width) {
 // Fills heads, head_dim and kv_heads for a width; false when no head dimension fits the fixed values.
 bool choose_heads(ModelConfig& config, const ConfigOverrides& overrides) {
     const int64_t width = config.width;
+    if (overrides.head_dim) {
+        config.head_dim = *overrides.head_dim;
+        if (!overrides.heads && width % config.head_dim != 0) return false;
+        config.heads = overrides.heads.value_or(width / config.head_dim);
+        config.kv_heads = overrides.kv_heads.value_or(config.heads);
+        return config.heads % config.kv_heads == 0;
+    }
     const auto fits = [&](int64_t head_dim) {
         return head_dim % 2 == 0 && width % head_dim == 0 &&
                (width / head_dim) % overrides.kv_heads.value_or(1) == 0;
@@ -143,6 +150,11 @@ void check_overrides(const ConfigOverrides& overrides) {
     check_positive(overrides.heads, "-heads");
     check_positive(overrides.kv_heads, "-kv_heads");
     check_positive(overrides.ffn, "-ffn");
+    check_positive(overrides.head_dim, "-head_dim");
+    if (overrides.head_dim && (*overrides.head_dim % 2 != 0 || *overrides.head_dim > maximum_head_dim))
+        fail(formatted("-head_dim %lld: must be even and at most %lld",
+                       static_cast<long long>(*overrides.head_dim),
+                       static_cast<long long>(maximum_head_dim)));
     if (overrides.heads && overrides.kv_heads && *overrides.heads % *overrides.kv_heads != 0) {
         fail(formatted("-kv_heads %lld: must divide -heads %lld", static_cast<long long>(*overrides.kv_heads),
                        static_cast<long long>(*overrides.heads)));
@@ -198,8 +210,7 @@ ModelConfig solve(ModelConfig config, const std::string& size_text, const Config
     if (search.best.width == 0) {
         fail(
             "-heads and -kv_heads: no width fits them (width = heads x an even head dimension of at most "
-            "256, "
-            "kv_heads divides heads); give other heads, or -width");
+            "256 unless -head_dim gives it, kv_heads divides heads); give other heads, or -width");
     }
     const double ratio = static_cast<double>(parameter_count(search.best)) / requested;
     const bool free_width = !overrides.width && !overrides.layers && !overrides.ffn && !overrides.heads;
@@ -229,6 +240,11 @@ void check_fixed_width(const ConfigOverrides& overrides) {
     if (!overrides.width) return;
     const auto width = static_cast<long long>(*overrides.width);
     if (width % 2 != 0) fail(formatted("-width %lld: must be even (head dimensions are even)", width));
+    if (overrides.head_dim) {
+        if (overrides.heads || width % *overrides.head_dim == 0) return;
+        fail(formatted("-head_dim %lld: does not divide the width %lld; give -heads too",
+                       static_cast<long long>(*overrides.head_dim), width));
+    }
     if (overrides.heads) {
         const auto heads = static_cast<long long>(*overrides.heads);
         if (width % heads != 0) fail(formatted("-heads %lld: must divide the width %lld", heads, width));
@@ -252,13 +268,10 @@ void check_fixed_width(const ConfigOverrides& overrides) {
 }  // namespace
 
 void validate_config(const ModelConfig& config) {
-    check_overrides({config.layers, config.width, config.heads, config.kv_heads, config.ffn});
-    check_fixed_width({{}, config.width, config.heads, {}, {}});
-    if (config.heads * config.head_dim != config.width) {
-        fail(formatted("-heads %lld: %lld heads of dimension %lld do not make the width %lld",
-                       static_cast<long long>(config.heads), static_cast<long long>(config.heads),
-                       static_cast<long long>(config.head_dim), static_cast<long long>(config.width)));
-    }
+    const ConfigOverrides sizes{config.layers,   config.width, config.heads,
+                                config.kv_heads, config.ffn,   config.head_dim};
+    check_overrides(sizes);
+    check_fixed_width(sizes);
     if (config.vocabulary < 1) fail("vocabulary: must be at least 1 token");
     if (config.sequence_length < 1) fail("sequence length: must be at least 1 token");
 }
@@ -270,6 +283,7 @@ ModelConfig resolve_config(const std::string& size_text, int64_t vocabulary, int
     ModelConfig config;
     config.vocabulary = vocabulary;
     config.sequence_length = sequence_length;
+    config.tied = !overrides.untied;
     if (vocabulary < 1) fail("vocabulary: must be at least 1 token");
     if (size_text.empty()) {
         config = from_fixed_shape(config, overrides);

@@ -42,50 +42,75 @@ void draw_normal(Backend& backend, const ParameterRows& rows, const NormalSequen
 }  // namespace
 
 Parameters::Parameters(const ModelConfig& config, const QuantizationConfig& quantization, DType compute_type,
-                       const Backend& backend, Arena& arena, const StateShard& shard)
+                       const Backend& backend, Arena& arena, const StateShard& shard, ModelUse use)
     : layers(config.layers),
       config_(config),
       quantization_(quantization),
       compute_type_(compute_type),
       shard_(shard),
+      use_(use),
       arena_(arena) {
-    const int64_t width = config.width, head_dim = config.head_dim;
-    const int64_t query_rows = config.heads * head_dim, kv_rows = config.kv_heads * head_dim;
-    const double bits = quantization.bits;
+    const int64_t width = config.width;
     if (quantization.enabled() && quantization.group > 0)
-        for (int64_t columns : {width, query_rows, config.ffn})
+        for (int64_t columns : {width, config.heads * config.head_dim, config.ffn})
             if (columns % quantization.group != 0)
                 throw std::runtime_error("-group " + std::to_string(quantization.group) +
                                          ": does not divide a matrix's " + std::to_string(columns) +
                                          " input columns; choose a width and ffn that are multiples of it");
 
+    const double ends_bits = quantization.enabled() ? embedding_bits(quantization.bits) : 16.0;
     place_linear(embedding, config.vocabulary, width, true, backend);
-    add_rows("model.embed_tokens.weight", embedding, 0, config.vocabulary,
-             quantization.enabled() ? embedding_bits(bits) : 16.0);
-    for (int64_t l = 0; l < config.layers; ++l) {
-        LayerWeights& layer = layers[l];
-        layer_ = l;
-        const std::string prefix = "model.layers." + std::to_string(l) + ".";
-        place_norm(layer.attention_norm);
-        add_norm(prefix + "input_layernorm.weight", layer.attention_norm);
-        place_linear(layer.qkv, query_rows + 2 * kv_rows, width, false, backend);
-        add_rows(prefix + "self_attn.q_proj.weight", layer.qkv, 0, query_rows, bits);
-        add_rows(prefix + "self_attn.k_proj.weight", layer.qkv, query_rows, kv_rows, bits);
-        add_rows(prefix + "self_attn.v_proj.weight", layer.qkv, query_rows + kv_rows, kv_rows, bits);
-        place_linear(layer.attention_output, width, query_rows, false, backend);
-        add_rows(prefix + "self_attn.o_proj.weight", layer.attention_output, 0, width, bits);
-        place_norm(layer.ffn_norm);
-        add_norm(prefix + "post_attention_layernorm.weight", layer.ffn_norm);
-        place_linear(layer.gate_up, 2 * config.ffn, width, false, backend);
-        add_rows(prefix + "mlp.gate_proj.weight", layer.gate_up, 0, config.ffn, bits);
-        add_rows(prefix + "mlp.up_proj.weight", layer.gate_up, config.ffn, config.ffn, bits);
-        place_linear(layer.down, width, config.ffn, false, backend);
-        add_rows(prefix + "mlp.down_proj.weight", layer.down, 0, width, bits);
+    add_rows("model.embed_tokens.weight", embedding, 0, config.vocabulary, ends_bits);
+    for (layer_ = 0; layer_ < config.layers; ++layer_) {
+        const std::string prefix = "model.layers." + std::to_string(layer_) + ".";
+        place_attention(layers[layer_], prefix, backend);
+        place_ffn(layers[layer_], prefix, backend);
     }
     layer_ = -1;
-    place_norm(final_norm);
-    add_norm("model.norm.weight", final_norm);
+    place_vector(final_norm, width);
+    add_vector("model.norm.weight", final_norm);
+    if (!config.tied) {
+        place_linear(untied_head, config.vocabulary, width, false, backend);
+        add_rows("lm_head.weight", untied_head, 0, config.vocabulary, ends_bits);
+    }
     if (shard.parts > 1) place_messages(backend);
+}
+
+void Parameters::place_attention(LayerWeights& layer, const std::string& prefix, const Backend& backend) {
+    const int64_t query_rows = config_.heads * config_.head_dim,
+                  kv_rows = config_.kv_heads * config_.head_dim;
+    const double bits = quantization_.bits;
+    place_vector(layer.attention_norm, config_.width);
+    add_vector(prefix + "input_layernorm.weight", layer.attention_norm);
+    place_linear(layer.qkv, query_rows + 2 * kv_rows, config_.width, false, backend);
+    add_rows(prefix + "self_attn.q_proj.weight", layer.qkv, 0, query_rows, bits);
+    add_rows(prefix + "self_attn.k_proj.weight", layer.qkv, query_rows, kv_rows, bits);
+    add_rows(prefix + "self_attn.v_proj.weight", layer.qkv, query_rows + kv_rows, kv_rows, bits);
+    if (config_.attention_biases) {
+        place_vector(layer.qkv_bias, query_rows + 2 * kv_rows);
+        add_vector(prefix + "self_attn.q_proj.bias", layer.qkv_bias, 0, query_rows);
+        add_vector(prefix + "self_attn.k_proj.bias", layer.qkv_bias, query_rows, kv_rows);
+        add_vector(prefix + "self_attn.v_proj.bias", layer.qkv_bias, query_rows + kv_rows, kv_rows);
+    }
+    if (config_.head_norms) {
+        place_vector(layer.query_norm, config_.head_dim);
+        add_vector(prefix + "self_attn.q_norm.weight", layer.query_norm);
+        place_vector(layer.key_norm, config_.head_dim);
+        add_vector(prefix + "self_attn.k_norm.weight", layer.key_norm);
+    }
+    place_linear(layer.attention_output, config_.width, query_rows, false, backend);
+    add_rows(prefix + "self_attn.o_proj.weight", layer.attention_output, 0, config_.width, bits);
+}
+
+void Parameters::place_ffn(LayerWeights& layer, const std::string& prefix, const Backend& backend) {
+    const double bits = quantization_.bits;
+    place_vector(layer.ffn_norm, config_.width);
+    add_vector(prefix + "post_attention_layernorm.weight", layer.ffn_norm);
+    place_linear(layer.gate_up, 2 * config_.ffn, config_.width, false, backend);
+    add_rows(prefix + "mlp.gate_proj.weight", layer.gate_up, 0, config_.ffn, bits);
+    add_rows(prefix + "mlp.up_proj.weight", layer.gate_up, config_.ffn, config_.ffn, bits);
+    place_linear(layer.down, config_.width, config_.ffn, false, backend);
+    add_rows(prefix + "mlp.down_proj.weight", layer.down, 0, config_.width, bits);
 }
 
 // Enough for both step ranges.
@@ -104,7 +129,8 @@ void Parameters::place_messages(const Backend& backend) {
 
 void Parameters::place_linear(LinearWeight& weight, int64_t rows, int64_t columns, bool is_embedding,
                               const Backend& backend) {
-    arena_.place(gradients_purpose, weight.gradient, DType::float32, {rows, columns});
+    if (use_ == ModelUse::training)
+        arena_.place(gradients_purpose, weight.gradient, DType::float32, {rows, columns});
     weight.compute.rows = rows;
     weight.compute.columns = columns;
     weight.compute.dtype = compute_type_;
@@ -114,9 +140,9 @@ void Parameters::place_linear(LinearWeight& weight, int64_t rows, int64_t column
     arena_.place(scales_purpose, weight.row_scale_storage, DType::float32, {rows});
 }
 
-void Parameters::place_norm(NormWeight& weight) {
-    arena_.place(weights_purpose, weight.master, DType::float32, {config_.width});
-    arena_.place(gradients_purpose, weight.gradient, DType::float32, {config_.width});
+void Parameters::place_vector(VectorWeight& weight, int64_t count) {
+    arena_.place(weights_purpose, weight.master, DType::float32, {count});
+    if (use_ == ModelUse::training) arena_.place(gradients_purpose, weight.gradient, DType::float32, {count});
 }
 
 void Parameters::add_rows(const std::string& name, LinearWeight& weight, int64_t first_row, int64_t row_count,
@@ -124,45 +150,53 @@ void Parameters::add_rows(const std::string& name, LinearWeight& weight, int64_t
     Parameter parameter{name, false, bits, layer_, {}, {}};
     ParameterRows& whole = parameter.whole;
     whole.rows = row_count;
-    whole.columns = weight.gradient.shape[1];
+    whole.columns = weight.compute.columns;
     whole.compute = &weight.compute;
     whole.first_row = first_row;
     if (bits < 16) {
         whole.group = quantization_.group > 0 ? quantization_.group : whole.columns;
         whole.scale_gradient_factor = scale_gradient_factor(grid_of_bits(bits), whole.elements());
     }
-    add_parameter(std::move(parameter), &weight, nullptr);
+    add_parameter(std::move(parameter), {.linear = &weight});
 }
 
-void Parameters::add_norm(const std::string& name, NormWeight& weight) {
+void Parameters::add_vector(const std::string& name, VectorWeight& weight, int64_t first, int64_t count) {
     Parameter parameter{name, true, 16.0, layer_, {}, {}};
     parameter.whole.rows = 1;
-    parameter.whole.columns = config_.width;
+    parameter.whole.columns = count;
     parameter.whole.decay = false;
-    add_parameter(std::move(parameter), nullptr, &weight);
+    add_parameter(std::move(parameter), {.vector = &weight, .first = first});
 }
 
-void Parameters::add_parameter(Parameter parameter, LinearWeight* linear, NormWeight* norm) {
+void Parameters::add_vector(const std::string& name, VectorWeight& weight) {
+    add_vector(name, weight, 0, weight.master.elements());
+}
+
+void Parameters::add_parameter(Parameter parameter, State of_parameter) {
     parameter.whole.number = static_cast<uint32_t>(parameters_.size());
     const int64_t first = first_row(parameter.whole.rows, shard_.part, shard_.parts);
     const int64_t end = first_row(parameter.whole.rows, shard_.part + 1, shard_.parts);
     parameter.rows = rows_of(parameter.whole, first, end - first);
     const int64_t rows = parameter.rows.rows, columns = parameter.rows.columns;
 
-    auto state = std::make_unique<State>();
-    state->linear = linear;
-    state->norm = norm;
-    if (linear != nullptr) {
+    auto state = std::make_unique<State>(std::move(of_parameter));
+    if (state->linear != nullptr) {
         const bool full = quantization_.master_type == DType::float32;
         arena_.place(full ? weights_purpose : narrow_weights_purpose, state->master,
                      quantization_.master_type, {rows, columns});
     }
-    for (Tensor* moment : {&state->first_moment, &state->second_moment})
-        arena_.place(moments_purpose, *moment, DType::float32, {rows, columns});
-    if (parameter.bits < 16)
-        for (Tensor* tensor :
-             {&state->scale, &state->scale_gradient, &state->scale_first_moment, &state->scale_second_moment})
-            arena_.place(scales_purpose, *tensor, DType::float32, {rows, columns / parameter.rows.group});
+    const bool training = use_ == ModelUse::training;
+    if (training)
+        for (Tensor* moment : {&state->first_moment, &state->second_moment})
+            arena_.place(moments_purpose, *moment, DType::float32, {rows, columns});
+    if (parameter.bits < 16) {
+        const std::initializer_list<int64_t> shape{rows, columns / parameter.rows.group};
+        arena_.place(scales_purpose, state->scale, DType::float32, shape);
+        if (training)
+            for (Tensor* tensor :
+                 {&state->scale_gradient, &state->scale_first_moment, &state->scale_second_moment})
+                arena_.place(scales_purpose, *tensor, DType::float32, shape);
+    }
     parameters_.push_back(std::move(parameter));
     states_.push_back(std::move(state));
 }
@@ -174,13 +208,14 @@ void Parameters::bind() {
 
 void Parameters::bind(Parameter& parameter, const State& state) {
     ParameterRows& whole = parameter.whole;
-    if (state.norm != nullptr) {
-        whole.master = state.norm->master.as<float>();
-        whole.gradient = state.norm->gradient.as<float>();
+    const bool training = use_ == ModelUse::training;
+    if (state.vector != nullptr) {
+        whole.master = state.vector->master.as<float>() + state.first;
+        if (training) whole.gradient = state.vector->gradient.as<float>() + state.first;
     } else {
         LinearWeight& weight = *state.linear;
         weight.compute.scale_storage = weight.row_scale_storage.as<float>();
-        whole.gradient = weight.gradient.as<float>() + whole.first_row * whole.columns;
+        if (training) whole.gradient = weight.gradient.as<float>() + whole.first_row * whole.columns;
     }
     const int64_t rows = parameter.rows.rows;
     const int64_t first = parameter.rows.first_element / whole.columns;
@@ -203,12 +238,13 @@ void Parameters::bind(Parameter& parameter, const State& state) {
 
 void Parameters::initialize(Backend& backend, uint64_t seed) {
     const double residual_factor = 1.0 / std::sqrt(2.0 * static_cast<double>(config_.layers));
-    const std::vector<float> ones(static_cast<size_t>(config_.width), 1.0f);
     for (const Parameter& parameter : parameters_) {
         if (parameter.is_vector) {
+            const std::vector<float> values(static_cast<size_t>(parameter.whole.columns),
+                                            parameter.name.ends_with(".bias") ? 0.0f : 1.0f);
             // Every process reads it, whoever keeps it.
-            backend.copy_to_device(parameter.whole.master, ones.data(),
-                                   static_cast<int64_t>(ones.size() * sizeof(float)));
+            backend.copy_to_device(parameter.whole.master, values.data(),
+                                   static_cast<int64_t>(values.size() * sizeof(float)));
             continue;
         }
         const double deviation = 0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0);

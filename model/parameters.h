@@ -20,12 +20,15 @@ struct StateShard {
     int part = 0, parts = 1;
 };
 
-// A tensor that the optimizer sees: a weight matrix of the model, or a norm's weight.
+// What the memory is for: without training there are no gradients and nothing of the optimizer.
+enum class ModelUse { training, inference };
+
+// A tensor that the optimizer sees: a weight matrix of the model, or the vector of a norm or bias.
 struct Parameter {
     std::string name;  // as Hugging Face names it: model.layers.0.self_attn.q_proj.weight
     bool is_vector = false;
     double bits = 16;    // in the quantization-aware range
-    int64_t layer = -1;  // -1: of no layer, the embedding and the last norm
+    int64_t layer = -1;  // -1: of no layer: embedding, last norm, output head
     ParameterRows rows;  // what this process keeps; no rows where it keeps none
     // All rows: their gradient and place in the matmul's copy. Masters, moments and scales only where `rows`
     // is whole too; a vector's master always.
@@ -39,15 +42,18 @@ struct LinearWeight {
     Tensor row_scale_storage;  // (N) float32
 };
 
-struct NormWeight {
-    Tensor master, gradient;  // (C) float32
+// One parameter, or several that stand one behind the other (biases of queries, keys and values).
+struct VectorWeight {
+    Tensor master, gradient;  // (n) float32, n = C for the norms of the residual stream
 };
 
 struct LayerWeights {
-    NormWeight attention_norm;
-    LinearWeight qkv;               // [query | key | value] ((H + 2G) D, C)
-    LinearWeight attention_output;  // (C, H D)
-    NormWeight ffn_norm;
+    VectorWeight attention_norm;
+    LinearWeight qkv;                   // [query | key | value] ((H + 2G) D, C)
+    VectorWeight qkv_bias;              // ((H + 2G) D), with config.attention_biases
+    VectorWeight query_norm, key_norm;  // (D), with config.head_norms
+    LinearWeight attention_output;      // (C, H D)
+    VectorWeight ffn_norm;
     LinearWeight gate_up;  // [gate | up] (2F, C)
     LinearWeight down;     // (C, F)
 };
@@ -55,7 +61,8 @@ struct LayerWeights {
 class Parameters {
   public:
     Parameters(const ModelConfig& config, const QuantizationConfig& quantization, DType compute_type,
-               const Backend& backend, Arena& arena, const StateShard& shard = {});
+               const Backend& backend, Arena& arena, const StateShard& shard = {},
+               ModelUse use = ModelUse::training);
     Parameters(const Parameters&) = delete;
     Parameters& operator=(const Parameters&) = delete;
 
@@ -63,7 +70,7 @@ class Parameters {
     void bind();
 
     // Weights of a new model: normal with standard deviation 0.02, the projections into the residual stream
-    // divided by sqrt(2 L) so that the stream's variance does not grow with depth (GPT-2), norms one. The
+    // divided by sqrt(2 L) so that the stream's variance does not grow with depth (GPT-2), norms one, biases zero. The
     // value of each weight depends on `seed` and its place in the model only (kernels/normal_numbers.h), so a
     // process draws just the rows that it keeps. Quantizes them for the current phase.
     void initialize(Backend& backend, uint64_t seed);
@@ -84,35 +91,46 @@ class Parameters {
     // With a shard: room for Backend::weight_messages of all matrices.
     void* message_buffer() const { return message_buffer_; }
 
-    LinearWeight embedding;  // (V, C), also the LM head
+    // (V, C): makes logits of the last norm's outputs.
+    LinearWeight& output_head() { return config_.tied ? embedding : untied_head; }
+
+    LinearWeight embedding;  // (V, C)
     std::vector<LayerWeights> layers;
-    NormWeight final_norm;
+    VectorWeight final_norm;
+    LinearWeight untied_head;  // (V, C), without config.tied
 
   private:
     void place_linear(LinearWeight& weight, int64_t rows, int64_t columns, bool embedding,
                       const Backend& backend);
-    void place_norm(NormWeight& weight);
+    void place_vector(VectorWeight& weight, int64_t count);
+    void place_attention(LayerWeights& layer, const std::string& prefix, const Backend& backend);
+    void place_ffn(LayerWeights& layer, const std::string& prefix, const Backend& backend);
     void add_rows(const std::string& name, LinearWeight& weight, int64_t first_row, int64_t rows,
                   double bits);
-    void add_norm(const std::string& name, NormWeight& weight);
+    void add_vector(const std::string& name, VectorWeight& weight, int64_t first, int64_t count);
+    // The whole of it.
+    void add_vector(const std::string& name, VectorWeight& weight);
 
     void place_messages(const Backend& backend);
-    void add_parameter(Parameter parameter, LinearWeight* linear, NormWeight* norm);
 
     // Of one parameter: what the optimizer keeps of its rows.
     struct State {
         LinearWeight* linear = nullptr;  // or
-        NormWeight* norm = nullptr;
-        Tensor master;                                                          // (rows, columns), matrices
-        Tensor first_moment, second_moment;                                     // (rows, columns) float32
-        Tensor scale, scale_gradient, scale_first_moment, scale_second_moment;  // (rows, groups) float32
+        VectorWeight* vector = nullptr;
+        int64_t first = 0;                             // of the vector
+        Tensor master = {};                            // (rows, columns), matrices
+        Tensor first_moment = {}, second_moment = {};  // (rows, columns) float32
+        Tensor scale = {}, scale_gradient = {}, scale_first_moment = {},
+               scale_second_moment = {};  // (rows, groups)
     };
+    void add_parameter(Parameter parameter, State state);
     void bind(Parameter& parameter, const State& state);
 
     const ModelConfig config_;
     const QuantizationConfig quantization_;
     const DType compute_type_;
     const StateShard shard_;
+    const ModelUse use_;
     Arena& arena_;
     void* message_buffer_ = nullptr;
     bool quantized_ = false;

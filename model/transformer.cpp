@@ -8,15 +8,16 @@ namespace train_qat {
 
 Transformer::Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
                          DType compute_type, int64_t batch, const StateShard& shard,
-                         const LogitOptions& logit_options)
+                         const LogitOptions& logit_options, ModelUse use)
     : backend_(backend),
       config_(config),
       quantization_(quantization),
       compute_type_(compute_type),
       batch_(batch),
       logit_options_(logit_options),
+      use_(use),
       chunk_rows_(logit_chunk_rows(backend, config, batch, logit_options)),
-      parameters_(config_, quantization, compute_type, backend, parameter_arena_, shard),
+      parameters_(config_, quantization, compute_type, backend, parameter_arena_, shard, use),
       layers_(config.layers) {
     if (logit_options.type != DType::float32 && logit_options.type != compute_type)
         throw std::logic_error(std::string("Transformer: logits must be float32 or ") +
@@ -52,7 +53,7 @@ void Transformer::forward() {
                                                .rstd = active(layer.attention_rstd),
                                                .residual_in = active(layer.residual_attention),
                                                .weight = weights.attention_norm.master,
-                                               .epsilon = config_.norm_epsilon});
+                                               .epsilon = static_cast<float>(config_.norm_epsilon)});
         else
             backend_.residual_rmsnorm_forward(
                 {.residual_out = active(layer.residual_attention),
@@ -62,7 +63,7 @@ void Transformer::forward() {
                  .branch = active(branch_),
                  .column_scale = parameters_.layers[l - 1].down.compute.row_scale(),
                  .weight = weights.attention_norm.master,
-                 .epsilon = config_.norm_epsilon});
+                 .epsilon = static_cast<float>(config_.norm_epsilon)});
         forward_attention(weights, layer);
         backend_.residual_rmsnorm_forward({.residual_out = active(layer.residual_ffn),
                                            .y = active(layer.ffn_norm),
@@ -71,7 +72,7 @@ void Transformer::forward() {
                                            .branch = active(branch_),
                                            .column_scale = weights.attention_output.compute.row_scale(),
                                            .weight = weights.ffn_norm.master,
-                                           .epsilon = config_.norm_epsilon});
+                                           .epsilon = static_cast<float>(config_.norm_epsilon)});
         forward_ffn(weights, layer);
     }
     backend_.residual_rmsnorm_forward({.residual_out = active(final_residual_),
@@ -81,7 +82,7 @@ void Transformer::forward() {
                                        .branch = active(branch_),
                                        .column_scale = parameters_.layers.back().down.compute.row_scale(),
                                        .weight = parameters_.final_norm.master,
-                                       .epsilon = config_.norm_epsilon});
+                                       .epsilon = static_cast<float>(config_.norm_epsilon)});
 }
 
 void Transformer::forward_attention(const LayerWeights& weights, LayerActivations& layer) {
@@ -120,18 +121,18 @@ void Transformer::forward_losses() {
         const int64_t count = std::min(chunk_rows_, rows - first);
         const Tensor logits = logits_.rows(0, count);
         backend_.matmul_forward(
-            {.z = logits, .x = final_norm_.rows(first, count), .weight = parameters_.embedding.compute});
+            {.z = logits, .x = final_norm_.rows(first, count), .weight = parameters_.output_head().compute});
         backend_.cross_entropy({.losses = losses_.rows(first, count),
                                 .logits = logits,
                                 .targets = targets_.rows(first, count),
-                                .column_scale = parameters_.embedding.compute.row_scale()});
+                                .column_scale = parameters_.output_head().compute.row_scale()});
     }
 }
 
 // ---- backward
 
 void Transformer::forward_and_backward_head(float gradient_factor, bool accumulate) {
-    LinearWeight& head = parameters_.embedding;
+    LinearWeight& head = parameters_.output_head();
     const int64_t rows = shape_.rows();
     for (int64_t first = 0; first < rows; first += chunk_rows_) {
         const int64_t count = std::min(chunk_rows_, rows - first);
@@ -171,7 +172,10 @@ void Transformer::backward(bool accumulate, DataParallel* ranks) {
         backward_attention(parameters_.layers[l], layers_[l], next_scale, accumulate);
         if (ranks != nullptr) ranks->sum_gradients(static_cast<int64_t>(l));
     }
-    backend_.embedding_backward({.dq = parameters_.embedding.gradient,
+    // A tied head has already written its part of the gradient.
+    Tensor& embedding_gradient = parameters_.embedding.gradient;
+    if (!config_.tied && !accumulate) backend_.fill_zero(embedding_gradient.data, embedding_gradient.bytes());
+    backend_.embedding_backward({.dq = embedding_gradient,
                                  .dy = active(d_residual_),
                                  .tokens = active(tokens_),
                                  .row_scale = parameters_.embedding.compute.row_scale()});
@@ -282,11 +286,17 @@ double Transformer::loss() {
     return static_cast<double>(total) / static_cast<double>(loss_terms_);
 }
 
-double Transformer::evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences) {
+void Transformer::token_losses(const int32_t* inputs, const int32_t* targets, int64_t sequences,
+                               float* losses) {
     set_sequences(sequences, config_.sequence_length);
     upload_tokens(inputs, targets);
     forward();
     forward_losses();
+    if (losses != nullptr) backend_.copy_to_host(losses, losses_.data, active(losses_).bytes());
+}
+
+double Transformer::evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences) {
+    token_losses(inputs, targets, sequences, nullptr);
     backend_.sum({.total = loss_total_, .values = active(losses_)});
     loss_terms_ = shape_.rows();
     return loss();
@@ -295,7 +305,7 @@ double Transformer::evaluate(const int32_t* inputs, const int32_t* targets, int6
 void Transformer::read_logits(int64_t first, int64_t count, float* logits) {
     const Tensor chunk = logits_.rows(0, count);
     backend_.matmul_forward(
-        {.z = chunk, .x = final_norm_.rows(first, count), .weight = parameters_.embedding.compute});
+        {.z = chunk, .x = final_norm_.rows(first, count), .weight = parameters_.output_head().compute});
     if (chunk.dtype == DType::float32) {
         backend_.copy_to_host(logits, chunk.data, chunk.bytes());
     } else {
@@ -303,7 +313,7 @@ void Transformer::read_logits(int64_t first, int64_t count, float* logits) {
         backend_.copy_to_host(narrow.data(), chunk.data, chunk.bytes());
         std::copy(narrow.begin(), narrow.end(), logits);
     }
-    const Tensor row_scale = parameters_.embedding.compute.row_scale();
+    const Tensor row_scale = parameters_.output_head().compute.row_scale();
     if (row_scale.empty()) return;
     std::vector<float> scales(config_.vocabulary);
     backend_.copy_to_host(scales.data(), row_scale.data, row_scale.bytes());

@@ -46,11 +46,11 @@ int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int6
 
 class Transformer {
   public:
-    // Lays out all memory for micro-batches of up to `batch` sequences, allocates nothing.
-    // shard: of the optimizer's state, where ranks divide it.
+    // Lays out all memory for micro-batches of up to `batch` sequences, allocates nothing. shard: of the optimizer's
+    // state, where ranks divide it. For inference all layers share their activations, and nothing trains.
     Transformer(Backend& backend, const ModelConfig& config, const QuantizationConfig& quantization,
                 DType compute_type, int64_t batch, const StateShard& shard = {},
-                const LogitOptions& logit_options = {});
+                const LogitOptions& logit_options = {}, ModelUse use = ModelUse::training);
     Transformer(const Transformer&) = delete;
     Transformer& operator=(const Transformer&) = delete;
 
@@ -72,6 +72,8 @@ class Transformer {
 
     // Mean loss of `sequences` <= batch sequences, with the weights as they are quantized now. Waits.
     double evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences);
+    // The same, position by position. losses: (sequences, T) in host memory.
+    void token_losses(const int32_t* inputs, const int32_t* targets, int64_t sequences, float* losses);
 
     // Logits behind positions [first, positions) of one sequence; 0 <= first < positions <= T. tokens:
     // (positions), logits: (positions - first, V), both in host memory. Waits.
@@ -84,7 +86,9 @@ class Transformer {
     DType compute_type() const { return compute_type_; }
 
   private:
+    void place_layer(LayerActivations& layer);
     void place_activations();
+    void place_gradients();
     // The advice in the error of a model that needs more than `bytes`.
     std::string what_would_fit(int64_t bytes) const;
     void fill_rope_tables();
@@ -114,6 +118,7 @@ class Transformer {
     const DType compute_type_;
     const int64_t batch_;
     const LogitOptions logit_options_;
+    const ModelUse use_;
     const int64_t chunk_rows_;  // rows of logits that exist at a time
     Arena parameter_arena_, activation_arena_;
     Parameters parameters_;

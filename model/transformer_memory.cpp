@@ -1,6 +1,5 @@
 // Where the transformer's activations lie, how much memory that takes, and what would fit.
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -32,53 +31,73 @@ int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int6
                           : backend.preferred_logit_rows(rows, config.vocabulary, asked.type);
 }
 
+void Transformer::place_layer(LayerActivations& layer) {
+    const int64_t rows = shape_.rows(), width = config_.width;
+    const int64_t head_columns = config_.heads * config_.head_dim;
+    const char* const saved =
+        use_ == ModelUse::training ? "activations kept for the backward pass" : "activations of a layer";
+    const auto place = [&](Tensor& view, DType dtype, std::initializer_list<int64_t> shape) {
+        activation_arena_.place(saved, view, dtype, shape);
+    };
+    place(layer.residual_attention, DType::float32, {rows, width});
+    place(layer.attention_norm, compute_type_, {rows, width});
+    place(layer.attention_rstd, DType::float32, {rows});
+    place(layer.qkv, compute_type_, {rows, shape_.qkv_columns()});
+    place(layer.attention, compute_type_, {rows, head_columns});
+    if (backend_.wants_attention_remainder())
+        activation_arena_.place("what rounding took from attention's outputs", layer.attention_rest,
+                                compute_type_, {rows, head_columns});
+    place(layer.log_sum_exp, DType::float32, {rows * config_.heads});
+    place(layer.residual_ffn, DType::float32, {rows, width});
+    place(layer.ffn_norm, compute_type_, {rows, width});
+    place(layer.ffn_rstd, DType::float32, {rows});
+    place(layer.gate_up, compute_type_, {rows, 2 * config_.ffn});
+    place(layer.hidden, compute_type_, {rows, config_.ffn});
+}
+
 void Transformer::place_activations() {
     const int64_t rows = batch_ * config_.sequence_length, width = config_.width;
-    const int64_t head_columns = config_.heads * config_.head_dim;
     set_sequences(batch_, config_.sequence_length);
+    const bool training = use_ == ModelUse::training;
+    for (size_t l = 0; l < (training ? layers_.size() : 1); ++l) place_layer(layers_[l]);
     Arena& arena = activation_arena_;
-    const char* saved = "activations kept for the backward pass";
-    const char* passing = "activations and gradients in passing";
-    for (LayerActivations& layer : layers_) {
-        arena.place(saved, layer.residual_attention, DType::float32, {rows, width});
-        arena.place(saved, layer.attention_norm, compute_type_, {rows, width});
-        arena.place(saved, layer.attention_rstd, DType::float32, {rows});
-        arena.place(saved, layer.qkv, compute_type_, {rows, shape_.qkv_columns()});
-        arena.place(saved, layer.attention, compute_type_, {rows, head_columns});
-        if (backend_.wants_attention_remainder())
-            arena.place("what rounding took from attention's outputs", layer.attention_rest, compute_type_,
-                        {rows, head_columns});
-        arena.place(saved, layer.log_sum_exp, DType::float32, {rows * config_.heads});
-        arena.place(saved, layer.residual_ffn, DType::float32, {rows, width});
-        arena.place(saved, layer.ffn_norm, compute_type_, {rows, width});
-        arena.place(saved, layer.ffn_rstd, DType::float32, {rows});
-        arena.place(saved, layer.gate_up, compute_type_, {rows, 2 * config_.ffn});
-        arena.place(saved, layer.hidden, compute_type_, {rows, config_.ffn});
-    }
-    arena.place(saved, final_residual_, DType::float32, {rows, width});
-    arena.place(saved, final_norm_, compute_type_, {rows, width});
-    arena.place(saved, final_rstd_, DType::float32, {rows});
-    arena.place(passing, cosines_, DType::float32, {config_.sequence_length, config_.head_dim / 2});
-    arena.place(passing, sines_, DType::float32, {config_.sequence_length, config_.head_dim / 2});
-    arena.place(passing, tokens_, DType::int32, {rows});
-    arena.place(passing, targets_, DType::int32, {rows});
-    arena.place(passing, losses_, DType::float32, {rows});
-    arena.place(passing, loss_total_, DType::float32, {1});
-    arena.place(passing, branch_, compute_type_, {rows, width});
-    arena.place(passing, d_residual_, DType::float32, {rows, width});
-    arena.place(passing, dz_, compute_type_, {rows, width});
-    arena.place(passing, d_norm_, compute_type_, {rows, width});
-    arena.place(passing, d_hidden_, compute_type_, {rows, config_.ffn});
-    arena.place(passing, d_attention_, compute_type_, {rows, head_columns});
-    arena.place(passing, d_qkv_, compute_type_, {rows, shape_.qkv_columns()});
-    const std::string chunk =
-        format_exact(chunk_rows_) + (chunk_rows_ == 1 ? " row" : " rows") + " of logits and their gradient";
+    const char* const passing =
+        training ? "activations and gradients in passing" : "activations between layers";
+    const auto place = [&](Tensor& view, DType dtype, std::initializer_list<int64_t> shape) {
+        arena.place(passing, view, dtype, shape);
+    };
+    place(final_residual_, DType::float32, {rows, width});
+    place(final_norm_, compute_type_, {rows, width});
+    place(final_rstd_, DType::float32, {rows});
+    place(cosines_, DType::float32, {config_.sequence_length, config_.head_dim / 2});
+    place(sines_, DType::float32, {config_.sequence_length, config_.head_dim / 2});
+    place(tokens_, DType::int32, {rows});
+    place(targets_, DType::int32, {rows});
+    place(losses_, DType::float32, {rows});
+    place(loss_total_, DType::float32, {1});
+    place(branch_, compute_type_, {rows, width});
+    const std::string chunk = format_exact(chunk_rows_) + (chunk_rows_ == 1 ? " row" : " rows") +
+                              " of logits" + (training ? " and their gradient" : "");
     arena.place(chunk, logits_, logit_options_.type, {chunk_rows_, config_.vocabulary});
-    if (logit_options_.type != compute_type_)
+    if (training && logit_options_.type != compute_type_)
         arena.place(chunk, d_logits_, compute_type_, {chunk_rows_, config_.vocabulary});
-    arena.place_bytes("workspace of operations", workspace_,
-                      std::max(backend_.rmsnorm_backward_workspace(rows, width),
-                               backend_.attention_backward_workspace(shape_)));
+    if (training) place_gradients();
+}
+
+void Transformer::place_gradients() {
+    const int64_t rows = shape_.rows(), width = config_.width;
+    const auto place = [&](Tensor& view, DType dtype, int64_t columns) {
+        activation_arena_.place("activations and gradients in passing", view, dtype, {rows, columns});
+    };
+    place(d_residual_, DType::float32, width);
+    place(dz_, compute_type_, width);
+    place(d_norm_, compute_type_, width);
+    place(d_hidden_, compute_type_, config_.ffn);
+    place(d_attention_, compute_type_, config_.heads * config_.head_dim);
+    place(d_qkv_, compute_type_, shape_.qkv_columns());
+    activation_arena_.place_bytes("workspace of operations", workspace_,
+                                  std::max(backend_.rmsnorm_backward_workspace(rows, width),
+                                           backend_.attention_backward_workspace(shape_)));
 }
 
 int64_t Transformer::memory_bytes() const {
@@ -104,6 +123,7 @@ void Transformer::allocate() {
                                  " (-plan prints the table)");
     parameter_arena_.allocate(backend_);
     activation_arena_.allocate(backend_);
+    if (use_ == ModelUse::inference) std::fill(layers_.begin() + 1, layers_.end(), layers_.front());
     parameters_.bind();
     fill_rope_tables();
 }
@@ -111,7 +131,7 @@ void Transformer::allocate() {
 std::string Transformer::what_would_fit(int64_t bytes) const {
     const auto needed_with = [this](int64_t batch, int64_t logit_rows) {
         return Transformer(backend_, config_, quantization_, compute_type_, batch, parameters_.shard(),
-                           {logit_rows, logit_options_.type})
+                           {logit_rows, logit_options_.type}, use_)
             .memory_bytes();
     };
     const auto needed = [&](int64_t batch) { return needed_with(batch, logit_options_.rows); };
@@ -133,15 +153,8 @@ std::string Transformer::what_would_fit(int64_t bytes) const {
 }
 
 void Transformer::fill_rope_tables() {
-    const int64_t half = config_.head_dim / 2;
-    std::vector<float> cosines(config_.sequence_length * half), sines(cosines.size());
-    for (int64_t t = 0; t < config_.sequence_length; ++t)
-        for (int64_t i = 0; i < half; ++i) {
-            const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim);
-            const double angle = static_cast<double>(t) * std::pow(config_.rope_theta, exponent);
-            cosines[t * half + i] = static_cast<float>(std::cos(angle));
-            sines[t * half + i] = static_cast<float>(std::sin(angle));
-        }
+    std::vector<float> cosines(cosines_.elements()), sines(cosines.size());
+    rotations(config_, cosines.data(), sines.data());
     backend_.copy_to_device(cosines_.data, cosines.data(), cosines_.bytes());
     backend_.copy_to_device(sines_.data, sines.data(), sines_.bytes());
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/ranks/agreement.h"
 #include "model/config.h"
+#include "model/job/model_settings.h"
 #include "model/job/settings.h"
 #include "model/storage/checkpoint.h"
 #include "model/storage/parameter_tensors.h"
@@ -22,17 +23,10 @@ struct Description {
 Description describe(const nlohmann::json& state, const std::string& path) {
     try {
         const nlohmann::json& settings = state.at("settings");
-        const auto size = [&](const char* name) { return settings.at(name).get<int64_t>(); };
-        ConfigOverrides shape;
-        shape.layers = size("layers");
-        shape.width = size("width");
-        shape.heads = size("heads");
-        shape.kv_heads = size("kv_heads");
-        shape.ffn = size("ffn");
         Description result;
-        result.config = resolve_config("", size("vocab"), size("seq_len"), shape);
+        result.config = model_of(settings);
         result.quantization.bits = settings.at("b").get<double>();
-        result.quantization.group = size("group");
+        result.quantization.group = settings.at("group");
         if (settings.at("master") == "off") result.quantization.master_type = DType::bfloat16;
         result.quantized = state.at("quantized").get<bool>();
         return result;
@@ -55,7 +49,8 @@ TrainedModel open_trained_model(const Options& options, Backend& backend, Commun
     trained.bits = description.quantization.bits;
     trained.quantized = description.quantized;
     trained.model = std::make_unique<Transformer>(backend, description.config, description.quantization, type,
-                                                  options.batch, StateShard{}, logit_options(options, type));
+                                                  options.batch, StateShard{}, logit_options(options, type),
+                                                  ModelUse::inference);
     trained.model->allocate();
     Parameters& parameters = trained.model->parameters();
     parameters.use_quantization(description.quantized);

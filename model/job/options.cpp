@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "model/job/options_check.h"
 #include "model/plan/model_bytes.h"
 #include "model/quantizer.h"
 #include "model/units.h"
@@ -54,9 +55,13 @@ void add_model_flags(CLI::App& app, Options& o) {
     app.add_option("--layers", o.shape.layers, "number of layers")->group(group);
     app.add_option("--width", o.shape.width, "width of the residual stream")->group(group);
     app.add_option("--heads", o.shape.heads, "attention heads")->group(group);
+    app.add_option("--head_dim", o.shape.head_dim, "numbers of a head (default: width / heads)")
+        ->group(group);
     app.add_option("--kv_heads", o.shape.kv_heads, "key/value heads (default: as many as heads)")
         ->group(group);
     app.add_option("--ffn", o.shape.ffn, "hidden width of the feed-forward block")->group(group);
+    app.add_flag("--untied", o.shape.untied, "an output head of its own, instead of the embedding")
+        ->group(group);
     app.add_option("--vocab", o.vocabulary, "vocabulary (default: that of the training data, else 32000)")
         ->group(group);
     app.add_option("--seq_len", o.sequence_length, "tokens of a sequence")
@@ -239,93 +244,6 @@ void add_rank_flags(CLI::App& app, Options& o) {
     app.add_flag("--retry_failed", o.retry_failed, "a continued sweep tries failed runs again")->group(group);
 }
 
-void require(bool condition, const std::string& message) {
-    if (!condition) throw std::runtime_error(message);
-}
-
-void check(const Options& o) {
-    grid_of_bits(o.bits);
-    require(o.group == 0 || o.group == 32 || o.group == 64 || o.group == 128,
-            "-group: must be 0, 32, 64 or 128, is " + std::to_string(o.group));
-    // The upper limits keep every product of sizes countable.
-    require(o.batch >= 1 && o.batch <= 1'000'000, "-batch: must be from 1 to 1000000");
-    require(o.gradient_accumulation >= 1 && o.gradient_accumulation <= 1'000'000,
-            "-grad_accum: must be from 1 to 1000000");
-    require(o.sequence_length >= 1 && o.sequence_length <= 1'000'000, "-seq_len: must be from 1 to 1000000");
-    require(!o.vocabulary || (*o.vocabulary >= 2 && *o.vocabulary <= INT32_MAX),
-            "-vocab: must be from 2 to " + std::to_string(INT32_MAX));
-    require(o.logit_rows >= 0 && o.logit_rows <= 1'000'000,
-            "-logit_rows: must be from 1 to 1000000, or 0 for what suits the device");
-    require(o.threads >= 0 && o.threads <= 1024, "-threads: must be from 0 (all) to 1024");
-    require(o.print_every >= 1, "-print_every: must be at least 1");
-    require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,
-            "-val_every, -save_every, -keep and -sample must not be negative");
-    require(o.validation_sequences >= 1, "-val_sequences: must be at least 1");
-    require(!o.total_batch || (*o.total_batch >= 1 && *o.total_batch <= 1'000'000'000),
-            "-total_batch: must be from 1 to 1000000000");
-    require(!o.total_batch || o.gradient_accumulation == 1,
-            "-total_batch and -grad_accum: give one of them, not both");
-    require(!o.until || *o.until >= 1, "-until: must be at least 1");
-    require(o.zero == 0 || o.zero == 1, "-zero: must be 0 or 1, is " + std::to_string(o.zero));
-    require(o.rank_timeout > 0, "-rank_timeout: must be positive");
-    require(o.sweep_ranks >= 1, "-sweep_ranks: must be at least 1");
-    require(o.sweep.empty() || (o.from.empty() && !o.until && !o.resume),
-            "-sweep: -from, -until and -resume are not for sweeps; a sweep goes on by itself");
-    require(!o.evaluate_only || !o.checkpoint.empty(), "-eval_only: name the checkpoint with -e");
-    require(o.evaluate_only || o.checkpoint.empty(),
-            "-e: is for -eval_only; -from and -resume train further");
-    require(!o.evaluate_only || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&
-                                 !o.tensorboard),
-            "-eval_only: measures one checkpoint; -sweep, -plan, -resume, -from, -until and -tensorboard are "
-            "not for it");
-    require(o.temperature >= 0, "-temperature: must not be negative");
-    require(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "-beta1: must be in [0, 1)");
-    require(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "-beta2: must be in [0, 1)");
-    require(o.optimizer.epsilon > 0, "-eps: must be positive");
-    require(o.optimizer.weight_decay >= 0, "-weight_decay: must not be negative");
-    require(o.optimizer.clip_norm >= 0, "-clip: must not be negative");
-    require(o.optimizer.scale_learning_rate_factor >= 0, "-scale_lr: must not be negative");
-    require(o.device == "auto" || o.device == "cpu" || o.device == "cuda",
-            "-device: must be auto, cpu or cuda, is '" + o.device + "'");
-    require(o.dtype == "auto" || o.dtype == "bf16" || o.dtype == "fp32",
-            "-dtype: must be auto, bf16 or fp32, is '" + o.dtype + "'");
-    require(o.logits == "fp32" || o.logits == "bf16", "-logits: must be fp32 or bf16, is '" + o.logits + "'");
-    require(o.logits == "fp32" || o.dtype != "fp32",
-            "-logits bf16: -dtype fp32 keeps the logits' gradient in float32; use -dtype bf16");
-    require(o.master == "on" || o.master == "off", "-master: must be on or off, is '" + o.master + "'");
-    require(o.master == "on" || o.device != "cpu",
-            "-master off: the CPU backend keeps float32 masters; use -device cuda");
-    require(
-        o.qat_gemm == "auto" || o.qat_gemm == "fused" || o.qat_gemm == "cublaslt" || o.qat_gemm == "hopper",
-        "-qat_gemm: must be auto, fused, cublaslt or hopper, is '" + o.qat_gemm + "'");
-    require(o.qat_gemm != "hopper" || o.device != "cpu",
-            "-qat_gemm hopper: needs a card of compute capability 9.0; use -device cuda");
-    require(o.gemm == "auto" || o.gemm == "cublaslt" || o.gemm == "hopper",
-            "-gemm: must be auto, cublaslt or hopper, is '" + o.gemm + "'");
-    require(o.gemm == "auto" || o.device != "cpu",
-            "-gemm " + o.gemm + ": the CPU backend has its own kernels; use -device cuda");
-    require(o.attention == "auto" || o.attention == "mma" || o.attention == "hopper",
-            "-attention: must be auto, mma or hopper, is '" + o.attention + "'");
-    require(o.attention != "hopper" || o.device != "cpu",
-            "-attention hopper: the CPU backend has its own kernels; use -device cuda");
-}
-
-// What asks for the law's choice, and what it needs.
-void check_choices(const Options& o) {
-    const bool chooses = o.choose_size || o.choose_bits;
-    require(!chooses || !o.law_file.empty(),
-            std::string(o.choose_size ? "-n" : "-b") +
-                " auto: only a fitted loss law can choose; give one with -law");
-    require(!o.flops || !o.law_file.empty(),
-            "-flops: only a fitted loss law can divide a budget; give one with -law");
-    require(!o.choose_size || o.flops, "-n auto: needs a budget; give one with -flops, such as 1e18");
-    require(!o.flops || o.choose_size,
-            "-flops: sets size and tokens together; give it with -n auto, or give -tokens");
-    require(!o.flops || (!o.plan.tokens && !o.plan.steps),
-            "-flops: sets the tokens; give -flops, -tokens or -steps, not several");
-    require(!o.flops || (std::isfinite(*o.flops) && *o.flops > 0), "-flops: must be positive and finite");
-}
-
 void read_texts(const Texts& t, Options& o) {
     o.choose_size = o.size == "auto";
     if (o.choose_size) o.size.clear();
@@ -382,8 +300,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
             " (train_qat -h lists all options; patterns need quotes: -i 'data/x_*.bin')");
     }
     read_texts(texts, options);
-    check(options);
-    check_choices(options);
+    check_options(options);
     return options;
 }
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
+#include "model/job/model_settings.h"
 #include "model/storage/checksum.h"
 
 namespace train_qat {
@@ -17,14 +18,10 @@ RunSettings run_settings(const Options& options, const RunPlan& run, const Backe
     const Plan& steps = run.plan;
     const OptimizerConfig& optimizer = options.optimizer;
     const LogitOptions logits = logit_options(options, compute_type);
-    return {
-        {"layers", config.layers, identity},
-        {"width", config.width, identity},
-        {"heads", config.heads, identity},
-        {"kv_heads", config.kv_heads, identity},
-        {"ffn", config.ffn, identity},
-        {"vocab", config.vocabulary, identity},
-        {"seq_len", config.sequence_length, identity},
+    RunSettings settings;
+    const nlohmann::ordered_json model = model_settings(config);
+    for (const auto& [name, value] : model.items()) settings.push_back({name, value, identity});
+    const RunSettings others = {
         {"b", options.bits, plan},
         {"group", options.group, quantization},
         {"steps", steps.total_steps, plan},
@@ -63,6 +60,8 @@ RunSettings run_settings(const Options& options, const RunPlan& run, const Backe
         {"val_every", options.validate_every, measurement},
         {"val_sequences", options.validation_sequences, measurement},
     };
+    settings.insert(settings.end(), others.begin(), others.end());
+    return settings;
 }
 
 nlohmann::ordered_json with_roles(const RunSettings& settings, SettingRoles roles) {

@@ -9,14 +9,15 @@
 namespace train_qat {
 namespace {
 
-// Of the block linears and of the embedding together.
+// Of the block linears and of the embedding and head together.
 int64_t scale_count(const ModelConfig& config, int64_t group) {
     const int64_t matrix_weights = linear_parameter_count(config) + embedding_parameter_count(config);
     if (group > 0) return matrix_weights / group;
     const int64_t query_rows = config.heads * config.head_dim, kv_rows = config.kv_heads * config.head_dim;
     const int64_t attention_rows = query_rows + 2 * kv_rows + config.width;
     const int64_t feed_forward_rows = 2 * config.ffn + config.width;
-    return config.vocabulary + config.layers * (attention_rows + feed_forward_rows);
+    const int64_t embedding_rows = embedding_parameter_count(config) / config.width;
+    return embedding_rows + config.layers * (attention_rows + feed_forward_rows);
 }
 
 }  // namespace
@@ -31,9 +32,9 @@ int64_t packed_model_bytes(const ModelConfig& config, double bits, int64_t group
     if (!fits_group(config, group)) throw std::logic_error("packed_model_bytes: groups that cross rows");
     const auto linears = static_cast<double>(linear_parameter_count(config));
     const auto embedding = static_cast<double>(embedding_parameter_count(config));
-    const auto norms = static_cast<double>(parameter_count(config)) - linears - embedding;
+    const auto vectors = static_cast<double>(vector_parameter_count(config));
     const double scales = bits < 16 ? static_cast<double>(scale_count(config, group)) : 0;
-    const double all_bits = bits * linears + embedding_bits(bits) * embedding + 16 * scales + 32 * norms;
+    const double all_bits = bits * linears + embedding_bits(bits) * embedding + 16 * scales + 32 * vectors;
     return static_cast<int64_t>(std::ceil(all_bits / 8));
 }
 

@@ -9,9 +9,9 @@
 namespace train_qat {
 
 // Of the shape alone, without a file's header or the blocks of any format:
-//   ( B * block linears + max(B, 4) * V*C + 16 * scales + 32 * norms ) / 8, rounded up,
-// where norms counts their L*2*C + C weights and scales one for each output row of a matrix, the V rows of the
-// embedding among them, or for each `group` weights of a row. 1.58 bits count as 1.58. 16 bits: 16 bits a weight of
+//   ( B * block linears + max(B, 4) * embedding and head + 16 * scales + 32 * vectors ) / 8, rounded up,
+// where vectors counts the weights of norms and biases, and scales one for each output row of a matrix, those of
+// embedding and head among them, or for each `group` weights of a row. 1.58 bits count as 1.58. 16 bits: 16 bits a weight of
 // every matrix, and no scales. std::runtime_error naming -b for other bits, std::logic_error for a group that does not
 // divide all rows (see fits_group).
 int64_t packed_model_bytes(const ModelConfig& config, double bits, int64_t group);

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "model/job/model_settings.h"
 #include "model/plan/schedule.h"
 
 namespace train_qat {
@@ -14,14 +15,14 @@ std::string text(uint64_t value) {
 }
 
 // What checkpoints were trained with that are older than the setting and do not name it.
-nlohmann::json unnamed_setting(const std::string& flag) {
-    return flag == "logits" ? nlohmann::json("float32") : nlohmann::json();
+nlohmann::json unnamed_setting(const nlohmann::json& saved, const std::string& flag) {
+    return flag == "logits" ? nlohmann::json("float32") : unnamed_model_setting(saved, flag);
 }
 
 void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& settings, const char* flag,
                     const char* advice) {
     for (const auto& [key, value] : settings.items()) {
-        const nlohmann::json its = saved.value(key, unnamed_setting(key));
+        const nlohmann::json its = saved.contains(key) ? saved.at(key) : unnamed_setting(saved, key);
         if (its != nlohmann::json(value))
             throw std::runtime_error(std::string(flag) + ": the checkpoint was trained with " + key + " " +
                                      its.dump() + ", this run has " + value.dump() + "; " +

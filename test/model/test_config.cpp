@@ -63,7 +63,7 @@ TEST_CASE("parameter counts and operations of the 13.8M model match hand computa
     CHECK(forward_flops_per_token(config) == 29'884'416.0);
     CHECK(training_flops_per_token(config) == 6.0 * (10'616'832 + 3'145'728) + 12.0 * 6 * 384 * 512 / 2);
     CHECK(config.rope_theta == 10000.0f);
-    CHECK(config.norm_epsilon == 1e-5f);
+    CHECK(config.norm_epsilon == 1e-5);
 }
 
 TEST_CASE("parameter_count equals the sum over all tensors", "[config]") {
@@ -239,11 +239,61 @@ TEST_CASE("errors of fixed values name their flag", "[config]") {
     CHECK(contains(error_of("", 1000, {2, 384, 7, {}, 64}), "-heads 7"));
 
     ModelConfig broken = resolve_config("", 8192, 512, {6, 384, 6, {}, 1024});
-    broken.head_dim = 32;
-    CHECK_THROWS_WITH(validate_config(broken), Catch::Matchers::Contains("do not make the width 384"));
+    broken.head_dim = 33;
+    CHECK_THROWS_WITH(validate_config(broken), Catch::Matchers::Contains("-head_dim 33: must be even"));
     broken = resolve_config("", 8192, 512, {6, 384, 6, {}, 1024});
     broken.kv_heads = 4;
     CHECK_THROWS_WITH(validate_config(broken), Catch::Matchers::Contains("-kv_heads 4"));
+}
+
+TEST_CASE("heads may be larger or smaller than their share of the width", "[config]") {
+    ConfigOverrides shape{6, 384, 5, {}, 1024, 128};
+    const ModelConfig config = resolve_config("", 8192, 512, shape);
+    CHECK(config.heads == 5);
+    CHECK(config.head_dim == 128);
+    CHECK(linear_parameter_count(config) == 6 * (4 * 5 * 128 * 384 + 3 * 1024 * 384));
+    shape.heads = {};
+    CHECK(resolve_config("", 8192, 512, shape).heads == 3);
+    shape.head_dim = 100;
+    CHECK(contains(error_of("", 8192, shape), "-head_dim 100: does not divide the width 384; give -heads"));
+    shape.head_dim = 258;
+    CHECK(contains(error_of("", 8192, shape), "-head_dim 258: must be even and at most 256"));
+    ConfigOverrides heads;
+    heads.head_dim = 64;
+    CHECK(resolve_config("13.8M", 8192, 512, heads).head_dim == 64);
+}
+
+TEST_CASE("an output head of its own counts, and so do biases and norms of heads", "[config]") {
+    ConfigOverrides shape{2, 96, 6, 2, 128};
+    const ModelConfig tied = resolve_config("", 1000, 64, shape);
+    shape.untied = true;
+    ModelConfig config = resolve_config("", 1000, 64, shape);
+    CHECK_FALSE(config.tied);
+    CHECK(parameter_count(config) == parameter_count(tied) + 1000 * 96);
+    CHECK(forward_flops_per_token(config) == forward_flops_per_token(tied));
+    config.attention_biases = config.head_norms = true;
+    CHECK(parameter_count(config) == parameter_count(tied) + 1000 * 96 + 2 * ((6 + 2 * 2) * 16 + 2 * 16));
+}
+
+TEST_CASE("rotations are those of Llama 2, and stretched as those of Llama 3", "[config]") {
+    ModelConfig config = resolve_config("", 1000, 300, {2, 96, 3, {}, 128});
+    const int64_t half = config.head_dim / 2;
+    const auto angle = [&](int64_t t, int64_t pair) {
+        std::vector<float> cosines(300 * half), sines(cosines.size());
+        rotations(config, cosines.data(), sines.data());
+        return std::atan2(sines[t * half + pair], cosines[t * half + pair]);
+    };
+    CHECK(angle(3, 0) == Approx(3.0));
+    CHECK(angle(299, 5) == Approx(std::remainder(299 * std::pow(10000.0, -10.0 / 32), 2 * M_PI)));
+    // Wave lengths 2 pi theta^(2i/32): the last pair's, 35,000, is above 256 / 1, the first's below 256 / 4.
+    config.rope_scaling = {8.0, 1.0, 4.0, 256};
+    CHECK(angle(3, 0) == Approx(3.0));
+    CHECK(angle(299, 15) == Approx(299 * std::pow(10000.0, -30.0 / 32) / 8));
+    // Between: 2 pi 10000^(10/32) = 111.7 is 2.29 turns of 256, a share of 0.430 stays.
+    const double frequency = std::pow(10000.0, -10.0 / 32);
+    const double kept = (256 * frequency / (2 * M_PI) - 1) / 3;
+    CHECK(kept == Approx(0.43).margin(0.01));
+    CHECK(angle(40, 5) == Approx(40 * (kept * frequency + (1 - kept) * frequency / 8)));
 }
 
 TEST_CASE("describe states the resolved shape and exact counts", "[config]") {

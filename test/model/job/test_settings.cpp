@@ -37,15 +37,16 @@ TEST_CASE("settings hold what the numbers of a run depend on", "[settings]") {
     CHECK_FALSE(settings.contains("keep"));
 }
 
-TEST_CASE("run.json and checkpoints keep the settings that they always kept, in the same order",
-          "[settings]") {
+TEST_CASE("run.json and checkpoints keep all that a step's mathematics needs, in this order", "[settings]") {
     const nlohmann::ordered_json settings = recorded(some_settings());
     std::string keys;
     for (const auto& [key, value] : settings.items()) keys += key + " ";
-    CHECK(keys ==
-          "layers width heads kv_heads ffn vocab seq_len b group steps qat_frac fp_steps qat_steps "
-          "total_batch schedule cooldown warmup_steps cooldown_steps qat_warmup_steps qat_cooldown_steps lr "
-          "qat_lr final_lr_frac scale_lr beta1 beta2 eps weight_decay clip seed dtype logits master ");
+    CHECK(
+        keys ==
+        "layers width heads head_dim kv_heads ffn vocab seq_len tied attention_biases head_norms rope_theta "
+        "rope_scaling norm_eps b group steps qat_frac fp_steps qat_steps "
+        "total_batch schedule cooldown warmup_steps cooldown_steps qat_warmup_steps qat_cooldown_steps lr "
+        "qat_lr final_lr_frac scale_lr beta1 beta2 eps weight_decay clip seed dtype logits master ");
 }
 
 TEST_CASE("the rows of logits in use are part of the layout", "[settings]") {

@@ -1,6 +1,8 @@
 // What a checkpoint keeps of a run, and what a resume is refused for.
 #include "model/run/state.h"
 
+#include <set>
+
 #include "test/support/catch.h"
 #include "test/support/file_damage.h"
 #include "test/support/files.h"
@@ -53,6 +55,10 @@ TEST_CASE("a resume with another setting is refused by the setting's name", "[st
             changed[i].value = "another";
         else if (value.is_number_float())
             changed[i].value = value.get<double>() * (1 + 1e-15) + 1e-300;  // the least that JSON must keep
+        else if (value.is_boolean())
+            changed[i].value = !value.get<bool>();
+        else if (value.is_null())
+            changed[i].value = {{"factor", 8.0}};
         else
             changed[i].value = value.get<int64_t>() + 1;
         if (!recorded(settings).contains(flag)) {  // changes at most last places
@@ -65,7 +71,12 @@ TEST_CASE("a resume with another setting is refused by the setting's name", "[st
                                                     flag == "total_batch" ? "give -total_batch 15" : "-o"}));
         nlohmann::json older = saved;  // of a version that did not know the setting
         older["settings"].erase(flag);
-        if (flag == "logits")  // they were float32 then
+        // What had one value only then: logits were float32, models tied, without biases, ...
+        const bool had_one =
+            std::set<std::string>{"logits",     "head_dim",   "tied",         "attention_biases",
+                                  "head_norms", "rope_theta", "rope_scaling", "norm_eps"}
+                .count(flag) > 0;
+        if (had_one)
             CHECK(resume_error(older, settings).empty());
         else
             CHECK(mentions(resume_error(older, settings), {"-resume", "trained with " + flag + " null"}));

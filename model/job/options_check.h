@@ -1,0 +1,16 @@
+// What values and combinations of flags mean something.
+#pragma once
+
+#include <string>
+
+#include "model/job/options.h"
+
+namespace train_qat {
+
+// std::runtime_error with `message` unless `condition`.
+void require(bool condition, const std::string& message);
+
+// std::runtime_error with one line that names the first flag that is wrong and says what would be right.
+void check_options(const Options& options);
+
+}  // namespace train_qat
