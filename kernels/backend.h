@@ -81,6 +81,8 @@ class Backend {
     // in their last places, so the answer follows from the device and the sizes alone, not from what memory is free.
     virtual int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary, DType logits) const = 0;
     virtual int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const = 0;
+    virtual int64_t bias_backward_workspace(int64_t rows, int64_t columns) const = 0;
+    virtual int64_t head_norm_backward_workspace(const AttentionShape& shape) const = 0;
     virtual int64_t attention_backward_workspace(const AttentionShape& shape) const = 0;
     // Whether attention's backward pass needs y_remainder, which the forward pass then writes; otherwise neither takes it.
     virtual bool wants_attention_remainder() const { return false; }
@@ -96,10 +98,14 @@ class Backend {
     void matmul_forward(const MatmulForward& arguments) { run(arguments); }
     void matmul_input_gradient(const MatmulInputGradient& arguments) { run(arguments); }
     void matmul_weight_gradient(const MatmulWeightGradient& arguments) { run(arguments); }
+    void bias_forward(const BiasForward& arguments) { run(arguments); }
+    void bias_backward(const BiasBackward& arguments) { run(arguments); }
     void embedding_forward(const EmbeddingForward& arguments) { run(arguments); }
     void embedding_backward(const EmbeddingBackward& arguments) { run(arguments); }
     void residual_rmsnorm_forward(const ResidualRmsnormForward& arguments) { run(arguments); }
     void rmsnorm_backward(const RmsnormBackward& arguments) { run(arguments); }
+    void head_norm_forward(const HeadNormForward& arguments) { run(arguments); }
+    void head_norm_backward(const HeadNormBackward& arguments) { run(arguments); }
     void rope_forward(const RopeForward& arguments) { run(arguments); }
     void rope_backward(const RopeBackward& arguments) { run(arguments); }
     void attention_forward(const AttentionForward& arguments) {
@@ -130,10 +136,14 @@ class Backend {
     virtual void compute(const MatmulForward&) = 0;
     virtual void compute(const MatmulInputGradient&) = 0;
     virtual void compute(const MatmulWeightGradient&) = 0;
+    virtual void compute(const BiasForward&) = 0;
+    virtual void compute(const BiasBackward&) = 0;
     virtual void compute(const EmbeddingForward&) = 0;
     virtual void compute(const EmbeddingBackward&) = 0;
     virtual void compute(const ResidualRmsnormForward&) = 0;
     virtual void compute(const RmsnormBackward&) = 0;
+    virtual void compute(const HeadNormForward&) = 0;
+    virtual void compute(const HeadNormBackward&) = 0;
     virtual void compute(const RopeForward&) = 0;
     virtual void compute(const RopeBackward&) = 0;
     virtual void compute(const AttentionForward&) = 0;

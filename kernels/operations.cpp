@@ -12,12 +12,6 @@ namespace {
 
 constexpr DType float32 = DType::float32;
 
-double sum_of_bytes(std::initializer_list<Tensor> tensors) {
-    double sum = 0;
-    for (const Tensor& tensor : tensors) sum += static_cast<double>(tensor.bytes());
-    return sum;
-}
-
 double elements(std::span<const ParameterRows> parameters) {
     double count = 0;
     for (const ParameterRows& p : parameters) count += static_cast<double>(p.elements());
@@ -84,6 +78,30 @@ OperationCost MatmulWeightGradient::cost() const {
     return product_cost(dz.shape[1], dz.shape[0], x.shape[1]);
 }
 
+void BiasForward::check() const {
+    const int64_t rows = z.shape[0], columns = z.shape[1];
+    check_compute_type(name, "z", z);
+    check_tensor(name, "z", z, z.dtype, {rows, columns});
+    check_optional(name, "column_scale", column_scale, float32, {columns});
+    check_tensor(name, "bias", bias, float32, {columns});
+}
+
+OperationCost BiasForward::cost() const {
+    return {0, 2 * sum_of_bytes({z})};
+}
+
+void BiasBackward::check() const {
+    const int64_t rows = dz.shape[0], columns = dz.shape[1];
+    check_compute_type(name, "dz", dz);
+    check_tensor(name, "dz", dz, dz.dtype, {rows, columns});
+    check_tensor(name, "dbias", dbias, float32, {columns});
+    check_optional(name, "column_scale", column_scale, float32, {columns});
+}
+
+OperationCost BiasBackward::cost() const {
+    return {0, (column_scale.empty() ? 1 : 2) * sum_of_bytes({dz})};
+}
+
 // ---- embedding
 
 void EmbeddingForward::check() const {
@@ -148,77 +166,6 @@ void RmsnormBackward::check() const {
 OperationCost RmsnormBackward::cost() const {
     return {0, sum_of_bytes({d_residual, dz, dy, residual}) +
                    (accumulate_residual ? sum_of_bytes({d_residual}) : 0)};
-}
-
-// ---- attention
-
-namespace {
-
-void check_rope(const char* name, const Tensor& qkv, const Tensor& cosines, const Tensor& sines,
-                const Tensor& column_scale, const AttentionShape& shape) {
-    check_attention(name, shape);
-    check_compute_type(name, "qkv", qkv);
-    check_tensor(name, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_optional(name, "column_scale", column_scale, float32, {shape.qkv_columns()});
-    if (cosines.rank < 1 || cosines.shape[0] < shape.sequence)
-        throw std::logic_error(std::string(name) + ": cosines must have a row for each position");
-    check_tensor(name, "cosines", cosines, float32, {cosines.shape[0], shape.head_dim / 2});
-    check_tensor(name, "sines", sines, float32, {cosines.shape[0], shape.head_dim / 2});
-}
-
-// Two FLOPs for each pair of a query and a key that it sees, and each number of a head: one product.
-double causal_product_flops(const AttentionShape& s) {
-    const double pairs = 0.5 * static_cast<double>(s.sequence) * static_cast<double>(s.sequence + 1);
-    return 2 * static_cast<double>(s.batch * s.heads) * pairs * static_cast<double>(s.head_dim);
-}
-
-}  // namespace
-
-void RopeForward::check() const {
-    check_rope(name, qkv, cosines, sines, column_scale, shape);
-}
-
-OperationCost RopeForward::cost() const {
-    return {0, 2 * sum_of_bytes({qkv})};
-}
-
-void RopeBackward::check() const {
-    check_rope(name, dqkv, cosines, sines, column_scale, shape);
-}
-
-OperationCost RopeBackward::cost() const {
-    return {0, 2 * sum_of_bytes({dqkv})};
-}
-
-void AttentionForward::check() const {
-    check_attention(name, shape);
-    check_compute_type(name, "qkv", qkv);
-    check_tensor(name, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_tensor(name, "y", y, qkv.dtype, {shape.rows(), shape.heads * shape.head_dim});
-    check_optional(name, "y_remainder", y_remainder, qkv.dtype, {shape.rows(), shape.heads * shape.head_dim});
-    check_tensor(name, "log_sum_exp", log_sum_exp, float32, {shape.batch, shape.heads, shape.sequence});
-}
-
-// Scores and weighted values.
-OperationCost AttentionForward::cost() const {
-    return {2 * causal_product_flops(shape), 0};
-}
-
-void AttentionBackward::check() const {
-    check_attention(name, shape);
-    const int64_t columns = shape.heads * shape.head_dim;
-    check_compute_type(name, "qkv", qkv);
-    check_tensor(name, "qkv", qkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_tensor(name, "dqkv", dqkv, qkv.dtype, {shape.rows(), shape.qkv_columns()});
-    check_tensor(name, "y", y, qkv.dtype, {shape.rows(), columns});
-    check_tensor(name, "dy", dy, qkv.dtype, {shape.rows(), columns});
-    check_optional(name, "y_remainder", y_remainder, qkv.dtype, {shape.rows(), columns});
-    check_tensor(name, "log_sum_exp", log_sum_exp, float32, {shape.batch, shape.heads, shape.sequence});
-}
-
-// Scores again, and the gradients of weights, values, queries and keys.
-OperationCost AttentionBackward::cost() const {
-    return {5 * causal_product_flops(shape), 0};
 }
 
 // ---- feed-forward

@@ -22,15 +22,12 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/attention_operations.h"
+#include "kernels/operation_cost.h"
 #include "kernels/tensor.h"
 #include "kernels/weights.h"
 
 namespace train_qat {
-
-struct OperationCost {
-    double flops = 0;  // a multiply-add counts as two
-    double bytes = 0;  // read and written
-};
 
 // ---- matmuls
 
@@ -64,6 +61,31 @@ struct MatmulWeightGradient {
     bool accumulate = false;
 
     static constexpr const char* name = "matmul_weight_gradient";
+    void check() const;
+    OperationCost cost() const;
+};
+
+// z = column_scale ∘ z + bias: what a linear layer with a bias adds to its matmul
+struct BiasForward {
+    Tensor z;                  // (M, N) compute type, in place
+    Tensor column_scale = {};  // (N) float32 or empty
+    Tensor bias;               // (N) float32
+
+    static constexpr const char* name = "bias_forward";
+    void check() const;
+    OperationCost cost() const;
+};
+
+//     dbias (+)= sum_m dz, of dz as it came
+//     dz       = column_scale ∘ dz
+struct BiasBackward {
+    Tensor dz;                 // (M, N) compute type, in place; without column_scale only read
+    Tensor dbias;              // (N) float32
+    Tensor column_scale = {};  // (N) float32 or empty
+    bool accumulate = false;
+    void* workspace = nullptr;  // Backend::bias_backward_workspace(M, N) bytes
+
+    static constexpr const char* name = "bias_backward";
     void check() const;
     OperationCost cost() const;
 };
@@ -133,75 +155,6 @@ struct RmsnormBackward {
     void* workspace = nullptr;  // Backend::rmsnorm_backward_workspace(M, C) bytes
 
     static constexpr const char* name = "rmsnorm_backward";
-    void check() const;
-    OperationCost cost() const;
-};
-
-// ---- attention
-
-struct AttentionShape {
-    int64_t batch = 0, sequence = 0, heads = 0, kv_heads = 0, head_dim = 0;
-    int64_t rows() const { return batch * sequence; }
-    int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_dim; }
-};
-
-// Rotary position embedding (arXiv 2104.09864), half-split: of each head's D numbers, i and i + D/2 turn by the angle
-// t * theta^(-2i/D). In place on qkv, columns [queries | keys | values]: all columns times column_scale, then queries
-// and keys turned.
-struct RopeForward {
-    Tensor qkv;                // (B*T, (H + 2G) * D) compute type
-    Tensor cosines, sines;     // (T, D/2) float32, or longer in T
-    Tensor column_scale = {};  // ((H + 2G) * D) float32 or empty
-    AttentionShape shape;
-
-    static constexpr const char* name = "rope_forward";
-    void check() const;
-    OperationCost cost() const;
-};
-
-// The gradient's queries and keys turned back, then all columns times column_scale.
-struct RopeBackward {
-    Tensor dqkv;               // (B*T, (H + 2G) * D) compute type
-    Tensor cosines, sines;     // (T, D/2) float32, or longer in T
-    Tensor column_scale = {};  // ((H + 2G) * D) float32 or empty
-    AttentionShape shape;
-
-    static constexpr const char* name = "rope_backward";
-    void check() const;
-    OperationCost cost() const;
-};
-
-// Causal attention, query head h reading key/value head h / (H/G):
-//     y[t] = sum_{u <= t} softmax_u(q[t]·k[u] / sqrt(D)) v[u]
-// never holding more than a tile of the T x T weights (arXiv 2205.14135).
-struct AttentionForward {
-    Tensor y;            // (B*T, H*D) compute type
-    Tensor log_sum_exp;  // (B, H, T) float32: the softmax's logarithmic denominators, for the backward pass
-    Tensor qkv;          // (B*T, (H + 2G) * D) compute type, rotated
-    // (B*T, H*D) compute type: y before rounding minus y, or empty. For the backward pass of backends that want it
-    // (Backend::wants_attention_remainder); others do not take it: std::logic_error.
-    Tensor y_remainder = {};
-    AttentionShape shape;
-
-    static constexpr const char* name = "attention_forward";
-    void check() const;
-    OperationCost cost() const;
-};
-
-// With respect to the rotated queries and keys.
-struct AttentionBackward {
-    Tensor dqkv;         // (B*T, (H + 2G) * D) compute type
-    Tensor dy;           // (B*T, H*D) compute type
-    Tensor qkv;          // as in the forward pass
-    Tensor y;            // as in the forward pass
-    Tensor log_sum_exp;  // as in the forward pass
-    // As in the forward pass; std::logic_error where the backend wants it and it is empty. It makes rowsum(dy ∘ y) exact: where attention is nearly
-    // even the gradients of scores, which are differences to it, are smaller than y's rounding.
-    Tensor y_remainder = {};
-    AttentionShape shape;
-    void* workspace = nullptr;  // Backend::attention_backward_workspace(shape) bytes
-
-    static constexpr const char* name = "attention_backward";
     void check() const;
     OperationCost cost() const;
 };

@@ -41,6 +41,8 @@ class CpuBackend : public Backend {
                                  bool embedding) const override;
     int64_t preferred_logit_rows(int64_t rows, int64_t vocabulary, DType logits) const override;
     int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const override;
+    int64_t bias_backward_workspace(int64_t rows, int64_t columns) const override;
+    int64_t head_norm_backward_workspace(const AttentionShape& shape) const override;
     int64_t attention_backward_workspace(const AttentionShape& shape) const override;
     int64_t weight_message_bytes(const ParameterRows& parameter) const override;
 
@@ -48,10 +50,14 @@ class CpuBackend : public Backend {
     void compute(const MatmulForward& args) override;
     void compute(const MatmulInputGradient& args) override;
     void compute(const MatmulWeightGradient& args) override;
+    void compute(const BiasForward& args) override;
+    void compute(const BiasBackward& args) override;
     void compute(const EmbeddingForward& args) override;
     void compute(const EmbeddingBackward& args) override;
     void compute(const ResidualRmsnormForward& args) override;
     void compute(const RmsnormBackward& args) override;
+    void compute(const HeadNormForward& args) override;
+    void compute(const HeadNormBackward& args) override;
     void compute(const RopeForward& args) override;
     void compute(const RopeBackward& args) override;
     void compute(const AttentionForward& args) override;
@@ -84,6 +90,10 @@ class CpuBackend : public Backend {
         for (int64_t i = 0; i < blocks; ++i) function(i * block, std::min(count, (i + 1) * block));
     }
 
+    // out (+)= the sum of `count` rows of partial sums (count, columns), in double and in order.
+    void sum_partials(float* out, const float* partials, int64_t count, int64_t columns,
+                      bool accumulate) const;
+
     // Runs update(parameter, first_row, last_row) over all parameters in blocks of rows, then writes the
     // rows' levels and scales to where matmuls and look-ups read them; one parallel loop for everything.
     template <typename Update>
@@ -105,6 +115,13 @@ class CpuBackend : public Backend {
 // cache.
 inline int64_t rows_per_block(int64_t columns) {
     return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, columns));
+}
+
+// Rows whose contributions to the gradient of a weight or a bias are summed together, in float32, before
+// CpuBackend::sum_partials; fixed, so that the result does not depend on threads.
+constexpr int64_t rows_per_partial_sum = 32;
+inline int64_t partial_sums_of(int64_t rows) {
+    return (rows + rows_per_partial_sum - 1) / rows_per_partial_sum;
 }
 
 }  // namespace train_qat

@@ -8,10 +8,6 @@ namespace train_qat {
 
 namespace {
 
-// Rows whose contributions to dweight are summed together; fixed, so that the result does not depend on
-// threads.
-constexpr int64_t rows_per_partial_sum = 32;
-
 // sum = residual + branch_scale ∘ branch (null: one); returns the sum of its squares. residual may be sum
 // itself.
 template <typename T>
@@ -95,8 +91,7 @@ void CpuBackend::compute(const ResidualRmsnormForward& args) {
 }
 
 int64_t CpuBackend::rmsnorm_backward_workspace(int64_t rows, int64_t columns) const {
-    return (rows + rows_per_partial_sum - 1) / rows_per_partial_sum * columns *
-           static_cast<int64_t>(sizeof(float));
+    return partial_sums_of(rows) * columns * static_cast<int64_t>(sizeof(float));
 }
 
 void CpuBackend::compute(const RmsnormBackward& args) {
@@ -127,16 +122,8 @@ void CpuBackend::compute(const RmsnormBackward& args) {
             }
         });
     });
-    const int64_t partials = (rows + rows_per_partial_sum - 1) / rows_per_partial_sum;
-    float* out = args.dweight.as<float>();
-    constexpr int64_t columns_per_block = 64;
-    parallel_for(columns, columns_per_block, [&](int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c) {
-            double total = args.accumulate_weight ? static_cast<double>(out[c]) : 0.0;
-            for (int64_t p = 0; p < partials; ++p) total += partial_sums[p * columns + c];
-            out[c] = static_cast<float>(total);
-        }
-    });
+    sum_partials(args.dweight.as<float>(), partial_sums, partial_sums_of(rows), columns,
+                 args.accumulate_weight);
 }
 
 }  // namespace train_qat

@@ -1,4 +1,4 @@
-// The sum of a vector, for losses.
+// Sums: of a vector, for losses; of partial sums over rows, for gradients of weights and biases.
 #include "kernels/cpu/cpu_backend.h"
 
 namespace train_qat {
@@ -7,6 +7,18 @@ void CpuBackend::compute(const Sum& args) {
     double result = args.accumulate ? static_cast<double>(*args.total.as<float>()) : 0.0;
     for (int64_t i = 0; i < args.values.shape[0]; ++i) result += args.values.as<float>()[i];
     *args.total.as<float>() = static_cast<float>(result);
+}
+
+void CpuBackend::sum_partials(float* out, const float* partials, int64_t count, int64_t columns,
+                              bool accumulate) const {
+    constexpr int64_t columns_per_block = 64;
+    parallel_for(columns, columns_per_block, [&](int64_t first, int64_t last) {
+        for (int64_t c = first; c < last; ++c) {
+            double total = accumulate ? static_cast<double>(out[c]) : 0.0;
+            for (int64_t p = 0; p < count; ++p) total += partials[p * columns + c];
+            out[c] = static_cast<float>(total);
+        }
+    });
 }
 
 }  // namespace train_qat

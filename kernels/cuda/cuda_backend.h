@@ -43,6 +43,12 @@ class CudaBackend final : public Backend {
     int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) const override {
         return CU_BACKEND::rmsnorm_backward_workspace(rows, columns);
     }
+    int64_t bias_backward_workspace(int64_t rows, int64_t columns) const override {
+        return CU_BACKEND::bias_backward_workspace(rows, columns);
+    }
+    int64_t head_norm_backward_workspace(const AttentionShape& shape) const override {
+        return CU_BACKEND::head_norm_backward_workspace(shape);
+    }
     int64_t attention_backward_workspace(const AttentionShape& shape) const override {
         return CU_BACKEND::attention_backward_workspace(device_, shape);
     }
@@ -66,12 +72,16 @@ class CudaBackend final : public Backend {
         observed(a, [&] { hopper_matmul_swiglu_forward(device_, a); });
     }
 
+    void compute(const BiasForward& a) override { CU_BACKEND::bias_forward(device_, a); }
+    void compute(const BiasBackward& a) override { CU_BACKEND::bias_backward(device_, a); }
     void compute(const EmbeddingForward& a) override { CU_BACKEND::embedding_forward(device_, a); }
     void compute(const EmbeddingBackward& a) override { CU_BACKEND::embedding_backward(device_, a); }
     void compute(const ResidualRmsnormForward& a) override {
         CU_BACKEND::residual_rmsnorm_forward(device_, a);
     }
     void compute(const RmsnormBackward& a) override { CU_BACKEND::rmsnorm_backward(device_, a); }
+    void compute(const HeadNormForward& a) override { CU_BACKEND::head_norm_forward(device_, a); }
+    void compute(const HeadNormBackward& a) override { CU_BACKEND::head_norm_backward(device_, a); }
     void compute(const RopeForward& a) override { CU_BACKEND::rope_forward(device_, a); }
     void compute(const RopeBackward& a) override { CU_BACKEND::rope_backward(device_, a); }
     void compute(const SwigluForward& a) override { CU_BACKEND::swiglu_forward(device_, a); }

@@ -18,12 +18,12 @@
 // into one for each number; a kernel of twice the reads but whole stores (dev/cuda/rmsnorm.cu, 3) reached 3,959. Since
 // store_vector is one instruction no card has timed them; what could replace them waits there.
 //
-// The tiles' parts of dweight, at most 1024 rows, are summed by a second kernel: each column by `summing_warps` warps in
-// double, in fixed order. The tile's size follows from M alone, so dweight is the same on all devices.
+// The tiles' parts of dweight are summed by a second kernel: column_sums.h.
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/checks.h"
+#include "kernels/cuda/rows/column_sums.h"
 #include "kernels/cuda/rows/row_tile.cuh"
 #include "kernels/cuda/rows/rows.h"
 
@@ -137,13 +137,6 @@ __global__ void __launch_bounds__(most_threads) normalize_rows(Forward<T> p) {
 }
 
 // ---- backward
-
-// Rows of a block: enough to make the tile's part of dweight small beside the rows, more where there would be
-// too many tiles to sum.
-constexpr int64_t fewest_rows = 16, most_tiles = 1024;
-int64_t backward_rows(int64_t rows) {
-    return std::max(fewest_rows, (rows + most_tiles - 1) / most_tiles);
-}
 
 template <typename T>
 struct Backward {
@@ -269,34 +262,6 @@ __global__ void __launch_bounds__(most_threads, 2) gradient_rows(Backward<T> p) 
             store_vector<width>(tile_partial + c, load_shared_vector<width>(shared + c));
 }
 
-constexpr int summing_warps = 16;
-
-// dweight (+)= the sum of the partials (tiles, C): a lane a column, the tiles dealt out to the warps.
-__global__ void __launch_bounds__(summing_warps * 32)
-    sum_partials(float* dweight, const float* partials, int64_t tiles, int64_t columns, bool accumulate) {
-    CU_SHARED(sums, double[summing_warps][32]);
-    const int lane = lane_index(), warp = warp_index();
-    const int64_t column = int64_t{blockIdx.x} * 32 + lane;
-    constexpr int in_flight = 8;
-    double sum = 0;
-    for (int64_t first = warp; first < tiles; first += in_flight * summing_warps) {
-        float part[in_flight];
-        CU_UNROLL
-        for (int i = 0; i < in_flight; ++i) {
-            const int64_t tile = first + i * summing_warps;
-            part[i] = tile < tiles && column < columns ? load(partials + tile * columns + column) : 0.0f;
-        }
-        CU_UNROLL
-        for (int i = 0; i < in_flight; ++i) sum += part[i];
-    }
-    store_shared(&sums[warp][lane], sum);
-    block_sync();
-    if (warp > 0 || column >= columns) return;
-    double total = accumulate ? static_cast<double>(load(dweight + column)) : 0.0;
-    for (int i = 0; i < summing_warps; ++i) total += load_shared(&sums[i][lane]);
-    store(dweight + column, static_cast<float>(total));
-}
-
 // ---- launches
 
 // Calls launch.template operator()<width, cached>(threads, shared bytes); `shared_bytes`: what caching takes.
@@ -333,15 +298,13 @@ void residual_rmsnorm_forward(Device& device, const ResidualRmsnormForward& a) {
     });
 }
 
-// Enough for fewer rows too, of which there may be more tiles.
 int64_t rmsnorm_backward_workspace(int64_t rows, int64_t columns) {
-    const int64_t tiles = std::min<int64_t>(blocks_for(rows, fewest_rows), most_tiles);
-    return tiles * columns * static_cast<int64_t>(sizeof(float));
+    return partial_sum_bytes(rows, columns);
 }
 
 void rmsnorm_backward(Device& device, const RmsnormBackward& a) {
     const int64_t rows = a.dy.shape[0], columns = a.dy.shape[1];
-    const int64_t tile_rows = backward_rows(rows), tiles = blocks_for(rows, tile_rows);
+    const int64_t tile_rows = summed_rows(rows), tiles = blocks_for(rows, tile_rows);
     float* partials = static_cast<float*>(a.workspace);
     with_compute_type(a.name, a.dy.dtype, [&]<typename T>() {
         const Backward<T> p{a.d_residual.as<float>(),
@@ -365,8 +328,7 @@ void rmsnorm_backward(Device& device, const RmsnormBackward& a) {
                                   shared_bytes, device.stream(), p);
                     });
     });
-    CU_LAUNCH(sum_partials, blocks_for(columns, 32), summing_warps * 32, 0, device.stream(),
-              a.dweight.as<float>(), partials, tiles, columns, a.accumulate_weight);
+    sum_partials(device, a.dweight.as<float>(), partials, tiles, columns, a.accumulate_weight);
 }
 
 }  // namespace train_qat::CU_BACKEND

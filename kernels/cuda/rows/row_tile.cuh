@@ -46,6 +46,19 @@ CU_DEVICE void load_scale(float (&scale)[width], const float* address) {
     }
 }
 
+// The other way: `width` float32 numbers to memory.
+template <int width>
+CU_DEVICE void store_floats(float* address, const float (&values)[width]) {
+    constexpr int step = width < 4 ? width : 4;
+    CU_UNROLL
+    for (int i = 0; i < width; i += step) {
+        Vector<float, step> part;
+        CU_UNROLL
+        for (int j = 0; j < step; ++j) part[j] = values[i + j];
+        store_vector<step>(address + i, part);
+    }
+}
+
 // The block's threads bring their numbers together: every thread gets the result, of a fixed order. scratch:
 // a number for each warp, which may be used again at once. (block_sum, for blocks whose size is known at run
 // time only, and for other operations than the sum.)
