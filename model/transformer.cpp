@@ -88,13 +88,7 @@ void Transformer::forward() {
 void Transformer::forward_attention(const LayerWeights& weights, LayerActivations& layer) {
     const Tensor log_sum_exp(layer.log_sum_exp.data, DType::float32,
                              {shape_.batch, shape_.heads, shape_.sequence});
-    backend_.matmul_rope_forward(
-        {.matmul = {.z = active(layer.qkv), .x = active(layer.attention_norm), .weight = weights.qkv.compute},
-         .rope = {.qkv = active(layer.qkv),
-                  .cosines = cosines_,
-                  .sines = sines_,
-                  .column_scale = weights.qkv.compute.row_scale(),
-                  .shape = shape_}});
+    forward_queries_keys_values(weights, layer);
     backend_.attention_forward({.y = active(layer.attention),
                                 .log_sum_exp = log_sum_exp,
                                 .qkv = active(layer.qkv),
@@ -102,6 +96,37 @@ void Transformer::forward_attention(const LayerWeights& weights, LayerActivation
                                 .shape = shape_});
     backend_.matmul_forward(
         {.z = active(branch_), .x = active(layer.attention), .weight = weights.attention_output.compute});
+}
+
+// Whatever comes first after the matmul applies its column scale.
+void Transformer::forward_queries_keys_values(const LayerWeights& weights, LayerActivations& layer) {
+    const Tensor x = active(layer.attention_norm), qkv = active(layer.qkv);
+    Tensor scale = weights.qkv.compute.row_scale();
+    RopeForward rope{
+        .qkv = qkv, .cosines = cosines_, .sines = sines_, .column_scale = scale, .shape = shape_};
+    if (!config_.attention_biases && !config_.head_norms)
+        return backend_.matmul_rope_forward(
+            {.matmul = {.z = qkv, .x = x, .weight = weights.qkv.compute}, .rope = rope});
+
+    const Tensor projected = config_.head_norms ? active(layer.qkv_before_norms) : qkv;
+    backend_.matmul_forward({.z = projected, .x = x, .weight = weights.qkv.compute});
+    if (config_.attention_biases) {
+        backend_.bias_forward({.z = projected, .column_scale = scale, .bias = weights.qkv_bias.master});
+        scale = Tensor();
+    }
+    if (config_.head_norms) {
+        backend_.head_norm_forward({.y = qkv,
+                                    .rstd = active(layer.head_rstd),
+                                    .x = projected,
+                                    .column_scale = scale,
+                                    .query_weight = weights.query_norm.master,
+                                    .key_weight = weights.key_norm.master,
+                                    .epsilon = static_cast<float>(config_.norm_epsilon),
+                                    .shape = shape_});
+        scale = Tensor();
+    }
+    rope.column_scale = scale;
+    backend_.rope_forward(rope);
 }
 
 void Transformer::forward_ffn(const LayerWeights& weights, LayerActivations& layer) {
@@ -231,11 +256,7 @@ void Transformer::backward_attention(LayerWeights& weights, LayerActivations& la
                                  .y_remainder = active(layer.attention_rest),
                                  .shape = shape_,
                                  .workspace = workspace_});
-    backend_.rope_backward({.dqkv = active(d_qkv_),
-                            .cosines = cosines_,
-                            .sines = sines_,
-                            .column_scale = weights.qkv.compute.row_scale(),
-                            .shape = shape_});
+    backward_queries_keys_values(weights, layer, accumulate);
     backend_.matmul_weight_gradient({.dq = weights.qkv.gradient,
                                      .dz = active(d_qkv_),
                                      .x = active(layer.attention_norm),
@@ -253,6 +274,37 @@ void Transformer::backward_attention(LayerWeights& weights, LayerActivations& la
                                .accumulate_residual = true,
                                .accumulate_weight = accumulate,
                                .workspace = workspace_});
+}
+
+// From the gradient of rotated queries and keys, and of values, to that of the matmul, in place.
+void Transformer::backward_queries_keys_values(LayerWeights& weights, const LayerActivations& layer,
+                                               bool accumulate) {
+    const Tensor gradient = active(d_qkv_), scale = weights.qkv.compute.row_scale();
+    const bool biases = config_.attention_biases, norms = config_.head_norms;
+    backend_.rope_backward({.dqkv = gradient,
+                            .cosines = cosines_,
+                            .sines = sines_,
+                            .column_scale = biases || norms ? Tensor() : scale,
+                            .shape = shape_});
+    if (norms)
+        backend_.head_norm_backward({.dx = gradient,
+                                     .dquery_weight = weights.query_norm.gradient,
+                                     .dkey_weight = weights.key_norm.gradient,
+                                     .dy = gradient,
+                                     .x = active(layer.qkv_before_norms),
+                                     .rstd = active(layer.head_rstd),
+                                     .column_scale = biases ? Tensor() : scale,
+                                     .query_weight = weights.query_norm.master,
+                                     .key_weight = weights.key_norm.master,
+                                     .accumulate_weight = accumulate,
+                                     .workspace = workspace_,
+                                     .shape = shape_});
+    if (biases)
+        backend_.bias_backward({.dz = gradient,
+                                .dbias = weights.qkv_bias.gradient,
+                                .column_scale = scale,
+                                .accumulate = accumulate,
+                                .workspace = workspace_});
 }
 
 // ---- whole passes

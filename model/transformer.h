@@ -21,6 +21,8 @@ struct LayerActivations {
     Tensor residual_attention;  // (M, C) float32, the stream before attention
     Tensor attention_norm;      // (M, C)
     Tensor attention_rstd;      // (M) float32
+    Tensor qkv_before_norms;    // (M, (H + 2G) D) with config.head_norms, else empty
+    Tensor head_rstd;           // (M, H + G) float32, likewise
     Tensor qkv;                 // (M, (H + 2G) D), rotated
     Tensor attention;           // (M, H D)
     Tensor attention_rest;      // (M, H D) what rounding took from it, or empty
@@ -97,6 +99,7 @@ class Transformer {
 
     void forward();
     void forward_attention(const LayerWeights& weights, LayerActivations& layer);
+    void forward_queries_keys_values(const LayerWeights& weights, LayerActivations& layer);
     void forward_ffn(const LayerWeights& weights, LayerActivations& layer);
     void forward_losses();
     void forward_and_backward_head(float gradient_factor, bool accumulate);
@@ -106,6 +109,7 @@ class Transformer {
     void backward_ffn(LayerWeights& weights, LayerActivations& layer, bool accumulate);
     void backward_attention(LayerWeights& weights, LayerActivations& layer, const Tensor& next_scale,
                             bool accumulate);
+    void backward_queries_keys_values(LayerWeights& weights, const LayerActivations& layer, bool accumulate);
 
     // The first M rows of a (batch * T, ...) buffer; of an empty one nothing.
     Tensor active(const Tensor& buffer) const {

@@ -42,6 +42,10 @@ void Transformer::place_layer(LayerActivations& layer) {
     place(layer.residual_attention, DType::float32, {rows, width});
     place(layer.attention_norm, compute_type_, {rows, width});
     place(layer.attention_rstd, DType::float32, {rows});
+    if (config_.head_norms) {
+        place(layer.qkv_before_norms, compute_type_, {rows, shape_.qkv_columns()});
+        place(layer.head_rstd, DType::float32, {rows, shape_.normed_heads()});
+    }
     place(layer.qkv, compute_type_, {rows, shape_.qkv_columns()});
     place(layer.attention, compute_type_, {rows, head_columns});
     if (backend_.wants_attention_remainder())
@@ -95,9 +99,12 @@ void Transformer::place_gradients() {
     place(d_hidden_, compute_type_, config_.ffn);
     place(d_attention_, compute_type_, config_.heads * config_.head_dim);
     place(d_qkv_, compute_type_, shape_.qkv_columns());
-    activation_arena_.place_bytes("workspace of operations", workspace_,
-                                  std::max(backend_.rmsnorm_backward_workspace(rows, width),
-                                           backend_.attention_backward_workspace(shape_)));
+    int64_t workspace = std::max(backend_.rmsnorm_backward_workspace(rows, width),
+                                 backend_.attention_backward_workspace(shape_));
+    if (config_.attention_biases)
+        workspace = std::max(workspace, backend_.bias_backward_workspace(rows, shape_.qkv_columns()));
+    if (config_.head_norms) workspace = std::max(workspace, backend_.head_norm_backward_workspace(shape_));
+    activation_arena_.place_bytes("workspace of operations", workspace_, workspace);
 }
 
 int64_t Transformer::memory_bytes() const {

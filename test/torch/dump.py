@@ -57,7 +57,11 @@ class Config:
     sequence_length: int
     batch: int
     micro_batches: int
+    tied: bool
+    attention_biases: bool
+    head_norms: bool
     rope_theta: float
+    rope_scaling: tuple  # factor, low and high frequency factor, original positions (0: no scaling), as Llama 3 has it
     norm_epsilon: float
     bits: float  # 1, 1.58, 2, 3, 4, 5, 6, 8; 16: nothing is quantized
     group: int  # columns per scale; 0: one scale per row
@@ -96,13 +100,18 @@ class Config:
                 prefix + "mlp.up_proj.weight": (self.ffn, self.width),
                 prefix + "mlp.down_proj.weight": (self.width, self.ffn),
             }
-        return shapes | {"model.norm.weight": (self.width,)}
+            if self.attention_biases:
+                shapes |= {f"{prefix}self_attn.{name}_proj.bias": (queries if name == "q" else keys,) for name in "qkv"}
+            if self.head_norms:
+                shapes |= {f"{prefix}self_attn.{name}_norm.weight": (self.head_dim,) for name in "qk"}
+        shapes["model.norm.weight"] = (self.width,)
+        return shapes if self.tied else shapes | {"lm_head.weight": (self.vocabulary, self.width)}
 
     def weight_bits(self, name):
-        """Bits of a tensor in the QAT steps; None: full precision. The tied embedding gets at least 4."""
+        """Bits of a tensor in the QAT steps; None: full precision. Embedding and output head get at least 4."""
         if self.bits >= 16 or len(self.shapes()[name]) == 1:
             return None
-        return max(self.bits, 4) if name == "model.embed_tokens.weight" else self.bits
+        return max(self.bits, 4) if name in ("model.embed_tokens.weight", "lm_head.weight") else self.bits
 
     def scale_shapes(self):
         """{name: (rows, groups)} of the learned scales."""

@@ -31,13 +31,32 @@ struct Options {
     std::string directory;
     // Every option and its default. dtype and logits, of the same kind, are the only ones that are no numbers.
     std::map<std::string, std::string> values = {
-        {"layers", "2"},       {"width", "32"},        {"heads", "4"},
-        {"kv_heads", "2"},     {"ffn", "64"},          {"sequence", "8"},
-        {"batch", "2"},        {"micro_batches", "1"}, {"bits", "4"},
-        {"group", "0"},        {"fp_steps", "3"},      {"qat_steps", "3"},
-        {"clip_norm", "1"},    {"seed", "1"},          {"dtype", "float32"},
-        {"vocabulary", "131"}, {"weight_factor", "4"}, {"scale_rate_factor", "1"},
-        {"logit_rows", "0"},   {"logits", "float32"},
+        {"layers", "2"},
+        {"width", "32"},
+        {"heads", "4"},
+        {"kv_heads", "2"},
+        {"ffn", "64"},
+        {"sequence", "8"},
+        {"batch", "2"},
+        {"micro_batches", "1"},
+        {"bits", "4"},
+        {"group", "0"},
+        {"fp_steps", "3"},
+        {"qat_steps", "3"},
+        {"clip_norm", "1"},
+        {"seed", "1"},
+        {"dtype", "float32"},
+        {"vocabulary", "131"},
+        {"weight_factor", "4"},
+        {"scale_rate_factor", "1"},
+        {"logit_rows", "0"},
+        {"logits", "float32"},
+        // 0: width / heads; 0 or 1; positions of the model before its rotations were stretched, 0: they were not
+        {"head_dim", "0"},
+        {"tied", "1"},
+        {"attention_biases", "0"},
+        {"head_norms", "0"},
+        {"stretched_from", "0"},
     };
 
     int64_t integer(const std::string& name) const { return std::stoll(values.at(name)); }
@@ -86,10 +105,16 @@ ModelConfig model_config(const Options& options) {
     config.width = options.integer("width");
     config.heads = options.integer("heads");
     config.kv_heads = options.integer("kv_heads");
-    config.head_dim = config.width / config.heads;
+    const int64_t head_dim = options.integer("head_dim");
+    config.head_dim = head_dim > 0 ? head_dim : config.width / config.heads;
     config.ffn = options.integer("ffn");
     config.vocabulary = options.integer("vocabulary");
     config.sequence_length = options.integer("sequence");
+    config.tied = options.integer("tied") != 0;
+    config.attention_biases = options.integer("attention_biases") != 0;
+    config.head_norms = options.integer("head_norms") != 0;
+    if (options.integer("stretched_from") > 0)
+        config.rope_scaling = {8.0, 1.0, 4.0, options.integer("stretched_from")};
     validate_config(config);
     return config;
 }
@@ -169,14 +194,17 @@ class ParityRun {
     }
 
     // A new model's attention is nearly uniform, which makes the gradients of queries and keys tiny
-    // differences of large numbers. Larger matrices let every part of the model count from the first step on.
+    // differences of large numbers. Larger matrices, and biases that are not zero, let every part of the model count
+    // from the first step on.
     void enlarge_weights(float factor) {
         for (const Parameter& parameter : model_.parameters().all()) {
-            if (parameter.is_vector) continue;
+            const bool bias = parameter.name.ends_with(".bias");
+            if (parameter.is_vector && !bias) continue;
             std::vector<float> weights(parameter.rows.elements());
             const int64_t bytes = parameter.rows.elements() * static_cast<int64_t>(sizeof(float));
             backend_->copy_to_host(weights.data(), parameter.rows.master, bytes);
-            for (float& weight : weights) weight *= factor;
+            for (size_t i = 0; i < weights.size(); ++i)
+                weights[i] = bias ? 0.3f * std::sin(static_cast<float>(i + 1)) : weights[i] * factor;
             backend_->copy_to_device(parameter.rows.master, weights.data(), bytes);
         }
         model_.parameters().quantize(*backend_);
@@ -269,7 +297,13 @@ class ParityRun {
                 {"sequence_length", config_.sequence_length},
                 {"batch", model_.batch()},
                 {"micro_batches", options_.integer("micro_batches")},
+                {"tied", config_.tied},
+                {"attention_biases", config_.attention_biases},
+                {"head_norms", config_.head_norms},
                 {"rope_theta", config_.rope_theta},
+                {"rope_scaling",
+                 {config_.rope_scaling.factor, config_.rope_scaling.low_frequency_factor,
+                  config_.rope_scaling.high_frequency_factor, config_.rope_scaling.original_positions}},
                 {"norm_epsilon", config_.norm_epsilon},
                 {"bits", quantization_.bits},
                 {"group", quantization_.group},

@@ -138,10 +138,22 @@ def rotate_half(x):
     return torch.cat((-second, first), dim=-1)
 
 
-def rope(x, theta):
+def stretched(frequency, scaling):
+    """Llama 3's: long waves are stretched by the factor, short ones are not, those between by a share of it."""
+    factor, low, high, positions = scaling
+    if positions == 0:
+        return frequency
+    wave = 2 * math.pi / frequency
+    share = (positions / wave - low) / (high - low)
+    between = (1 - share) * frequency / factor + share * frequency
+    return torch.where(wave > positions / low, frequency / factor, torch.where(wave < positions / high, frequency, between))
+
+
+def rope(x, config):
     """x: (B, heads, T, D). Elements i and i + D/2 turn by t * theta^(-2i/D)."""
     length, size = x.shape[-2:]
-    frequency = theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    frequency = config.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    frequency = stretched(frequency, config.rope_scaling)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency).repeat(1, 2)
     return x * angle.cos().to(x.dtype) + rotate_half(x) * angle.sin().to(x.dtype)
 
@@ -152,11 +164,16 @@ def attention(x, weights, prefix, config, compute):
 
     def project(name):
         y = compute(F.linear(x, weights[prefix + name + "_proj.weight"]))
-        return y.reshape(B, T, -1, config.head_dim).transpose(1, 2)
+        if config.attention_biases:
+            y = compute(y + weights[prefix + name + "_proj.bias"])
+        y = y.reshape(B, T, -1, config.head_dim).transpose(1, 2)
+        if config.head_norms and name != "v":
+            y = compute(rms_norm(y, weights[prefix + name + "_norm.weight"], config.norm_epsilon))
+        return y
 
     repeats = config.heads // config.kv_heads
-    query = compute(rope(project("q"), config.rope_theta))
-    key = compute(rope(project("k"), config.rope_theta)).repeat_interleave(repeats, dim=1)
+    query = compute(rope(project("q"), config))
+    key = compute(rope(project("k"), config)).repeat_interleave(repeats, dim=1)
     value = project("v").repeat_interleave(repeats, dim=1)
     score = query @ key.transpose(-1, -2) / math.sqrt(config.head_dim)
     score = score.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -math.inf)
@@ -183,7 +200,7 @@ def forward(weights, tokens, config, compute=exact):
         normed = compute(rms_norm(x, weights[prefix + "post_attention_layernorm.weight"], config.norm_epsilon))
         x = x + feed_forward(normed, weights, prefix + "mlp.", compute)
     x = compute(rms_norm(x, weights["model.norm.weight"], config.norm_epsilon))
-    return F.linear(x, weights["model.embed_tokens.weight"])
+    return F.linear(x, weights["model.embed_tokens.weight" if config.tied else "lm_head.weight"])
 
 
 # ---- one step of training -----------------------------------------------------------------------------------------

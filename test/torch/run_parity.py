@@ -49,6 +49,10 @@ SHAPES = {
     "only full precision": {"qat_steps": 0},
     "only QAT": {"fp_steps": 0},
     "no clipping": {"clip_norm": 0},
+    "an output head of its own": {"tied": 0, "micro_batches": 2},
+    "Qwen2's biases": {"attention_biases": 1, "micro_batches": 2},
+    "Qwen3's norms, wide heads": {"head_norms": 1, "head_dim": 22, "micro_batches": 2},
+    "Llama 3's rotations": {"stretched_from": 16, "sequence": 40, "batch": 1},
 }
 
 
@@ -74,6 +78,9 @@ def cases(quick):
     if not quick:
         yield "4 bits, bfloat16, groups of 32", BFLOAT16 | {"group": 32}
         yield "4 bits, bfloat16, 2 micro-batches", BFLOAT16 | {"micro_batches": 2, "batch": 2}
+        yield "4 bits, bfloat16, biases, norms, a head of its own", BFLOAT16 | {
+            "attention_biases": 1, "head_norms": 1, "tied": 0,
+        }  # fmt: skip
     for bits in (4,) if quick else (1.58, 4, 16):
         yield f"{bits} bits, bfloat16, also the logits", BFLOAT16 | {"bits": bits, "logits": "bfloat16"}
 

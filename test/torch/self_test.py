@@ -33,7 +33,8 @@ CLIPS = {1: (-1, 1), 1.58: (-1.485, 1.485), 2: (-1.98, 1.98)}
 
 SMALL = Config(
     layers=2, width=12, heads=4, kv_heads=2, head_dim=6, ffn=20, vocabulary=37, sequence_length=7, batch=2,
-    micro_batches=2, rope_theta=1000.0, norm_epsilon=1e-5, bits=4, group=0, dtype="float32", fp_steps=3, qat_steps=3,
+    micro_batches=2, tied=True, attention_biases=False, head_norms=False, rope_theta=1000.0,
+    rope_scaling=(1, 1, 4, 0), norm_epsilon=1e-5, bits=4, group=0, dtype="float32", fp_steps=3, qat_steps=3,
     learning_rates=(1e-3, 2e-3, 2e-3, 1e-3, 2e-3, 1e-3), scale_learning_rates=(1e-4,) * 6, beta1=0.9, beta2=0.95,
     epsilon=1e-8, weight_decay=0.1, clip_norm=1.0,
 )  # fmt: skip
@@ -153,7 +154,7 @@ class Model(unittest.TestCase):
     def test_rope_is_a_complex_rotation(self):
         B, H, T, D, theta = 2, 3, 11, 10, 500.0
         x = torch.randn(B, H, T, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).numpy()
-        turned = llama.rope(torch.from_numpy(x), theta).numpy()
+        turned = llama.rope(torch.from_numpy(x), dataclasses.replace(SMALL, rope_theta=theta)).numpy()
         number = x[..., : D // 2] + 1j * x[..., D // 2 :]
         angle = np.arange(T)[:, None] * theta ** (-2 * np.arange(D // 2) / D)
         number = number * np.exp(1j * angle)
@@ -172,8 +173,8 @@ class Model(unittest.TestCase):
                 return x[b] @ rows.T
 
             group = h // 2  # 4 query heads on 2 key/value heads
-            query = llama.rope(head("q", h)[None, None], config.rope_theta)[0, 0]
-            key = llama.rope(head("k", group)[None, None], config.rope_theta)[0, 0]
+            query = llama.rope(head("q", h)[None, None], config)[0, 0]
+            key = llama.rope(head("k", group)[None, None], config)[0, 0]
             value = head("v", group)
             for t in range(T):
                 share = [math.exp((query[t] @ key[u]).item() / math.sqrt(D)) for u in range(t + 1)]
