@@ -112,6 +112,42 @@ TEST_CASE("parameters have Hugging Face's names and shapes", "[parameters][devic
     }
 }
 
+TEST_CASE("what imported models have besides has Hugging Face's names too", "[parameters][device]") {
+    const ModelConfig config = tiny_other_config();
+    const std::unique_ptr<Backend> cpu = make_cpu_backend(1);
+    TinyModel tiny(*cpu, DType::float32, {2, 8}, 1, config);
+    std::map<std::string, std::pair<int64_t, int64_t>> vectors;
+    int64_t elements = 0;
+    for (const Parameter& parameter : tiny.parameters().all()) {
+        elements += parameter.rows.elements();
+        if (parameter.name.find("layers.1.self_attn") != std::string::npos && parameter.is_vector)
+            vectors[parameter.name.substr(25)] = {parameter.rows.rows, parameter.rows.columns};
+        CHECK(parameter.rows.decay == !parameter.is_vector);
+    }
+    CHECK(elements == parameter_count(config));
+    CHECK(vectors == std::map<std::string, std::pair<int64_t, int64_t>>{{"q_proj.bias", {1, 40}},
+                                                                        {"k_proj.bias", {1, 20}},
+                                                                        {"v_proj.bias", {1, 20}},
+                                                                        {"q_norm.weight", {1, 10}},
+                                                                        {"k_norm.weight", {1, 10}}});
+    const Parameter& head = tiny.parameters().all().back();
+    CHECK(head.name == "lm_head.weight");
+    CHECK(head.bits == 4);
+    CHECK(head.rows.compute == &tiny.parameters().output_head().compute);
+    CHECK(head.layer == -1);
+    // Biases stand one behind the other, as the operation reads them.
+    const LayerWeights& layer = tiny.parameters().layers[1];
+    CHECK(layer.qkv_bias.master.elements() == 80);
+    for (const Parameter& parameter : tiny.parameters().all())
+        if (parameter.name == "model.layers.1.self_attn.v_proj.bias") {
+            CHECK(parameter.rows.master == layer.qkv_bias.master.as<float>() + 60);
+            CHECK(parameter.rows.gradient == layer.qkv_bias.gradient.as<float>() + 60);
+        }
+    tiny.parameters().initialize(*cpu, 3);
+    for (const float *bias = layer.qkv_bias.master.as<float>(), *end = bias + 80; bias != end; ++bias)
+        CHECK(*bias == 0);
+}
+
 TEST_CASE("a new model's weights are normal, norms are one", "[parameters][device]") {
     const BackendUnderTest device = backends_under_test(DType::float32)[0];
     Transformer model(*device.backend, wider_config(), {}, DType::float32, 1);

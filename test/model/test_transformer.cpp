@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -48,45 +49,47 @@ double cross_entropy(const float* logits, int64_t vocabulary, int32_t target) {
 }  // namespace
 
 TEST_CASE("gradients predict how the loss changes along a direction", "[transformer][device]") {
-    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
-        TinyModel tiny(*device.backend, DType::float32, {}, 3);
-        const Tokens tokens = tiny.tokens(3, 11);
-        tiny.train(tokens);
-        Random random(5);
-        for (size_t i = 0; i < tiny.parameters().all().size(); ++i) {
-            const Parameter& parameter = tiny.parameters().all()[i];
-            const Array weights = tiny.read(parameter.rows.master, parameter.rows.elements());
-            const Array gradient = tiny.gradient(i);
-            // Half along the gradient, so that the change is large, half anywhere, so that no part can hide.
-            Array direction = random.normals(parameter.rows.elements());
-            const double gradient_norm = norm(gradient), random_norm = norm(direction);
-            REQUIRE(gradient_norm > 0);
-            double predicted = 0;
-            for (size_t j = 0; j < direction.size(); ++j) {
-                direction[j] = gradient[j] / gradient_norm + direction[j] / random_norm;
-                predicted += direction[j] * gradient[j];
-            }
-            const auto slope = [&](double step) {
-                double change[2];
-                for (int side = 0; side < 2; ++side) {
-                    Array moved = weights;
-                    for (size_t j = 0; j < moved.size(); ++j)
-                        moved[j] += (side ? step : -step) * direction[j];
-                    tiny.write(parameter.rows.master, moved);
-                    tiny.parameters().quantize(*device.backend);
-                    change[side] = loss_of(tiny, tokens);
+    const ModelConfig configs[] = {tiny_config(), tiny_other_config()};
+    for (const BackendUnderTest& device : backends_under_test(DType::float32))
+        for (const ModelConfig& config : configs) {
+            TinyModel tiny(*device.backend, DType::float32, {}, 3, config);
+            const Tokens tokens = tiny.tokens(3, 11);
+            tiny.train(tokens);
+            Random random(5);
+            for (size_t i = 0; i < tiny.parameters().all().size(); ++i) {
+                const Parameter& parameter = tiny.parameters().all()[i];
+                const Array weights = tiny.read(parameter.rows.master, parameter.rows.elements());
+                const Array gradient = tiny.gradient(i);
+                // Half along the gradient, so that the change is large, half anywhere, so that no part can hide.
+                Array direction = random.normals(parameter.rows.elements());
+                const double gradient_norm = norm(gradient), random_norm = norm(direction);
+                REQUIRE(gradient_norm > 0);
+                double predicted = 0;
+                for (size_t j = 0; j < direction.size(); ++j) {
+                    direction[j] = gradient[j] / gradient_norm + direction[j] / random_norm;
+                    predicted += direction[j] * gradient[j];
                 }
-                tiny.write(parameter.rows.master, weights);
-                return (change[1] - change[0]) / (2 * step);
-            };
-            const double step = std::min(0.02 / gradient_norm, 0.02 * norm(weights));
-            const double coarse = slope(step), fine = slope(step / 2);
-            INFO(device.name << ", " << parameter.name << ": predicted " << predicted << ", measured "
-                             << coarse << " and, with half the step, " << fine);
-            CHECK(std::abs(coarse - fine) < 1e-2 * gradient_norm);
-            CHECK(std::abs((4 * fine - coarse) / 3 - predicted) < 5e-3 * gradient_norm);
+                const auto slope = [&](double step) {
+                    double change[2];
+                    for (int side = 0; side < 2; ++side) {
+                        Array moved = weights;
+                        for (size_t j = 0; j < moved.size(); ++j)
+                            moved[j] += (side ? step : -step) * direction[j];
+                        tiny.write(parameter.rows.master, moved);
+                        tiny.parameters().quantize(*device.backend);
+                        change[side] = loss_of(tiny, tokens);
+                    }
+                    tiny.write(parameter.rows.master, weights);
+                    return (change[1] - change[0]) / (2 * step);
+                };
+                const double step = std::min(0.02 / gradient_norm, 0.02 * norm(weights));
+                const double coarse = slope(step), fine = slope(step / 2);
+                INFO(device.name << ", " << parameter.name << ": predicted " << predicted << ", measured "
+                                 << coarse << " and, with half the step, " << fine);
+                CHECK(std::abs(coarse - fine) < 1e-2 * gradient_norm);
+                CHECK(std::abs((4 * fine - coarse) / 3 - predicted) < 5e-3 * gradient_norm);
+            }
         }
-    }
 }
 
 TEST_CASE("two micro-batches accumulate to the gradients of one batch", "[transformer][device]") {
@@ -94,8 +97,9 @@ TEST_CASE("two micro-batches accumulate to the gradients of one batch", "[transf
         for (const BackendUnderTest& device : backends_under_test(dtype))
             for (const QuantizationConfig& quantization :
                  {QuantizationConfig{}, QuantizationConfig{4, 0}, QuantizationConfig{1.58, 8}}) {
-                TinyModel whole(*device.backend, dtype, quantization, 4);
-                TinyModel half(*device.backend, dtype, quantization, 2);
+                const ModelConfig config = quantization.bits == 4 ? tiny_other_config() : tiny_config();
+                TinyModel whole(*device.backend, dtype, quantization, 4, config);
+                TinyModel half(*device.backend, dtype, quantization, 2, config);
                 const Tokens tokens = whole.tokens(4, 3);
                 whole.train(tokens);
                 half.train(half.tokens(2, 99));  // the next step must overwrite this one's gradients
@@ -199,7 +203,9 @@ TEST_CASE("a step has the same bits on any number of threads, and again", "[tran
                  {QuantizationConfig{}, QuantizationConfig{1, 0}, QuantizationConfig{4, 0},
                   QuantizationConfig{4, 8}})
                 for (int repetition = 0; repetition < 2; ++repetition) {
-                    TinyModel tiny(*device.backend, dtype, quantization, 4);
+                    const bool other = quantization.bits == 4 && quantization.group == 0;
+                    TinyModel tiny(*device.backend, dtype, quantization, 4,
+                                   other ? tiny_other_config() : tiny_config());
                     Optimizer optimizer(*device.backend, tiny.parameters(), {});
                     Array seen;
                     for (int step = 0; step < 2; ++step) {
@@ -235,6 +241,41 @@ TEST_CASE("evaluate gives the loss of training, and the mean over sequences", "[
                 mean += tiny.model.evaluate(&tokens.inputs[b * T], &tokens.targets[b * T], 1) / 3;
             CHECK(mean == Approx(trained).epsilon(dtype == DType::float32 ? 1e-6 : 1e-3));
         }
+}
+
+TEST_CASE("a model for inference has the losses of one for training, position by position, in less memory",
+          "[transformer][device]") {
+    for (DType dtype : compute_types())
+        for (const BackendUnderTest& device : backends_under_test(dtype))
+            for (const ModelConfig& config : {tiny_config(), tiny_other_config()}) {
+                INFO(device.name << ", " << name_of(dtype));
+                const QuantizationConfig quantization{3, 0};
+                TinyModel tiny(*device.backend, dtype, quantization, 2, config);
+                Transformer inference(*device.backend, config, quantization, dtype, 2, {}, {},
+                                      ModelUse::inference);
+                CHECK(inference.memory_bytes() < tiny.model.memory_bytes() * 2 / 3);
+                inference.allocate();
+                Parameters& parameters = inference.parameters();
+                parameters.use_quantization(true);
+                for (size_t i = 0; i < parameters.all().size(); ++i) {
+                    const ParameterRows &from = tiny.parameters().all()[i].rows,
+                                        &to = parameters.all()[i].rows;
+                    tiny.write(to.master, tiny.read(from.master, from.elements()));
+                    if (from.scales() > 0) tiny.write(to.scale, tiny.read(from.scale, from.scales()));
+                }
+                parameters.quantize(*device.backend);
+                const Tokens tokens = tiny.tokens(2, 71);
+                const double loss = loss_of(tiny, tokens);
+                CHECK(inference.evaluate(tokens.inputs.data(), tokens.targets.data(), 2) == loss);
+                std::vector<float> losses(tokens.inputs.size());
+                inference.token_losses(tokens.inputs.data(), tokens.targets.data(), 2, losses.data());
+                CHECK(std::accumulate(losses.begin(), losses.end(), 0.0) / losses.size() ==
+                      Approx(loss).epsilon(1e-6));
+                std::vector<float> logits(config.vocabulary);
+                inference.logits(tokens.inputs.data(), 4, 5, logits.data());
+                CHECK(losses[4] == Approx(cross_entropy(logits.data(), config.vocabulary, tokens.targets[4]))
+                                       .epsilon(dtype == DType::float32 ? 1e-5 : 2e-2));
+            }
 }
 
 TEST_CASE("logits agree with each other and with the loss", "[transformer][device]") {

@@ -23,6 +23,19 @@ inline ModelConfig tiny_config() {
     return config;
 }
 
+// The same with all that imported models may have: biases, norms of heads, heads wider than their share of the width,
+// an output head of its own, stretched rotations.
+inline ModelConfig tiny_other_config() {
+    ModelConfig config = tiny_config();
+    config.head_dim = 10;
+    config.tied = false;
+    config.attention_biases = config.head_norms = true;
+    config.rope_theta = 500;
+    config.rope_scaling = {4.0, 1.0, 3.0, 6};
+    config.norm_epsilon = 1e-3;
+    return config;
+}
+
 struct Tokens {
     std::vector<int32_t> inputs, targets;  // (sequences, T)
 };
