@@ -1,4 +1,4 @@
-// Text to token ids and back, by a SentencePiece model.
+// Text to token ids and back: by a SentencePiece model, or by the byte-level BPE of a Hugging Face tokenizer.json.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,14 @@
 
 namespace train_qat {
 
+class TokenizerModel;
+
 class Tokenizer {
   public:
-    // Reads a SentencePiece .model file. Throws std::runtime_error naming the file if it is missing or none.
+    // path: a SentencePiece .model, a tokenizer.json (byte-level BPE, as GPT-2, Llama 3 and Qwen have it), or a folder
+    // with one of them. The begin and end tokens of a tokenizer.json are those of the tokenizer_config.json or
+    // config.json beside it. Throws std::runtime_error naming the file if it is missing, none of these, or of a kind that
+    // would need what is not supported.
     explicit Tokenizer(const std::string& path);
     ~Tokenizer();
     Tokenizer(Tokenizer&& other) noexcept;
@@ -31,11 +36,14 @@ class Tokenizer {
   private:
     void check_id(int32_t id) const;
 
-    struct Model;  // keeps SentencePiece's header out of this one
-    std::unique_ptr<Model> model_;
+    std::string path_;
+    std::unique_ptr<TokenizerModel> model_;
 };
 
-// Identifies a tokenizer: the 64-bit FNV-1a hash of the bytes of its model file. data/prepare.py computes the
+// The file of a tokenizer: `path` itself, or the tokenizer.json or else tokenizer.model of a folder.
+std::string tokenizer_file(const std::string& path);
+
+// Identifies a tokenizer: the 64-bit FNV-1a hash of the bytes of its file. data/prepare.py computes the
 // same and stores it in every shard, so that data of another tokenizer is refused. Throws std::runtime_error
 // if the file can't be read.
 //   hash = 0xcbf29ce484222325;  for each byte: hash = (hash XOR byte) * 0x100000001b3  (mod 2^64)

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-dev nlohmann-json3-dev
-       libsentencepiece-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
+       libsentencepiece-dev libpcre2-dev libutf8proc-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
 quickstart=(python3 python3-numpy python3-sentencepiece python3-matplotlib)
 reproduce=(python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece)
 test=(catch2 python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece python3-torch python3-xxhash)
