@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/openmp_settings.h"
+#include "kernels/cpu/platform/openmp_settings.h"
 #include "kernels/ranks/agreement.h"
 #include "model/evaluation/evaluation.h"
 #include "model/job/choices.h"

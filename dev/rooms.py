@@ -25,13 +25,14 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 # product, and test also dev. ("." is the driver.)
 CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights")]
-KERNELS = ["kernels", "kernels/cpu", "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
+KERNELS = ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
 MODEL = ["model", "model/plan", "model/storage", "model/job", "model/run", "model/sweep", "model/evaluation"]
 TOOLKIT = "dev/emulator"
 LOWER = {
     "data": [],
     "kernels": [],
-    "kernels/cpu": ["kernels"],
+    "kernels/cpu/platform": [],
+    "kernels/cpu": ["kernels", "kernels/cpu/platform"],
     "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
     # The emulator is what CUDA's toolkit is otherwise, by its headers in the include path (TOOLKIT).
     f"{CUDA}/platform": ["kernels", "dev/emulator"],

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "dev/bench/profiler.h"
-#include "kernels/cpu/openmp_settings.h"
+#include "kernels/cpu/platform/openmp_settings.h"
 #include "model/optimizer.h"
 #include "model/transformer.h"
 

@@ -10,7 +10,7 @@
 #include <fstream>
 #include <stdexcept>
 
-#include "kernels/cpu/illegal_instruction.h"
+#include "kernels/cpu/platform/illegal_instruction.h"
 #include "kernels/cpu/matmul_cache.h"
 
 #if defined(__x86_64__)

@@ -7,7 +7,7 @@
 #include <csignal>
 
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/illegal_instruction.h"
+#include "kernels/cpu/platform/illegal_instruction.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
 

@@ -1,4 +1,4 @@
-#include "kernels/cpu/illegal_instruction.h"
+#include "kernels/cpu/platform/illegal_instruction.h"
 
 #include <unistd.h>
 #include <csignal>

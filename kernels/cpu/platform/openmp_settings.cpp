@@ -1,4 +1,4 @@
-#include "kernels/cpu/openmp_settings.h"
+#include "kernels/cpu/platform/openmp_settings.h"
 
 #include <unistd.h>
 
