@@ -107,6 +107,16 @@ Result matmul_weight_gradient(const Array& dz, const Array& x, const Array& init
 Result embedding_backward(const Array& dq, const Array& dy, const Array& tokens, const Array& row_scale,
                           int64_t C);
 
+// ---- biases
+
+Result bias_forward(const Array& z, const Array& column_scale, const Array& bias, int64_t M, int64_t N);
+struct BiasBackward {
+    Result dz, dbias;
+};
+// dbias: what is accumulated onto, or empty.
+BiasBackward bias_backward(const Array& dbias, const Array& dz, const Array& column_scale, int64_t M,
+                           int64_t N);
+
 // ---- normalization
 
 struct RMSNormForward {
@@ -132,6 +142,20 @@ struct Shape {
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_dim; }
     int64_t y_columns() const { return heads * head_dim; }
 };
+struct HeadNormForward {
+    Result y;
+    Array rstd;  // (M, H + G)
+};
+HeadNormForward head_norm_forward(const Array& x, const Array& column_scale, const Array& query_weight,
+                                  const Array& key_weight, double epsilon, const Shape& shape);
+struct HeadNormBackward {
+    Result dx, dquery_weight, dkey_weight;
+};
+// dquery_weight and dkey_weight: what is accumulated onto, or empty.
+HeadNormBackward head_norm_backward(const Array& dquery_weight, const Array& dkey_weight, const Array& dy,
+                                    const Array& x, const Array& rstd, const Array& column_scale,
+                                    const Array& query_weight, const Array& key_weight, const Shape& shape);
+
 struct RopeTables {
     Array cosines, sines;  // (T, D/2)
 };

@@ -1,4 +1,4 @@
-// Oracles of the layers between the matmuls: normalization, attention, feed-forward, loss.
+// Oracles of the layers between the matmuls: biases, normalization, attention, feed-forward, loss.
 #include <algorithm>
 #include <cmath>
 
@@ -8,6 +8,28 @@ namespace train_qat::reference {
 
 static double at_or(const Array& values, int64_t index, double otherwise) {
     return values.empty() ? otherwise : values[index];
+}
+
+// ---- biases
+
+Result bias_forward(const Array& z, const Array& column_scale, const Array& bias, int64_t M, int64_t N) {
+    Result result(M * N);
+    for (int64_t i = 0; i < M * N; ++i) {
+        result.add(i, z[i] * at_or(column_scale, i % N, 1));
+        result.add(i, bias[i % N]);
+    }
+    return result;
+}
+
+BiasBackward bias_backward(const Array& dbias, const Array& dz, const Array& column_scale, int64_t M,
+                           int64_t N) {
+    BiasBackward result{Result(M * N), Result(N)};
+    for (int64_t n = 0; n < N; ++n) result.dbias.add(n, at_or(dbias, n, 0));
+    for (int64_t i = 0; i < M * N; ++i) {
+        result.dbias.add(i % N, dz[i]);
+        result.dz.add(i, dz[i] * at_or(column_scale, i % N, 1));
+    }
+    return result;
 }
 
 // ---- normalization
@@ -62,6 +84,84 @@ RMSNormBackward rmsnorm_backward(const Array& d_residual, const Array& dweight, 
 }
 
 // ---- attention
+
+namespace {
+
+// The columns of head h, of all rows; and back.
+Array columns_of_head(const Array& rows, int64_t h, const Shape& shape) {
+    Array result;
+    for (int64_t m = 0; m < shape.rows(); ++m)
+        for (int64_t i = 0; i < shape.head_dim; ++i)
+            result.push_back(rows[m * shape.qkv_columns() + h * shape.head_dim + i]);
+    return result;
+}
+
+void put_head(Result& rows, const Result& head, int64_t h, const Shape& shape) {
+    const int64_t D = shape.head_dim;
+    for (int64_t i = 0; i < shape.rows() * D; ++i)
+        rows.value[i / D * shape.qkv_columns() + h * D + i % D] = head.value[i],
+        rows.magnitude[i / D * shape.qkv_columns() + h * D + i % D] = head.magnitude[i];
+}
+
+Array scales_of_head(const Array& column_scale, int64_t h, int64_t D) {
+    if (column_scale.empty()) return {};
+    return Array(column_scale.begin() + h * D, column_scale.begin() + (h + 1) * D);
+}
+
+}  // namespace
+
+HeadNormForward head_norm_forward(const Array& x, const Array& column_scale, const Array& query_weight,
+                                  const Array& key_weight, double epsilon, const Shape& shape) {
+    const int64_t M = shape.rows(), D = shape.head_dim, normed = shape.heads + shape.kv_heads;
+    HeadNormForward result{Result(M * shape.qkv_columns()), Array(M * normed)};
+    for (int64_t h = 0; h < normed + shape.kv_heads; ++h) {
+        const Array scaled =
+            scale_columns(columns_of_head(x, h, shape), scales_of_head(column_scale, h, D));
+        Result y(M * D);
+        if (h < normed) {
+            const Array& weight = h < shape.heads ? query_weight : key_weight;
+            const RMSNormForward head = rmsnorm_forward(scaled, {}, weight, epsilon, M, D);
+            y = head.y;
+            for (int64_t m = 0; m < M; ++m) result.rstd[m * normed + h] = head.rstd[m];
+        } else {
+            for (int64_t i = 0; i < M * D; ++i) y.add(i, scaled[i]);
+        }
+        put_head(result.y, y, h, shape);
+    }
+    return result;
+}
+
+HeadNormBackward head_norm_backward(const Array& dquery_weight, const Array& dkey_weight, const Array& dy,
+                                    const Array& x, const Array& rstd, const Array& column_scale,
+                                    const Array& query_weight, const Array& key_weight, const Shape& shape) {
+    const int64_t M = shape.rows(), D = shape.head_dim, normed = shape.heads + shape.kv_heads;
+    HeadNormBackward result{Result(M * shape.qkv_columns()), Result(D), Result(D)};
+    for (int64_t i = 0; i < D; ++i) {
+        result.dquery_weight.add(i, at_or(dquery_weight, i, 0));
+        result.dkey_weight.add(i, at_or(dkey_weight, i, 0));
+    }
+    for (int64_t h = 0; h < normed + shape.kv_heads; ++h) {
+        const Array scale = scales_of_head(column_scale, h, D), head_dy = columns_of_head(dy, h, shape);
+        Result dx(M * D);
+        if (h < normed) {
+            Array head_rstd(M);
+            for (int64_t m = 0; m < M; ++m) head_rstd[m] = rstd[m * normed + h];
+            const RMSNormBackward head =
+                rmsnorm_backward({}, {}, head_dy, scale_columns(columns_of_head(x, h, shape), scale),
+                                 head_rstd, h < shape.heads ? query_weight : key_weight, scale, M, D);
+            dx = head.dz;
+            Result& dweight = h < shape.heads ? result.dquery_weight : result.dkey_weight;
+            for (int64_t i = 0; i < D; ++i) {
+                dweight.value[i] += head.dweight.value[i];
+                dweight.magnitude[i] += head.dweight.magnitude[i];
+            }
+        } else {
+            for (int64_t i = 0; i < M * D; ++i) dx.add(i, head_dy[i] * at_or(scale, i % D, 1));
+        }
+        put_head(result.dx, dx, h, shape);
+    }
+    return result;
+}
 
 RopeTables rope_tables(int64_t T, int64_t head_dim, double theta) {
     RopeTables tables;

@@ -33,6 +33,9 @@ struct Heads {
     int width;                 // D
     int team;                  // lanes of a head, a power of two
     int tile;                  // rows of a block
+    // Backward, in shared memory: of each warp its lanes' first numbers, then their second ones, `pitch` apart: neither
+    // lanes nor columns side by side share a bank.
+    int pitch;
 };
 
 // Where in its head the lane's numbers begin.
@@ -102,8 +105,8 @@ struct Forward {
 // Block x: rows tile * x ... All lanes of a warp stay together, also those whose team has no head.
 template <typename T, bool whole>
 __global__ void __launch_bounds__(most_threads) normalize_heads(Forward<T> p, Heads s) {
-    constexpr int in_flight =
-        8 / sizeof(T);  // rows whose loads go out together: nothing moves a load above a store
+    // Rows whose loads go out together: nothing moves a load above a store.
+    constexpr int in_flight = 8 / sizeof(T);
     const int64_t tile = int64_t{blockIdx.x} * s.tile;
     const int count = s.rows - tile < s.tile ? static_cast<int>(s.rows - tile) : s.tile;
     const int teams = static_cast<int>(blockDim.x) / s.team, own = static_cast<int>(threadIdx.x) / s.team;
@@ -170,20 +173,21 @@ CU_DEVICE void head_gradient(float (&dx)[lane_numbers], float (&dweight)[lane_nu
     }
 }
 
-// The block's sums of dweight over heads, into the tile's row of `partial`: over the teams of a warp, then over warps.
+// The block's sum of dweight over heads, into the tile's row of partial sums: over the teams of a warp, then over warps.
 CU_DEVICE void sum_over_heads(float* partial, float* shared, float (&dweight)[lane_numbers], const Heads& s) {
+    const int pitch = s.pitch;
     CU_UNROLL
     for (int j = 0; j < lane_numbers; ++j) {
         for (int bits = s.team; bits < 32; bits *= 2) dweight[j] += shuffle_xor(dweight[j], bits);
-        const int place = place_in_head(s) + j;
-        if (lane_index() < s.team && place < s.width)
-            store_shared(shared + warp_index() * s.width + place, dweight[j]);
+        if (lane_index() < s.team)
+            store_shared(shared + (warp_index() * lane_numbers + j) * pitch + lane_index(), dweight[j]);
     }
     block_sync();
     for (int c = static_cast<int>(threadIdx.x); c < s.width; c += static_cast<int>(blockDim.x)) {
+        const float* sums = shared + c % lane_numbers * pitch + c / lane_numbers;
         float sum = 0;
         for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp)
-            sum += load_shared(shared + warp * s.width + c);
+            sum += load_shared(sums + warp * lane_numbers * pitch);
         store(partial + c, sum);
     }
     block_sync();
@@ -193,7 +197,7 @@ CU_DEVICE void sum_over_heads(float* partial, float* shared, float (&dweight)[la
 template <typename T, bool whole>
 __global__ void __launch_bounds__(most_threads) head_gradients(Backward<T> p, Heads s) {
     constexpr int in_flight = 4 / sizeof(T);
-    CU_DYN_SHARED(float, shared);  // (warps, D)
+    CU_DYN_SHARED(float, shared);  // (warps, lane_numbers, pitch)
     const int64_t tile = int64_t{blockIdx.x} * s.tile;
     const int count = s.rows - tile < s.tile ? static_cast<int>(s.rows - tile) : s.tile;
     const int teams = static_cast<int>(blockDim.x) / s.team, own = static_cast<int>(threadIdx.x) / s.team;
@@ -239,8 +243,10 @@ Heads heads_of(const AttentionShape& shape, int64_t tile) {
             static_cast<int>(shape.heads + 2 * shape.kv_heads),
             static_cast<int>(shape.head_dim),
             1,
-            static_cast<int>(tile)};
+            static_cast<int>(tile),
+            0};
     while (s.team * lane_numbers < s.width) s.team *= 2;
+    s.pitch = s.team | 4;
     return s;
 }
 
@@ -289,7 +295,8 @@ void head_norm_backward(Device& device, const HeadNormBackward& a) {
     const Heads s = heads_of(a.shape, summed_rows(a.shape.rows()));
     const int64_t tiles = blocks_for(s.rows, s.tile);
     const unsigned threads = balanced_threads(int64_t{s.all} * s.team, most_threads);
-    const unsigned shared_bytes = threads / 32 * static_cast<unsigned>(s.width) * sizeof(float);
+    const unsigned shared_bytes =
+        threads / 32 * lane_numbers * static_cast<unsigned>(s.pitch) * sizeof(float);
     float* partials = static_cast<float*>(a.workspace);
     with_accesses(a.name, a.shape, {a.x, a.dy, a.dx}, {a.column_scale, a.query_weight, a.key_weight},
                   [&]<typename T, bool whole>() {
