@@ -155,6 +155,13 @@ void add_layers(LintTable& table, Backend& backend) {
                                   .accumulate_weight = true,
                                   .workspace = workspace});
     });
+    void* bias_workspace = table.bytes(backend.bias_backward_workspace(M, C));
+    table.add("bias_forward", 0, M * C * 4,
+              [&] { backend.bias_forward({.z = y, .column_scale = scale, .bias = weight}); });
+    table.add("bias_backward", 0, M * C * 4, [&] {
+        backend.bias_backward(
+            {.dz = y, .dbias = dweight, .column_scale = scale, .workspace = bias_workspace});
+    });
     const Tensor gate_up = table.narrow({M, 2 * F}), hidden = table.narrow({M, F}),
                  ffn_scale = table.wide({2 * F});
     table.add("swiglu_forward", 0, M * F * 6,
@@ -194,6 +201,33 @@ void add_attention(LintTable& table, Backend& backend, int64_t head_dim) {
     void* workspace = table.bytes(backend.attention_backward_workspace(shape));
     const double flops = 2.0 * B * T * T * width;  // of the two products, half of it hidden by the mask
     const std::string size = ", D = " + std::to_string(head_dim);
+    const Tensor norm_weight = table.wide({head_dim}), dnorm_weight = table.wide({head_dim}),
+                 rstd = table.wide({M, shape.normed_heads()});
+    void* norm_workspace = table.bytes(backend.head_norm_backward_workspace(shape));
+    table.add(("head_norm_forward" + size).c_str(), 0, M * qkv_columns * 4 + rstd.bytes(), [&] {
+        backend.head_norm_forward({.y = dqkv,
+                                   .rstd = rstd,
+                                   .x = qkv,
+                                   .column_scale = scale,
+                                   .query_weight = norm_weight,
+                                   .key_weight = norm_weight,
+                                   .epsilon = 1e-6f,
+                                   .shape = shape});
+    });
+    table.add(("head_norm_backward" + size).c_str(), 0,
+              M * (qkv_columns * 6 - shape.kv_heads * head_dim * 2) + rstd.bytes(), [&] {
+                  backend.head_norm_backward({.dx = dqkv,
+                                              .dquery_weight = dnorm_weight,
+                                              .dkey_weight = dnorm_weight,
+                                              .dy = dqkv,
+                                              .x = qkv,
+                                              .rstd = rstd,
+                                              .column_scale = scale,
+                                              .query_weight = norm_weight,
+                                              .key_weight = norm_weight,
+                                              .workspace = norm_workspace,
+                                              .shape = shape});
+              });
     table.add(("rope_forward" + size).c_str(), 0, M * qkv_columns * 4, [&] {
         backend.rope_forward(
             {.qkv = qkv, .cosines = angles, .sines = angles, .column_scale = scale, .shape = shape});

@@ -13,11 +13,12 @@ void CpuBackend::sum_partials(float* out, const float* partials, int64_t count, 
                               bool accumulate) const {
     constexpr int64_t columns_per_block = 64;
     parallel_for(columns, columns_per_block, [&](int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c) {
-            double total = accumulate ? static_cast<double>(out[c]) : 0.0;
-            for (int64_t p = 0; p < count; ++p) total += partials[p * columns + c];
-            out[c] = static_cast<float>(total);
-        }
+        double totals[columns_per_block];
+        const float* block = partials + first;
+        for (int64_t c = 0; c < last - first; ++c) totals[c] = accumulate ? out[first + c] : 0.0f;
+        for (int64_t p = 0; p < count; ++p)
+            for (int64_t c = 0; c < last - first; ++c) totals[c] += block[p * columns + c];
+        for (int64_t c = 0; c < last - first; ++c) out[first + c] = static_cast<float>(totals[c]);
     });
 }
 

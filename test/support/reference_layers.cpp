@@ -98,9 +98,11 @@ Array columns_of_head(const Array& rows, int64_t h, const Shape& shape) {
 
 void put_head(Result& rows, const Result& head, int64_t h, const Shape& shape) {
     const int64_t D = shape.head_dim;
-    for (int64_t i = 0; i < shape.rows() * D; ++i)
-        rows.value[i / D * shape.qkv_columns() + h * D + i % D] = head.value[i],
-        rows.magnitude[i / D * shape.qkv_columns() + h * D + i % D] = head.magnitude[i];
+    for (int64_t i = 0; i < shape.rows() * D; ++i) {
+        const int64_t place = i / D * shape.qkv_columns() + h * D + i % D;
+        rows.value[place] = head.value[i];
+        rows.magnitude[place] = head.magnitude[i];
+    }
 }
 
 Array scales_of_head(const Array& column_scale, int64_t h, int64_t D) {
@@ -115,8 +117,7 @@ HeadNormForward head_norm_forward(const Array& x, const Array& column_scale, con
     const int64_t M = shape.rows(), D = shape.head_dim, normed = shape.heads + shape.kv_heads;
     HeadNormForward result{Result(M * shape.qkv_columns()), Array(M * normed)};
     for (int64_t h = 0; h < normed + shape.kv_heads; ++h) {
-        const Array scaled =
-            scale_columns(columns_of_head(x, h, shape), scales_of_head(column_scale, h, D));
+        const Array scaled = scale_columns(columns_of_head(x, h, shape), scales_of_head(column_scale, h, D));
         Result y(M * D);
         if (h < normed) {
             const Array& weight = h < shape.heads ? query_weight : key_weight;

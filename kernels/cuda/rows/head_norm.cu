@@ -102,11 +102,12 @@ struct Forward {
     float epsilon;
 };
 
+// Two blocks on a multiprocessor, of both kernels: without that demand the compiler saves registers until it spills them.
 // Block x: rows tile * x ... All lanes of a warp stay together, also those whose team has no head.
 template <typename T, bool whole>
-__global__ void __launch_bounds__(most_threads) normalize_heads(Forward<T> p, Heads s) {
+__global__ void __launch_bounds__(most_threads, 2) normalize_heads(Forward<T> p, Heads s) {
     // Rows whose loads go out together: nothing moves a load above a store.
-    constexpr int in_flight = 8 / sizeof(T);
+    constexpr int in_flight = 4 / sizeof(T);
     const int64_t tile = int64_t{blockIdx.x} * s.tile;
     const int count = s.rows - tile < s.tile ? static_cast<int>(s.rows - tile) : s.tile;
     const int teams = static_cast<int>(blockDim.x) / s.team, own = static_cast<int>(threadIdx.x) / s.team;
@@ -175,19 +176,18 @@ CU_DEVICE void head_gradient(float (&dx)[lane_numbers], float (&dweight)[lane_nu
 
 // The block's sum of dweight over heads, into the tile's row of partial sums: over the teams of a warp, then over warps.
 CU_DEVICE void sum_over_heads(float* partial, float* shared, float (&dweight)[lane_numbers], const Heads& s) {
-    const int pitch = s.pitch;
     CU_UNROLL
     for (int j = 0; j < lane_numbers; ++j) {
         for (int bits = s.team; bits < 32; bits *= 2) dweight[j] += shuffle_xor(dweight[j], bits);
         if (lane_index() < s.team)
-            store_shared(shared + (warp_index() * lane_numbers + j) * pitch + lane_index(), dweight[j]);
+            store_shared(shared + (warp_index() * lane_numbers + j) * s.pitch + lane_index(), dweight[j]);
     }
     block_sync();
     for (int c = static_cast<int>(threadIdx.x); c < s.width; c += static_cast<int>(blockDim.x)) {
-        const float* sums = shared + c % lane_numbers * pitch + c / lane_numbers;
+        const float* sums = shared + c % lane_numbers * s.pitch + c / lane_numbers;
         float sum = 0;
         for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp)
-            sum += load_shared(sums + warp * lane_numbers * pitch);
+            sum += load_shared(sums + warp * lane_numbers * s.pitch);
         store(partial + c, sum);
     }
     block_sync();
@@ -195,7 +195,7 @@ CU_DEVICE void sum_over_heads(float* partial, float* shared, float (&dweight)[la
 
 // Block x: rows tile * x ... A lane reads its part of a row before it writes it: in place is safe.
 template <typename T, bool whole>
-__global__ void __launch_bounds__(most_threads) head_gradients(Backward<T> p, Heads s) {
+__global__ void __launch_bounds__(most_threads, 2) head_gradients(Backward<T> p, Heads s) {
     constexpr int in_flight = 4 / sizeof(T);
     CU_DYN_SHARED(float, shared);  // (warps, lane_numbers, pitch)
     const int64_t tile = int64_t{blockIdx.x} * s.tile;

@@ -110,6 +110,71 @@ TEST_CASE("rmsnorm kernels move little more than their floor",
     });
 }
 
+TEST_CASE("bias kernels move little more than their floor", "[cuda][lint][bias_forward][bias_backward]") {
+    Lint lint;
+    const Tensor z = lint.activations(M, C), scale = lint.vector(C), bias = lint.vector(C);
+    void* workspace = lint.bench.workspace(lint.backend->bias_backward_workspace(M, C));
+    // As of swiglu. Of the backward pass, two accesses of the sums of a tile of rows as well.
+    constexpr double scales_waste = 0.15, sums_waste = 0.3;
+    lint.expect(
+        M * C * 4 + 8 * C * 4,
+        [&] { lint.backend->bias_forward({.z = z, .column_scale = scale, .bias = bias}); }, scales_waste);
+    lint.expect(
+        M * C * 4 + 8 * C * 4,
+        [&] {
+            lint.backend->bias_backward(
+                {.dz = z, .dbias = bias, .column_scale = scale, .workspace = workspace});
+        },
+        sums_waste);
+    lint.expect(
+        M * C * 2 + 8 * C * 4,
+        [&] { lint.backend->bias_backward({.dz = z, .dbias = bias, .workspace = workspace}); }, sums_waste);
+}
+
+TEST_CASE("head norms move little more than their floor",
+          "[cuda][lint][head_norm_forward][head_norm_backward]") {
+    Lint lint;
+    const AttentionShape shape{2, 64, 16, 8, 128};
+    const int64_t rows = shape.rows(), columns = shape.qkv_columns();
+    const Tensor x = lint.activations(rows, columns), y = lint.activations(rows, columns);
+    const Tensor rstd = lint.activations(rows, shape.normed_heads(), DType::float32);
+    const Tensor scale = lint.vector(columns), weight = lint.vector(shape.head_dim),
+                 dquery = lint.vector(shape.head_dim), dkey = lint.vector(shape.head_dim);
+    // Numbers of a row for each head, and as of swiglu.
+    constexpr double waste = 0.15;
+    lint.expect(
+        rows * columns * 4 + rstd.bytes() + scale.bytes(),
+        [&] {
+            lint.backend->head_norm_forward({.y = y,
+                                             .rstd = rstd,
+                                             .x = x,
+                                             .column_scale = scale,
+                                             .query_weight = weight,
+                                             .key_weight = weight,
+                                             .epsilon = 1e-6f,
+                                             .shape = shape});
+        },
+        waste);
+    void* workspace = lint.bench.workspace(lint.backend->head_norm_backward_workspace(shape));
+    const int64_t values = rows * shape.kv_heads * shape.head_dim;
+    lint.expect(
+        rows * columns * 6 - values * 2 + rstd.bytes() + scale.bytes(),
+        [&] {
+            lint.backend->head_norm_backward({.dx = y,
+                                              .dquery_weight = dquery,
+                                              .dkey_weight = dkey,
+                                              .dy = y,
+                                              .x = x,
+                                              .rstd = rstd,
+                                              .column_scale = scale,
+                                              .query_weight = weight,
+                                              .key_weight = weight,
+                                              .workspace = workspace,
+                                              .shape = shape});
+        },
+        waste);
+}
+
 TEST_CASE("rope kernels move little more than their floor", "[cuda][lint][rope_forward][rope_backward]") {
     Lint lint;
     const AttentionShape shape{2, 64, 8, 4, 64};

@@ -105,13 +105,69 @@ TEST_CASE("rmsnorm of very long rows, and of very many",
     }
 }
 
-TEST_CASE("an rmsnorm workspace is large enough for fewer rows", "[rmsnorm_backward][device]") {
+TEST_CASE("bias and head norms of very many rows", "[bias_backward][head_norm_backward][device]") {
+    const AttentionShape s{1, 17001, 1, 1, 2};
+    const int64_t M = s.rows(), N = s.qkv_columns();
+    const reference::Shape shape{s.batch, s.sequence, s.heads, s.kv_heads, s.head_dim};
+    for (DType type : compute_types()) {
+        Random random(5);
+        const Array x = random.normals(M * N, type), dy = random.normals(M * N, type);
+        const Array column_scale = random.scales(N, 0.5), weight = random.normals(s.head_dim);
+        const Array rstd = reference::rounded(
+            DType::float32, reference::head_norm_forward(x, column_scale, weight, weight, 1e-6, shape).rstd);
+        const reference::HeadNormBackward expected =
+            reference::head_norm_backward({}, {}, dy, x, rstd, column_scale, weight, weight, shape);
+        const reference::BiasBackward bias = reference::bias_backward({}, dy, column_scale, M, N);
+        for (const BackendUnderTest& device : backends_under_test(type)) {
+            INFO(device.name << " " << name_of(type));
+            Bench bench(*device.backend);
+            Backend& backend = *device.backend;
+            const Tensor dquery = bench.output("dquery_weight", DType::float32, {s.head_dim});
+            const Tensor dkey = bench.output("dkey_weight", DType::float32, {s.head_dim});
+            const Tensor in_weight = bench.input("weight", weight, DType::float32, {s.head_dim});
+            const Tensor scale = bench.input("column_scale", column_scale, DType::float32, {N});
+            const Tensor dx = bench.output("dx", type, {M, N}), dz = bench.update("dz", dy, type, {M, N});
+            backend.head_norm_backward(
+                {.dx = dx,
+                 .dquery_weight = dquery,
+                 .dkey_weight = dkey,
+                 .dy = bench.input("dy", dy, type, {M, N}),
+                 .x = bench.input("x", x, type, {M, N}),
+                 .rstd = bench.input("rstd", rstd, DType::float32, {M, s.normed_heads()}),
+                 .column_scale = scale,
+                 .query_weight = in_weight,
+                 .key_weight = in_weight,
+                 .workspace = bench.workspace(backend.head_norm_backward_workspace(s)),
+                 .shape = s});
+            CHECK(difference(bench.read(dx), expected.dx, type, float32_sum(2)) == "");
+            CHECK(difference(bench.read(dquery), expected.dquery_weight, DType::float32, float32_sum(M)) ==
+                  "");
+            CHECK(difference(bench.read(dkey), expected.dkey_weight, DType::float32, float32_sum(M)) == "");
+            const Tensor dbias = bench.output("dbias", DType::float32, {N});
+            backend.bias_backward({.dz = dz,
+                                   .dbias = dbias,
+                                   .column_scale = scale,
+                                   .workspace = bench.workspace(backend.bias_backward_workspace(M, N))});
+            CHECK(difference(bench.read(dbias), bias.dbias, DType::float32, float32_sum(M)) == "");
+            CHECK(difference(bench.read(dz), bias.dz, type, float32_sum(1)) == "");
+            CHECK(bench.damage() == "");
+        }
+    }
+}
+
+TEST_CASE("workspaces of sums over rows are large enough for fewer rows",
+          "[rmsnorm_backward][bias_backward][head_norm_backward][device]") {
     for (const BackendUnderTest& device : backends_under_test()) {
         INFO(device.name);
-        int64_t bytes = 0;
+        int64_t rmsnorm = 0, bias = 0, head_norm = 0;
         for (int64_t M : {1, 16, 17, 1000, 16384, 16385, 17408, 17409, 30000, 32768, 32769, 1000000}) {
-            CHECK(device.backend->rmsnorm_backward_workspace(M, 8) >= bytes);
-            bytes = device.backend->rmsnorm_backward_workspace(M, 8);
+            const auto grows = [](int64_t& bytes, int64_t more) {
+                CHECK(more >= bytes);
+                bytes = more;
+            };
+            grows(rmsnorm, device.backend->rmsnorm_backward_workspace(M, 8));
+            grows(bias, device.backend->bias_backward_workspace(M, 8));
+            grows(head_norm, device.backend->head_norm_backward_workspace({1, M, 2, 1, 8}));
         }
     }
 }
