@@ -16,12 +16,14 @@ struct AttentionShape {
     int64_t qkv_columns() const { return (heads + 2 * kv_heads) * head_dim; }
 };
 
+// The largest head that head norms take.
+constexpr int64_t most_normed_head_dim = 256;
+
 // RMSNorm (arXiv 1910.07467) of each query head and each key head by itself, as Qwen3 has it before the rotation. With
 // x' = column_scale ∘ x, in each row, for each of the H + G query and key heads:
 //     rstd = 1 / sqrt(mean_D(x'²) + epsilon)
 //     y    = x' * rstd * weight      (query_weight or key_weight)
 // and y = x' for the G value heads. D is at most most_normed_head_dim.
-constexpr int64_t most_normed_head_dim = 256;
 struct HeadNormForward {
     Tensor y;                         // (B*T, (H + 2G) * D) compute type, not x's memory
     Tensor rstd;                      // (B*T, H + G) float32

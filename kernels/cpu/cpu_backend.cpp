@@ -10,8 +10,8 @@
 #include <fstream>
 #include <stdexcept>
 
-#include "kernels/cpu/platform/illegal_instruction.h"
 #include "kernels/cpu/matmul_cache.h"
+#include "kernels/cpu/platform/illegal_instruction.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
