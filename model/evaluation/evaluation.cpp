@@ -36,7 +36,7 @@ std::optional<double> bytes_of_token(const Options& options, const ModelConfig& 
 }
 
 std::string row(const std::string& weights, double loss, const std::optional<double>& bytes) {
-    std::string text = formatted("  %-34s %8.4f %12.3f", weights.c_str(), loss, std::exp(loss));
+    std::string text = formatted("  %-34s %10.6f %12.3f", weights.c_str(), loss, std::exp(loss));
     if (bytes) text += formatted(" %14.4f", loss / std::numbers::ln2 / *bytes);
     return text + "\n";
 }
@@ -55,7 +55,7 @@ void evaluate(const Options& options, Backend& backend, Communicator& communicat
             << " parameters\n"
             << "data  " << format_exact(validation.tokens()) << " tokens of " << options.data.validation
             << (bytes ? formatted(", %.3f bytes each", *bytes) : std::string()) << "\n\n"
-            << formatted("  %-34s %8s %12s", "weights", "loss", "perplexity")
+            << formatted("  %-34s %10s %12s", "weights", "loss", "perplexity")
             << (bytes ? formatted(" %14s", "bits per byte") : std::string()) << "\n";
 
     parameters.use_quantization(false);

@@ -4,6 +4,8 @@
 
 #include "kernels/ranks/agreement.h"
 #include "model/config.h"
+#include "model/import/hugging_face_config.h"
+#include "model/import/hugging_face_weights.h"
 #include "model/job/model_settings.h"
 #include "model/job/settings.h"
 #include "model/storage/checkpoint.h"
@@ -36,21 +38,48 @@ Description describe(const nlohmann::json& state, const std::string& path) {
     }
 }
 
-}  // namespace
-
-TrainedModel open_trained_model(const Options& options, Backend& backend, Communicator& communicator,
-                                std::ostream& console) {
-    const CheckpointReader reader(options.checkpoint, communicator);
-    const Description description =
-        run_together(communicator, [&] { return describe(reader.state(), reader.path()); });
+TrainedModel planned_model(const Options& options, const Description& description, Backend& backend,
+                           std::ostream& console) {
     const DType type = compute_type(options, backend, console);
     TrainedModel trained;
-    trained.path = reader.path();
     trained.bits = description.quantization.bits;
     trained.quantized = description.quantized;
     trained.model = std::make_unique<Transformer>(backend, description.config, description.quantization, type,
                                                   options.batch, StateShard{}, logit_options(options, type),
                                                   ModelUse::inference);
+    return trained;
+}
+
+// Of a folder of another program, with the bits of -b if they are given.
+TrainedModel open_folder(const Options& options, Backend& backend, Communicator& communicator,
+                         std::ostream& console) {
+    const auto opened = [&] {
+        Description description;
+        description.config = read_hugging_face_config(options.checkpoint, options.sequence_length);
+        description.quantization.bits = options.bits_given ? options.bits : 16;
+        description.quantization.group = options.group;
+        TrainedModel trained = planned_model(options, description, backend, console);
+        trained.path = options.checkpoint;
+        HuggingFaceWeights(options.checkpoint).check(trained.model->parameters());
+        trained.model->allocate();
+        return trained;
+    };
+    TrainedModel trained = run_together(communicator, opened);
+    HuggingFaceWeights(options.checkpoint).load(backend, communicator, trained.model->parameters());
+    return trained;
+}
+
+}  // namespace
+
+TrainedModel open_trained_model(const Options& options, Backend& backend, Communicator& communicator,
+                                std::ostream& console) {
+    if (run_together(communicator, [&] { return is_hugging_face_folder(options.checkpoint); }))
+        return open_folder(options, backend, communicator, console);
+    const CheckpointReader reader(options.checkpoint, communicator);
+    const Description description =
+        run_together(communicator, [&] { return describe(reader.state(), reader.path()); });
+    TrainedModel trained = planned_model(options, description, backend, console);
+    trained.path = reader.path();
     trained.model->allocate();
     Parameters& parameters = trained.model->parameters();
     parameters.use_quantization(description.quantized);

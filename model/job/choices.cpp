@@ -6,6 +6,7 @@
 #include "model/job/data_set.h"
 #include "model/job/law_file.h"
 #include "model/job/layout.h"
+#include "model/job/run_plan.h"
 #include "model/plan/choice.h"
 #include "model/plan/model_bytes.h"
 #include "model/units.h"
@@ -40,8 +41,7 @@ Choice choose(const Options& options, const ChoiceRequest& request) {
     if (options.choose_size)
         return choose_size(request, *options.flops, vocabulary_of(options), options.sequence_length,
                            options.shape);
-    const ModelConfig config =
-        resolve_config(options.size, vocabulary_of(options), options.sequence_length, options.shape);
+    const ModelConfig config = model_config(options);
     if (!fits_group(config, options.group))
         throw std::runtime_error(
             "-group " + std::to_string(options.group) +
@@ -64,9 +64,7 @@ Options with_law(const Options& options) {
 ResolvedOptions resolve_choices(const Options& options, int ranks) {
     ResolvedOptions resolved{options, ""};
     if (!options.choose_size && !options.choose_bits) {
-        if (options.memory)
-            check_memory(options, resolve_config(options.size, vocabulary_of(options),
-                                                 options.sequence_length, options.shape));
+        if (options.memory) check_memory(options, model_config(options));
         return resolved;
     }
     const ChoiceRequest request = choice_request(options, ranks);

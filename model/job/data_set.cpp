@@ -32,6 +32,11 @@ LoaderOptions loader_options(const Options& options, const ModelConfig& config) 
     return loader;
 }
 
+// Of the training shards, which there are; 0: they do not say it.
+uint32_t vocabulary_of_shards(const Options& options) {
+    return Shard(expand_patterns(options.data.training).front()).vocabulary_size();
+}
+
 }  // namespace
 
 Options with_prepared_data(const Options& options, const std::string& record) {
@@ -68,10 +73,18 @@ int64_t vocabulary_of(const Options& options) {
     if (options.vocabulary) return *options.vocabulary;
     constexpr int64_t default_vocabulary = 32000;
     if (options.data.training.empty()) return default_vocabulary;
-    const uint32_t of_shards = Shard(expand_patterns(options.data.training).front()).vocabulary_size();
+    const uint32_t of_shards = vocabulary_of_shards(options);
     if (of_shards == 0)
         throw std::runtime_error("-vocab: the shards of -i do not say their vocabulary; give it with -vocab");
     return of_shards;
+}
+
+void check_vocabulary(const Options& options, const ModelConfig& config) {
+    if (options.data.training.empty() || vocabulary_of_shards(options) <= config.vocabulary) return;
+    throw std::runtime_error("-init_from " + options.initial_model + ": knows " +
+                             std::to_string(config.vocabulary) + " tokens, the shards of -i were made with " +
+                             std::to_string(vocabulary_of_shards(options)) +
+                             "; prepare them with the folder's tokenizer (data/prepare.py --tokenizer)");
 }
 
 LoaderOptions training_loader(const Options& options, const ModelConfig& config, int rank, int ranks) {

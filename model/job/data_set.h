@@ -26,6 +26,10 @@ std::string describe_prepared_data(const DataFiles& data);
 // The vocabulary that was asked for, or that of the training shards; 32,000 without any.
 int64_t vocabulary_of(const Options& options);
 
+// std::runtime_error if the training shards were made with more tokens than the model of -init_from has. Shards that do
+// not say their vocabulary pass: every token is looked at when it is read.
+void check_vocabulary(const Options& options, const ModelConfig& config);
+
 // Training reads shuffled, each of `ranks` its part; validation the first sequences in order.
 LoaderOptions training_loader(const Options& options, const ModelConfig& config, int rank, int ranks);
 LoaderOptions validation_loader(const Options& options, const ModelConfig& config);

@@ -67,6 +67,9 @@ void add_model_flags(CLI::App& app, Options& o) {
     app.add_option("--seq_len", o.sequence_length, "tokens of a sequence")
         ->group(group)
         ->capture_default_str();
+    app.add_option("--init_from", o.initial_model,
+                   "start from the weights of a Hugging Face folder (Llama, Qwen2, Qwen3), instead of a size")
+        ->group(group);
 }
 
 void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
@@ -137,7 +140,8 @@ void add_data_flags(CLI::App& app, Options& o) {
     app.add_option("--keep", o.keep, "checkpoints to keep; 0: all")->group(group)->capture_default_str();
     app.add_flag("--eval_only", o.evaluate_only, "measure the loss of the checkpoint -e on -j, and exit")
         ->group(group);
-    app.add_option("-e", o.checkpoint, "checkpoint to evaluate: its directory, or the -o of its run")
+    app.add_option("-e", o.checkpoint,
+                   "checkpoint to evaluate: its directory, the -o of its run, or a Hugging Face folder")
         ->group(group);
     app.add_flag("--resume", o.resume, "go on from the latest checkpoint in -o")->group(group);
     app.add_option("--from", o.from, "start from a checkpoint of another run that shares the first steps")
@@ -300,6 +304,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
             " (train_qat -h lists all options; patterns need quotes: -i 'data/x_*.bin')");
     }
     read_texts(texts, options);
+    options.bits_given = app.count("-b") > 0;
     check_options(options);
     return options;
 }

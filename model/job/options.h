@@ -28,8 +28,10 @@ struct Options {
     ConfigOverrides shape;
     std::optional<int64_t> vocabulary;
     int64_t sequence_length = 256;
+    std::string initial_model;  // a Hugging Face folder whose sizes and weights the run begins with
     // quantization
     double bits = 4;
+    bool bits_given = false;  // by -b, not its default
     int64_t group = 0;
     // parameters and tokens_per_step are filled in by plan_run (model/job/run_plan.h), law by with_law
     // (model/job/choices.h)
@@ -65,7 +67,7 @@ struct Options {
     bool trunk = false;  // of a sweep: full-precision steps that several runs share, no run of its own
     bool plan_only = false;
     bool evaluate_only = false;
-    std::string checkpoint;  // to be evaluated: its directory, or that of its run
+    std::string checkpoint;  // to be evaluated: its directory, that of its run, or a Hugging Face folder
     // many ranks
     int zero = 1;
     double rank_timeout = 600;  // seconds

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "model/quantizer.h"
 
@@ -78,6 +79,23 @@ void check_values(const Options& o) {
             "-attention hopper: the CPU backend has its own kernels; use -device cuda");
 }
 
+// Of -init_from: the folder says what the model is.
+void check_initial_model(const Options& o) {
+    if (o.initial_model.empty()) return;
+    const std::pair<const char*, bool> flags[] = {
+        {"-n", !o.size.empty() || o.choose_size},    {"-layers", o.shape.layers.has_value()},
+        {"-width", o.shape.width.has_value()},       {"-heads", o.shape.heads.has_value()},
+        {"-head_dim", o.shape.head_dim.has_value()}, {"-kv_heads", o.shape.kv_heads.has_value()},
+        {"-ffn", o.shape.ffn.has_value()},           {"-untied", o.shape.untied},
+        {"-vocab", o.vocabulary.has_value()}};
+    for (const auto& [flag, given] : flags)
+        require(!given, std::string(flag) + ": with -init_from the folder's config.json says it; leave " +
+                            flag + " out");
+    require(o.law_file.empty(),
+            "-law: tells losses of models that begin with new weights; leave it out with -init_from");
+    require(!o.evaluate_only, "-init_from: starts training; -eval_only measures the folder of -e");
+}
+
 // What asks for the law's choice, and what it needs.
 void check_choices(const Options& o) {
     const bool chooses = o.choose_size || o.choose_bits;
@@ -102,6 +120,7 @@ void require(bool condition, const std::string& message) {
 
 void check_options(const Options& options) {
     check_values(options);
+    check_initial_model(options);
     check_choices(options);
 }
 

@@ -17,6 +17,10 @@ struct RunPlan {
     Plan plan;
 };
 
+// The sizes of the model: of the folder of -init_from, else solved for -n or the given shape. std::runtime_error naming
+// the flag or the folder's file.
+ModelConfig model_config(const Options& options);
+
 // Of a run on this many ranks. std::runtime_error naming the flag that cannot be honoured.
 RunPlan plan_run(const Options& options, int ranks);
 

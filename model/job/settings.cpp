@@ -5,10 +5,21 @@
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
+#include "model/import/hugging_face_weights.h"
 #include "model/job/model_settings.h"
 #include "model/storage/checksum.h"
 
 namespace train_qat {
+
+namespace {
+
+// Of the weights that a run begins with: null where they are new.
+nlohmann::ordered_json initial_weights(const Options& options) {
+    if (options.initial_model.empty()) return nullptr;
+    return checksum_text(HuggingFaceWeights(options.initial_model).fingerprint());
+}
+
+}  // namespace
 
 // The order is that of run.json.
 RunSettings run_settings(const Options& options, const RunPlan& run, const Backend& backend,
@@ -22,6 +33,7 @@ RunSettings run_settings(const Options& options, const RunPlan& run, const Backe
     const nlohmann::ordered_json model = model_settings(config);
     for (const auto& [name, value] : model.items()) settings.push_back({name, value, identity});
     const RunSettings others = {
+        {"init_from", initial_weights(options), identity},
         {"b", options.bits, plan},
         {"group", options.group, quantization},
         {"steps", steps.total_steps, plan},

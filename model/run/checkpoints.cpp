@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
+#include "model/import/hugging_face_weights.h"
 #include "model/run/metrics.h"
 #include "model/storage/checkpoint.h"
 #include "model/storage/parameter_tensors.h"
@@ -31,11 +32,23 @@ RunStart RunCheckpoints::start(const Plan& plan, std::ostream& log) {
         log << "resume: no checkpoint in " << options_.output_directory << ", starting "
             << (options_.from.empty() ? "at step 0" : "from " + options_.from) << "\n";
     if (!options_.from.empty()) return branch_off(plan, log);
-    parameters_.initialize(backend_, options_.seed);
-    optimizer_.quantize();
+    begin_anew(log);
     RunStart start;
-    if (options_.resume) start.first_metrics_step = 1;
+    if (options_.resume) start.first_metrics_step = 0;
     return start;
+}
+
+// New weights, or those of -init_from.
+void RunCheckpoints::begin_anew(std::ostream& log) {
+    if (options_.initial_model.empty()) {
+        parameters_.initialize(backend_, options_.seed);
+    } else {
+        const HuggingFaceWeights weights =
+            run_together(communicator_, [&] { return HuggingFaceWeights(options_.initial_model); });
+        weights.load(backend_, communicator_, parameters_);
+        log << "weights: of " << options_.initial_model << "\n";
+    }
+    optimizer_.quantize();
 }
 
 // The metrics of a branch are those of the run alone: the other run's up to here.

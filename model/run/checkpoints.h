@@ -30,15 +30,15 @@ struct RunStart {
 
 class RunCheckpoints {
   public:
-    // Of the options: output directory, resume, from, trunk, seed and keep. settings, data_fingerprint: what
+    // Of the options: output directory, resume, from, initial_model, trunk, seed and keep. settings, data_fingerprint: what
     // a resumed run must share (model/job/settings.h).
     RunCheckpoints(const Options& options, Backend& backend, Parameters& parameters, Optimizer& optimizer,
                    const RunSettings& settings, uint64_t data_fingerprint);
 
     // Collective, as is save(). Weights and optimizer as the run begins, said on `log`: from the latest
     // checkpoint in its directory (-resume), from a checkpoint of another run whose first steps are those of
-    // `plan` and whose metrics are then copied (-from), or new. std::runtime_error when the directory holds a
-    // run and this one does not resume it, or when nothing valid is left to resume, or the checkpoint is not
+    // `plan` and whose metrics are then copied (-from), of a Hugging Face folder (-init_from), or new.
+    // std::runtime_error when the directory holds a run and this one does not resume it, or when nothing valid is left to resume, or the checkpoint is not
     // one of this run.
     RunStart start(const Plan& plan, std::ostream& log);
 
@@ -48,6 +48,7 @@ class RunCheckpoints {
   private:
     std::optional<std::string> find(std::ostream& log) const;
     RunPosition load(const std::string& path, const Plan* branch, std::ostream& log);
+    void begin_anew(std::ostream& log);
     RunStart branch_off(const Plan& plan, std::ostream& log);
 
     const Options& options_;

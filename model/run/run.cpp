@@ -95,7 +95,9 @@ void Run::validate_where_branched() {
 
 void Run::switch_to_quantization() {
     if (setup_.model->parameters().quantized()) return;
-    const bool compare = setup_.validation && plan_.fp_steps > 0;
+    // New weights that no step has trained are not worth measuring.
+    const bool trained = plan_.fp_steps > 0 || !options_.initial_model.empty();
+    const bool compare = setup_.validation && trained;
     if (compare) results_.full_precision = validate(Phase::full_precision, "full_precision");
     results_.fp_traffic = setup_.optimizer.data_parallel().step_traffic();
     setup_.optimizer.begin_quantization();

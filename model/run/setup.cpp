@@ -1,5 +1,6 @@
 #include "model/run/setup.h"
 
+#include "model/import/hugging_face_weights.h"
 #include "model/job/data_set.h"
 
 namespace train_qat {
@@ -39,6 +40,7 @@ Setup::Setup(const Options& options, const RunPlan& run_plan, std::unique_ptr<Tr
       reports(communicator, run_plan.config.vocabulary) {
     if (!options.data.validation.empty()) validation.emplace(options, run_plan.config);
     if (!options.data.tokenizer.empty()) sample.emplace(options, run_plan.config);
+    if (!options.initial_model.empty()) HuggingFaceWeights(options.initial_model).check(model->parameters());
     model->allocate();
 }
 

@@ -4,6 +4,7 @@
 #include <bit>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
 #include "model/storage/checksum.h"
@@ -171,6 +172,13 @@ const SafetensorsFile::TensorInfo& SafetensorsFile::info(const std::string& name
     const auto found = tensors_.find(name);
     if (found == tensors_.end()) throw_file_error(path(), "has no tensor " + in_quotes(name));
     return found->second;
+}
+
+void SafetensorsFile::read(const std::string& name, int64_t first, void* data, int64_t bytes) const {
+    const TensorInfo& tensor = info(name);
+    if (first < 0 || bytes < 0 || first > tensor.bytes || bytes > tensor.bytes - first)
+        throw std::logic_error("SafetensorsFile: bytes beyond tensor " + in_quotes(name));
+    file_.read_at(tensor.offset + first, data, bytes);
 }
 
 void SafetensorsFile::check_destination(const NamedTensor& destination) const {

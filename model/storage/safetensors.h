@@ -64,6 +64,9 @@ class SafetensorsFile {
     bool contains(const std::string& name) const { return tensors_.count(name) > 0; }
     const TensorInfo& info(const std::string& name) const;  // throws std::runtime_error if absent
 
+    // Reads these bytes of one tensor's data, from `first` on. std::runtime_error: absent, or the disk's.
+    void read(const std::string& name, int64_t first, void* data, int64_t bytes) const;
+
     // Collective: reads the tensors of the file, which must be exactly these (in any order), and returns the
     // checksum of the file on all ranks. Names, dtypes and shapes are checked before the first destination is
     // written. If any tensor is divided, a rank reads its own rows only and the checksum is put together from

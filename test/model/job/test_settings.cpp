@@ -44,7 +44,7 @@ TEST_CASE("run.json and checkpoints keep all that a step's mathematics needs, in
     CHECK(
         keys ==
         "layers width heads head_dim kv_heads ffn vocab seq_len tied attention_biases head_norms rope_theta "
-        "rope_scaling norm_eps b group steps qat_frac fp_steps qat_steps "
+        "rope_scaling norm_eps init_from b group steps qat_frac fp_steps qat_steps "
         "total_batch schedule cooldown warmup_steps cooldown_steps qat_warmup_steps qat_cooldown_steps lr "
         "qat_lr final_lr_frac scale_lr beta1 beta2 eps weight_decay clip seed dtype logits master ");
 }

@@ -71,10 +71,10 @@ TEST_CASE("a resume with another setting is refused by the setting's name", "[st
                                                     flag == "total_batch" ? "give -total_batch 15" : "-o"}));
         nlohmann::json older = saved;  // of a version that did not know the setting
         older["settings"].erase(flag);
-        // What had one value only then: logits were float32, models tied, without biases, ...
+        // What had one value only then: logits were float32, models tied, without biases, weights new, ...
         const bool had_one =
-            std::set<std::string>{"logits",     "head_dim",   "tied",         "attention_biases",
-                                  "head_norms", "rope_theta", "rope_scaling", "norm_eps"}
+            std::set<std::string>{"logits",     "head_dim",     "tied",     "attention_biases", "head_norms",
+                                  "rope_theta", "rope_scaling", "norm_eps", "init_from"}
                 .count(flag) > 0;
         if (had_one)
             CHECK(resume_error(older, settings).empty());
