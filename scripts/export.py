@@ -3,6 +3,7 @@
 
     scripts/export.py out/mine --to gguf -o out/mine_gguf --tokenizer data/cache/books.model     for llama.cpp
     scripts/export.py out/mine --to hf -o out/mine_hf --tokenizer data/cache/books.model         for transformers
+    scripts/export.py out/mine --to gguf -o out/mine_gguf --tokenizer models/the_one_that_training_began_with
 
 CHECKPOINT is a step_######## directory, or the output directory of a run: then its latest. Its levels and scales are
 written exactly, and full-precision weights as they are: the closing line says by how much any weight differs, and it must
@@ -27,26 +28,28 @@ PACKAGES = "safetensors gguf numpy ml_dtypes xxhash sentencepiece protobuf"
 
 def parse_arguments():
     parser = OneLineParser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="with --check: the settings of a run, as its manifest.json has them")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="directory to make")
-    parser.add_argument("--tokenizer", metavar="FILE", help="SentencePiece model of the training data")
+    parser.add_argument("--tokenizer", metavar="PATH",
+                        help="of the training data: a SentencePiece model, a tokenizer.json, or a folder with one of them")
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether a run with these settings can be exported")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"),
                         help="hf: of the weights; fp16 and bf16 round them (default: fp32)")
     parser.add_argument("--type", metavar="TYPE", help="gguf: the block type of the layers' matrices (default: the smallest exact)")
     return parser.parse_args()
 
 
-def write(arguments, checkpoint, directory, tokenizer, report):
+def writer_of(arguments):
+    """The module of a format, and what its check and write want besides checkpoint and tokenizer."""
     if arguments.to == "hf":
         from formats import hugging_face
-        hugging_face.write(checkpoint, directory, tokenizer, report, arguments.dtype or "fp32")
-    elif arguments.to == "compressed-tensors":
+        return hugging_face, (), (arguments.dtype or "fp32",)
+    if arguments.to == "compressed-tensors":
         from formats import compressed_tensors
-        compressed_tensors.write(checkpoint, directory, tokenizer, report)
-    else:
-        from formats import gguf_file
-        gguf_file.write(checkpoint, directory, tokenizer, report, arguments.to == "gguf", arguments.type)
+        return compressed_tensors, (), ()
+    from formats import gguf_file
+    return gguf_file, (arguments.to == "gguf", arguments.type), (arguments.to == "gguf", arguments.type)
 
 
 def size_of(directory):
@@ -63,8 +66,8 @@ def open_to_readers(directory):
 
 
 def export(arguments):
-    from formats import sentencepiece_model
-    from formats.checkpoint import Checkpoint
+    from formats import tokenizer as tokenizers
+    from formats.checkpoint import Checkpoint, UntrainedModel
     from formats.report import Report
 
     if arguments.dtype and arguments.to != "hf":
@@ -75,11 +78,15 @@ def export(arguments):
         raise UserError("-o: names no directory")
     if os.path.lexists(arguments.output):
         raise UserError(f"-o {arguments.output}: is there already; name a new directory")
-    checkpoint = Checkpoint(arguments.checkpoint)
-    tokenizer = sentencepiece_model.load(arguments.tokenizer, checkpoint.vocabulary) if arguments.tokenizer else None
+    checkpoint = (UntrainedModel if arguments.check else Checkpoint)(arguments.checkpoint)
+    tokenizer = tokenizers.load(arguments.tokenizer, checkpoint.vocabulary) if arguments.tokenizer else None
+    module, of_check, of_write = writer_of(arguments)
+    module.check(checkpoint, tokenizer, *of_check)
+    if arguments.check:
+        return
     report = Report()
     with new_directory(arguments.output) as partial:
-        write(arguments, checkpoint, partial, tokenizer, report)
+        module.write(checkpoint, partial, tokenizer, report, *of_write)
         if report.largest > 0 and not arguments.dtype:
             raise AssertionError(f"a weight differs by {report.largest:g}")
     print(report.text(arguments.output, size_of(arguments.output)))

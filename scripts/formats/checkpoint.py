@@ -1,4 +1,5 @@
 """Checkpoints of train_qat (model/storage/README.md), read for exports: sizes of the model, weights, levels and scales."""
+import functools
 import json
 import os
 import re
@@ -6,12 +7,15 @@ import re
 import numpy as np
 import xxhash
 
-from formats import grids
 from errors import UserError
+from formats import grids
+from formats.json_file import read_json
 
 FORMAT = "train_qat checkpoint"
 VERSION = 2
-ROPE_THETA, NORM_EPSILON = 10000.0, 1e-5  # of every model that is trained here (model/config.h)
+EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+# Keys of the settings' rope_scaling and of Hugging Face's.
+ROPE_SCALING = {"factor": float, "low_freq_factor": float, "high_freq_factor": float, "original_max_position_embeddings": int}
 
 
 def directory_of(path):
@@ -26,14 +30,6 @@ def directory_of(path):
     if not steps:
         raise UserError(f"{path}: no checkpoint here (a directory with manifest.json, or with step_######## in it)")
     return os.path.join(path, steps[-1])
-
-
-def read_json(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 class Safetensors:
@@ -97,10 +93,11 @@ class Matrix:
 
     def __init__(self, name, weights, bits=16, scales=None):
         self.name, self.bits, self.weights = name, bits, weights
-        self.levels = self.scales = None
-        if scales is not None:
-            self.scales = grids.effective_scales(scales)
-            self.levels = grids.levels(bits, weights, self.scales)
+        self.scales = None if scales is None else grids.effective_scales(scales)
+
+    @functools.cached_property
+    def levels(self):
+        return None if self.scales is None else grids.levels(self.bits, self.weights, self.scales)
 
     @property
     def group(self):
@@ -109,10 +106,7 @@ class Matrix:
 
     def of_rows(self, rows):
         """The same matrix of these rows alone, in this order: an index or a slice of NumPy."""
-        result = Matrix(self.name, self.weights[rows], self.bits)
-        if self.levels is not None:
-            result.levels, result.scales = self.levels[rows], self.scales[rows]
-        return result
+        return Matrix(self.name, self.weights[rows], self.bits, None if self.scales is None else self.scales[rows])
 
     @property
     def factor(self):
@@ -125,7 +119,7 @@ class Matrix:
 
     def values(self):
         """(rows, columns) float32: what the model multiplies with, exactly."""
-        if self.levels is None:
+        if self.scales is None:
             return self.weights
         return self.spread(self.scales) * self.levels
 
@@ -135,8 +129,10 @@ class Matrix:
 
 
 class Checkpoint:
-    """The model of a checkpoint. Attributes: layers, width, heads, kv_heads, head_dim, ffn, vocabulary, positions; bits: 16
-    while the model is in full precision; group: weights of a scale. UserError: damaged, or of another version."""
+    """The model of a checkpoint. Attributes: layers, width, heads, kv_heads, head_dim, ffn, vocabulary, positions; tied,
+    attention_biases, head_norms, rope_theta, rope_scaling (None, or factor, low_freq_factor, high_freq_factor and
+    original_max_position_embeddings), norm_epsilon, as in model/config.h; bits: 16 while the model is in full precision; group:
+    weights of a scale. UserError: damaged, or of another version."""
 
     def __init__(self, path):
         self.path = directory_of(path)
@@ -158,45 +154,79 @@ class Checkpoint:
             raise UserError(f"{self.file.path}: damaged: its checksum is not the one in manifest.json")
 
     def read_settings(self, state):
+        """Of a manifest: what it says of the model."""
         settings = state["settings"]
         number = lambda name: int(settings[name])
         self.layers, self.width, self.ffn = number("layers"), number("width"), number("ffn")
         self.heads, self.kv_heads = number("heads"), number("kv_heads")
-        self.head_dim = self.width // self.heads
         self.vocabulary, self.positions = number("vocab"), number("seq_len")
+        # Older checkpoints don't say these: all their models were alike (model/job/model_settings.cpp).
+        self.head_dim = int(settings.get("head_dim", self.width // self.heads))
+        self.tied = bool(settings.get("tied", True))
+        self.attention_biases = bool(settings.get("attention_biases", False))
+        self.head_norms = bool(settings.get("head_norms", False))
+        self.rope_theta = float(settings.get("rope_theta", 10000.0))
+        self.norm_epsilon = float(settings.get("norm_eps", 1e-5))
+        scaling = settings.get("rope_scaling")
+        self.rope_scaling = None if scaling is None else {name: kind(scaling[name]) for name, kind in ROPE_SCALING.items()}
         self.bits = float(settings["b"]) if state["quantized"] else 16.0
         self.group = number("group")
         if self.bits not in (16, *grids.BITS):
             raise ValueError(f"{self.bits:g} bits")
 
-    def rows_and_columns(self, name):
-        """Of a matrix."""
-        attention, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {"embed_tokens": (self.vocabulary, self.width), "q_proj": (attention, self.width), "k_proj": (keys, self.width),
-                "v_proj": (keys, self.width), "o_proj": (self.width, attention), "gate_proj": (self.ffn, self.width),
-                "up_proj": (self.ffn, self.width), "down_proj": (self.width, self.ffn)}[name.split(".")[-2]]
+    def parts(self):
+        """Of a layer: {part: (its name within the layer, as Hugging Face has it, and shape)}, matrices and vectors."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {"q": queries, "k": keys, "v": keys}
+        parts = {part: (f"self_attn.{part}_proj.weight", (rows[part], self.width)) for part in "qkv"}
+        parts |= {"o": ("self_attn.o_proj.weight", (self.width, queries)), "gate": ("mlp.gate_proj.weight", (self.ffn, self.width)),
+                  "up": ("mlp.up_proj.weight", (self.ffn, self.width)), "down": ("mlp.down_proj.weight", (self.width, self.ffn)),
+                  "attention_norm": ("input_layernorm.weight", (self.width,)),
+                  "ffn_norm": ("post_attention_layernorm.weight", (self.width,))}
+        if self.attention_biases:
+            parts |= {f"{part}_bias": (f"self_attn.{part}_proj.bias", (rows[part],)) for part in "qkv"}
+        if self.head_norms:
+            parts |= {f"{part}_norm": (f"self_attn.{part}_norm.weight", (self.head_dim,)) for part in "qk"}
+        return parts
+
+    def tensors(self):
+        """(layer, part, name, shape) of all tensors; part as in parts(), or with layer None: embedding, norm, head."""
+        yield None, "embedding", EMBEDDING, self.shape_of(EMBEDDING)
+        for layer in range(self.layers):
+            for part, (name, shape) in self.parts().items():
+                yield layer, part, f"model.layers.{layer}.{name}", shape
+        yield None, "norm", FINAL_NORM, self.shape_of(FINAL_NORM)
+        if not self.tied:
+            yield None, "head", HEAD, self.shape_of(HEAD)
+
+    def shape_of(self, name):
+        ends = {EMBEDDING: (self.vocabulary, self.width), HEAD: (self.vocabulary, self.width), FINAL_NORM: (self.width,)}
+        return ends.get(name) or dict(self.parts().values())[re.sub(r"^model\.layers\.\d+\.", "", name)]
 
     def vector(self, name):
-        return self.file.read(name, (self.width,))
+        return self.file.read(name, self.shape_of(name))
 
     def matrix(self, name):
-        rows, columns = self.rows_and_columns(name)
+        rows, columns = self.shape_of(name)
         weights = self.file.read(name, (rows, columns))
         if self.bits == 16:
             return Matrix(name, weights)
-        # The embedding, also the output head, keeps at least 4 bits (model/quantizer.h).
-        bits = max(self.bits, 4.0) if name == EMBEDDING else self.bits
+        # Embedding and output head keep at least 4 bits (model/quantizer.h).
+        bits = max(self.bits, 4.0) if name in (EMBEDDING, HEAD) else self.bits
         return Matrix(name, weights, bits, self.file.read(name + "_scale", (rows, columns // (self.group or columns))))
 
 
-EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
+class UntrainedModel(Checkpoint):
+    """What a run would export, known from its settings alone: its weights are all one. Of its layers only the first, which
+    stands for all."""
 
+    def __init__(self, settings):
+        self.path, self.file = "the model", self
+        try:
+            self.read_settings({"settings": json.loads(settings), "quantized": float(json.loads(settings)["b"]) < 16})
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise UserError(f"--check: is no model's settings ({type(error).__name__}: {error})") from None
+        self.layers = min(self.layers, 1)
 
-def layer_names(layer):
-    """Hugging Face's names of a layer's tensors: {short name: (name, whether it is a matrix)}."""
-    prefix = f"model.layers.{layer}."
-    matrices = {part: f"self_attn.{part}_proj" for part in "qkvo"}
-    matrices |= {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")}
-    vectors = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-    return ({short: (f"{prefix}{name}.weight", True) for short, name in matrices.items()}
-            | {short: (f"{prefix}{name}.weight", False) for short, name in vectors.items()})
+    def read(self, _, shape):
+        return np.broadcast_to(np.float32(1), shape)

@@ -11,7 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from formats import hugging_face
-from formats.checkpoint import EMBEDDING
+from formats.checkpoint import EMBEDDING, HEAD
+from formats.json_file import write_json
 from errors import UserError
 
 
@@ -42,12 +43,18 @@ def quantization_config(bits, matrix):
                                           "input_activations": None, "output_activations": None}}}
 
 
-def write(checkpoint, directory, tokenizer, report):
+def check(checkpoint, tokenizer):
+    """UserError: no such model, or without levels."""
+    hugging_face.check(checkpoint, tokenizer)
     if checkpoint.bits == 16:
         raise UserError(f"{checkpoint.path}: is in full precision, there are no levels to export; use --to hf")
+
+
+def write(checkpoint, directory, tokenizer, report):
+    """Of what `check` lets through."""
     tensors = hugging_face.all_vectors(checkpoint)
     for matrix in hugging_face.all_matrices(checkpoint):
-        if matrix.name == EMBEDDING:
+        if matrix.name in (EMBEDDING, HEAD):
             tensors[matrix.name] = matrix.values()
             report.add(matrix, "F32", tensors[matrix.name].nbytes, tensors[matrix.name])
             continue
@@ -61,7 +68,6 @@ def write(checkpoint, directory, tokenizer, report):
         report.add(matrix, f"{bits}-bit integers", words.nbytes + scales.nbytes, read_back)
         config = quantization_config(bits, matrix)
     save_file(tensors, os.path.join(directory, "model.safetensors"), {"format": "pt"})
-    hugging_face.write_json(directory, "config.json",
-                            hugging_face.config_of(checkpoint, "fp32", tokenizer) | {"quantization_config": config})
+    write_json(directory, "config.json", hugging_face.config_of(checkpoint, "fp32", tokenizer) | {"quantization_config": config})
     if tokenizer:
-        hugging_face.write_tokenizer(directory, tokenizer)
+        tokenizer.write_folder(directory)

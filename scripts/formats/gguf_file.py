@@ -1,19 +1,24 @@
 """GGUF files for llama.cpp: quantized weights in the block type that holds their grid exactly, or everything in float32.
 
 Architecture `llama` turns adjacent pairs of a head's numbers where training turns halves: rows of queries and keys go
-(heads, 2, D / 2) -> (heads, D / 2, 2).
+(heads, 2, D / 2) -> (heads, D / 2, 2). Qwen's turn halves.
 """
+import math
 import os
 
 import gguf
 import numpy as np
 
-from formats import gguf_blocks
-from formats.checkpoint import EMBEDDING, FINAL_NORM, NORM_EPSILON, ROPE_THETA, layer_names
 from errors import UserError
+from formats import architecture, gguf_blocks
+from formats.checkpoint import EMBEDDING, HEAD
 
-NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
-         "down": "ffn_down", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
+# Of the parts of a layer, and of those of none.
+NAMES = {"q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight", "o": "attn_output.weight", "gate": "ffn_gate.weight",
+         "up": "ffn_up.weight", "down": "ffn_down.weight", "attention_norm": "attn_norm.weight", "ffn_norm": "ffn_norm.weight",
+         "q_bias": "attn_q.bias", "k_bias": "attn_k.bias", "v_bias": "attn_v.bias",
+         "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight"}
+ENDS = {"embedding": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight"}
 ALTERNATIVES = "use --to gguf-f32 or --to hf"
 
 
@@ -35,7 +40,7 @@ def read_back(name, data):
 def choose_type(matrix, asked):
     """The block type with the fewest bytes that holds the matrix exactly. asked: only this one for the layers' matrices."""
     candidates = [block for block in gguf_blocks.BLOCK_TYPES if is_known(block.name)]
-    if asked and matrix.name != EMBEDDING:
+    if asked and matrix.name not in (EMBEDDING, HEAD):
         candidates = [block for block in candidates if block.name == asked]
         if not candidates:
             names = sorted({block.name for block in gguf_blocks.BLOCK_TYPES if is_known(block.name)})
@@ -73,53 +78,75 @@ def add_sizes(writer, checkpoint, vocabulary):
     writer.add_feed_forward_length(checkpoint.ffn)
     writer.add_head_count(checkpoint.heads)
     writer.add_head_count_kv(checkpoint.kv_heads)
-    writer.add_layer_norm_rms_eps(NORM_EPSILON)
+    if checkpoint.head_dim * checkpoint.heads != checkpoint.width:
+        writer.add_key_length(checkpoint.head_dim)
+        writer.add_value_length(checkpoint.head_dim)
+    writer.add_layer_norm_rms_eps(checkpoint.norm_epsilon)
     writer.add_rope_dimension_count(checkpoint.head_dim)
-    writer.add_rope_freq_base(ROPE_THETA)
+    writer.add_rope_freq_base(checkpoint.rope_theta)
     writer.add_vocab_size(vocabulary)
 
 
-def add_tokenizer(writer, tokenizer):
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokenizer.pieces)
-    writer.add_token_scores(tokenizer.scores)
-    writer.add_token_types(tokenizer.types)
-    writer.add_unk_token_id(tokenizer.unk)
-    for add, index in ((writer.add_bos_token_id, tokenizer.bos), (writer.add_eos_token_id, tokenizer.eos)):
-        if index is not None:
-            add(index)
-    writer.add_add_bos_token(tokenizer.bos is not None)
-    writer.add_add_space_prefix(tokenizer.adds_space)
-    writer.add_remove_extra_whitespaces(False)
+def rotation_factors(checkpoint):
+    """(D / 2) float32 by which llama.cpp divides the rotations' frequencies: model/config.h's RopeScaling."""
+    scaling, factors = checkpoint.rope_scaling, []
+    for pair in range(checkpoint.head_dim // 2):
+        frequency = checkpoint.rope_theta ** (-2 * pair / checkpoint.head_dim)
+        turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = min(max((turns - low) / (high - low), 0), 1)
+        factors.append(1 / (kept + (1 - kept) / scaling["factor"]))
+    return np.array(factors, np.float32)
+
+
+def ordered(part, matrix, checkpoint):
+    """The matrix with its rows as llama.cpp wants them."""
+    if part not in ("q", "k") or not architecture.of(checkpoint).adjacent_pairs:
+        return matrix
+    return matrix.of_rows(adjacent_pairs(checkpoint.head_dim, len(matrix.weights)))
+
+
+def check(checkpoint, tokenizer, exact_types, asked):
+    """UserError: what llama.cpp has no architecture, no tokenizer or no block type for."""
+    kind = architecture.of(checkpoint)
+    if checkpoint.rope_scaling and kind != architecture.LLAMA:
+        raise UserError(f"{checkpoint.path}: stretches its rotations as Llama 3 does; llama.cpp has that for Llama, not for "
+                        f"{kind.class_name}: use --to hf")
+    if tokenizer is None:
+        raise UserError("--tokenizer: GGUF holds the tokenizer too; name the SentencePiece model or tokenizer.json of the training data")
+    if tokenizer.obstacle_to_llama_cpp:
+        raise UserError(f"--tokenizer {tokenizer.path}: {tokenizer.obstacle_to_llama_cpp}; llama.cpp would find other tokens: use --to hf")
+    if not exact_types:
+        return
+    if checkpoint.bits == 16:
+        raise UserError(f"{checkpoint.path}: is in full precision, there are no levels to export; {ALTERNATIVES}")
+    for _, _, name, shape in checkpoint.tensors():
+        if len(shape) == 2:
+            choose_type(checkpoint.matrix(name), asked)
+
+
+def add_tensors(writer, checkpoint, vocabulary, exact_types, asked, report):
+    for layer, part, name, shape in checkpoint.tensors():
+        to = ENDS[part] if layer is None else f"blk.{layer}.{NAMES[part]}"
+        if len(shape) == 1:
+            writer.add_tensor(to, checkpoint.vector(name))
+            continue
+        matrix = checkpoint.matrix(name)
+        # Rows behind the tokenizer's pieces are padding, which llama.cpp does not take.
+        matrix = matrix.of_rows(slice(vocabulary)) if layer is None else ordered(part, matrix, checkpoint)
+        add_matrix(writer, to, matrix, exact_types, asked, report)
+    if checkpoint.rope_scaling:
+        writer.add_tensor("rope_freqs.weight", rotation_factors(checkpoint))
 
 
 def write(checkpoint, directory, tokenizer, report, exact_types=True, asked=None):
-    """model.gguf. exact_types: else float32."""
-    if tokenizer is None:
-        raise UserError("--tokenizer: GGUF holds the tokenizer too; name the SentencePiece model of the training data")
-    if tokenizer.peculiarity:
-        raise UserError(f"--tokenizer {tokenizer.path}: {tokenizer.peculiarity}; llama.cpp would find other tokens: use --to hf")
-    if exact_types and checkpoint.bits == 16:
-        raise UserError(f"{checkpoint.path}: is in full precision, there are no levels to export; {ALTERNATIVES}")
-    vocabulary = len(tokenizer.pieces)
-    report.dropped_rows = checkpoint.vocabulary - vocabulary
-    writer = gguf.GGUFWriter(os.path.join(directory, "model.gguf"), "llama")
+    """model.gguf, of what `check` lets through. exact_types: else float32."""
+    report.dropped_rows = checkpoint.vocabulary - tokenizer.count
+    writer = gguf.GGUFWriter(os.path.join(directory, "model.gguf"), architecture.of(checkpoint).gguf)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_sizes(writer, checkpoint, vocabulary)
-    add_tokenizer(writer, tokenizer)
-    # Rows behind the tokenizer's pieces are padding, which llama.cpp does not take.
-    add_matrix(writer, "token_embd.weight", checkpoint.matrix(EMBEDDING).of_rows(slice(vocabulary)), exact_types, asked, report)
-    for layer in range(checkpoint.layers):
-        for short, (name, is_matrix) in layer_names(layer).items():
-            to = f"blk.{layer}.{NAMES[short]}.weight"
-            if not is_matrix:
-                writer.add_tensor(to, checkpoint.vector(name))
-                continue
-            matrix = checkpoint.matrix(name)
-            if short in "qk":
-                matrix = matrix.of_rows(adjacent_pairs(checkpoint.head_dim, len(matrix.weights)))
-            add_matrix(writer, to, matrix, exact_types, asked, report)
-    writer.add_tensor("output_norm.weight", checkpoint.vector(FINAL_NORM))
+    add_sizes(writer, checkpoint, tokenizer.count)
+    tokenizer.add_to_gguf(writer)
+    add_tensors(writer, checkpoint, tokenizer.count, exact_types, asked, report)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,46 +1,64 @@
 """A Hugging Face folder: model.safetensors, config.json and the tokenizer, for transformers and whatever reads its format."""
-import json
 import os
-import shutil
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from formats import tokenizer_json
-from formats.checkpoint import EMBEDDING, FINAL_NORM, NORM_EPSILON, ROPE_THETA, layer_names
+from errors import UserError
+from formats import architecture
+from formats.json_file import write_json
 
 # Of --dtype: NumPy's dtype, whose name is PyTorch's too.
 DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
+def rotations_of(checkpoint):
+    """Of config.json: transformers 5 reads rope_parameters, older ones rope_theta and rope_scaling."""
+    scaling = checkpoint.rope_scaling and {"rope_type": "llama3", **checkpoint.rope_scaling}
+    return {"rope_theta": checkpoint.rope_theta, "rope_scaling": scaling,
+            "rope_parameters": {"rope_theta": checkpoint.rope_theta, **(scaling or {"rope_type": "default"})}}
+
+
 def config_of(checkpoint, dtype, tokenizer):
-    return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+    kind = architecture.of(checkpoint)
+    if kind == architecture.LLAMA and checkpoint.width % checkpoint.heads:
+        raise UserError(f"{checkpoint.path}: has {checkpoint.heads} heads at width {checkpoint.width}: transformers takes Llama only "
+                        "with heads that divide the width; use --to gguf or gguf-f32")
+    config = {
+        "architectures": [kind.class_name], "model_type": kind.model_type,
         "hidden_size": checkpoint.width, "intermediate_size": checkpoint.ffn,
         "num_hidden_layers": checkpoint.layers, "num_attention_heads": checkpoint.heads,
         "num_key_value_heads": checkpoint.kv_heads, "head_dim": checkpoint.head_dim,
         "max_position_embeddings": checkpoint.positions, "vocab_size": checkpoint.vocabulary,
-        "rms_norm_eps": NORM_EPSILON, "rope_theta": ROPE_THETA, "hidden_act": "silu",
-        "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True,
-        **({"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos} if tokenizer else {}),
-        "torch_dtype": DTYPES[dtype].name,
+        "rms_norm_eps": checkpoint.norm_epsilon, **rotations_of(checkpoint), "hidden_act": "silu",
+        "tie_word_embeddings": checkpoint.tied, "torch_dtype": DTYPES[dtype].name,
     }
+    if kind != architecture.QWEN2:  # whose queries, keys and values have biases without being asked
+        config |= {"attention_bias": False}
+    if kind == architecture.LLAMA:
+        config |= {"mlp_bias": False}
+    if tokenizer:
+        config |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    return config
 
 
 def all_matrices(checkpoint):
-    names = [EMBEDDING] + [name for layer in range(checkpoint.layers)
-                           for name, is_matrix in layer_names(layer).values() if is_matrix]
-    return (checkpoint.matrix(name) for name in names)
+    return (checkpoint.matrix(name) for _, _, name, shape in checkpoint.tensors() if len(shape) == 2)
 
 
 def all_vectors(checkpoint):
-    names = [name for layer in range(checkpoint.layers) for name, is_matrix in layer_names(layer).values() if not is_matrix]
-    return {name: checkpoint.vector(name) for name in names + [FINAL_NORM]}
+    return {name: checkpoint.vector(name) for _, _, name, shape in checkpoint.tensors() if len(shape) == 1}
+
+
+def check(checkpoint, tokenizer):
+    """UserError: transformers has no such model."""
+    config_of(checkpoint, "fp32", tokenizer)
 
 
 def write(checkpoint, directory, tokenizer, report, dtype):
-    """The values that the model multiplies with, rounded to `dtype` where it can't hold them: the report says by how much."""
+    """The values that the model multiplies with, rounded to `dtype` where it can't hold them: the report says by how much.
+    Of what `check` lets through."""
     tensors = {name: values.astype(DTYPES[dtype]) for name, values in all_vectors(checkpoint).items()}
     for matrix in all_matrices(checkpoint):
         stored = matrix.values().astype(DTYPES[dtype])
@@ -49,22 +67,4 @@ def write(checkpoint, directory, tokenizer, report, dtype):
     save_file(tensors, os.path.join(directory, "model.safetensors"), {"format": "pt"})
     write_json(directory, "config.json", config_of(checkpoint, dtype, tokenizer))
     if tokenizer:
-        write_tokenizer(directory, tokenizer)
-
-
-def write_json(directory, name, content):
-    with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-
-
-def write_tokenizer(directory, tokenizer):
-    shutil.copyfile(tokenizer.path, os.path.join(directory, "tokenizer.model"))
-    if tokenizer.peculiarity:
-        return  # transformers converts such models itself
-    write_json(directory, "tokenizer.json", tokenizer_json.content(tokenizer))
-    write_json(directory, "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": tokenizer.piece(tokenizer.unk),
-        "bos_token": tokenizer.piece(tokenizer.bos), "eos_token": tokenizer.piece(tokenizer.eos),
-        "clean_up_tokenization_spaces": False,
-    })
+        tokenizer.write_folder(directory)

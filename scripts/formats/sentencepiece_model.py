@@ -1,7 +1,10 @@
 """A SentencePiece model as exports need it: pieces, scores, types, special tokens."""
 import os
+import shutil
 
 from errors import UserError
+from formats import tokenizer_json
+from formats.json_file import write_json
 
 # Types of pieces, numbered alike in SentencePiece and GGUF.
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
@@ -36,17 +39,42 @@ class SentencePieceModel:
                             "removes spaces" if model.normalizer_spec.remove_extra_whitespaces else "")
         self.adds_space = model.normalizer_spec.add_dummy_prefix
 
+    @property
+    def count(self):
+        """Of the tokens."""
+        return len(self.pieces)
+
+    @property
+    def obstacle_to_llama_cpp(self):
+        """Why llama.cpp would find other tokens, or ""."""
+        return self.peculiarity
 
     def piece(self, index):
         """None of None."""
         return None if index is None else self.pieces[index]
 
+    def write_folder(self, directory):
+        """The files of a Hugging Face folder."""
+        shutil.copyfile(self.path, os.path.join(directory, "tokenizer.model"))
+        if self.peculiarity:
+            return  # transformers converts such models itself
+        write_json(directory, "tokenizer.json", tokenizer_json.content(self))
+        write_json(directory, "tokenizer_config.json", {
+            "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": self.piece(self.unk),
+            "bos_token": self.piece(self.bos), "eos_token": self.piece(self.eos),
+            "clean_up_tokenization_spaces": False,
+        })
 
-def load(path, vocabulary):
-    """For a model with so many tokens. UserError."""
-    if not os.path.isfile(path):
-        raise UserError(f"--tokenizer {path}: no such file")
-    model = SentencePieceModel(path)
-    if len(model.pieces) > vocabulary:
-        raise UserError(f"--tokenizer {path}: has {len(model.pieces)} pieces, the model only {vocabulary}: another tokenizer")
-    return model
+    def add_to_gguf(self, writer):
+        """writer: a gguf.GGUFWriter."""
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(self.pieces)
+        writer.add_token_scores(self.scores)
+        writer.add_token_types(self.types)
+        writer.add_unk_token_id(self.unk)
+        for add, index in ((writer.add_bos_token_id, self.bos), (writer.add_eos_token_id, self.eos)):
+            if index is not None:
+                add(index)
+        writer.add_add_bos_token(self.bos is not None)
+        writer.add_add_space_prefix(self.adds_space)
+        writer.add_remove_extra_whitespaces(False)
