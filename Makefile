@@ -77,7 +77,8 @@ test:
 test-clients:
 	$(INSTALL) clients
 	@$(MAKE) --no-print-directory program
-	@"$$($(PYTHON) test/clients/environment.py $(BUILD)/clients)" test/clients/test_exports.py --program $(BUILD)/train_qat
+	@python=$$($(PYTHON) test/clients/environment.py $(BUILD)/clients) && for test in test/clients/test_*.py; do \
+		"$$python" $$test --program $(BUILD)/train_qat || exit 1; done
 
 bench:
 	$(INSTALL) bench

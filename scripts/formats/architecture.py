@@ -16,4 +16,7 @@ def of(checkpoint):
     if checkpoint.attention_biases and checkpoint.head_norms:
         raise UserError(f"{checkpoint.path}: has biases on queries, keys and values, and norms of their heads too: neither Llama, "
                         "Qwen2 nor Qwen3 has both")
+    if checkpoint.attention_biases and checkpoint.head_dim * checkpoint.heads != checkpoint.width:
+        raise UserError(f"{checkpoint.path}: has biases, and {checkpoint.heads} heads of {checkpoint.head_dim} at width "
+                        f"{checkpoint.width}: Qwen2's heads divide the width")
     return QWEN2 if checkpoint.attention_biases else QWEN3 if checkpoint.head_norms else LLAMA

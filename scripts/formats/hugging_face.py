@@ -29,13 +29,14 @@ def config_of(checkpoint, dtype, tokenizer):
         "architectures": [kind.class_name], "model_type": kind.model_type,
         "hidden_size": checkpoint.width, "intermediate_size": checkpoint.ffn,
         "num_hidden_layers": checkpoint.layers, "num_attention_heads": checkpoint.heads,
-        "num_key_value_heads": checkpoint.kv_heads, "head_dim": checkpoint.head_dim,
+        "num_key_value_heads": checkpoint.kv_heads,
         "max_position_embeddings": checkpoint.positions, "vocab_size": checkpoint.vocabulary,
         "rms_norm_eps": checkpoint.norm_epsilon, **rotations_of(checkpoint), "hidden_act": "silu",
         "tie_word_embeddings": checkpoint.tied, "torch_dtype": DTYPES[dtype].name,
     }
-    if kind != architecture.QWEN2:  # whose queries, keys and values have biases without being asked
-        config |= {"attention_bias": False}
+    # Qwen2 has neither: its queries, keys and values have biases without being asked, and its heads share the width.
+    if kind != architecture.QWEN2:
+        config |= {"attention_bias": False, "head_dim": checkpoint.head_dim}
     if kind == architecture.LLAMA:
         config |= {"mlp_bias": False}
     if tokenizer:

@@ -4,6 +4,7 @@ import atexit
 import glob
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 sys.dont_write_bytecode = True
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 SEQUENCE, VOCABULARY = 64, 509
 # Rows of 256 and 512: whole blocks of every GGUF type. Grouped heads.
 SHAPE = f"-layers 2 -width 256 -heads 4 -kv_heads 2 -ffn 512 -seq_len {SEQUENCE}"
+DIFFICULT = ["", " ", "  two  spaces ", "tab\tand\nnew\r\nlines\n\n", "naïve café — “quoted” …", "数字 12345 и слова", "🙂🙃 \u200b zero width",
+             "Hello world", " leading", "trailing ", "<s></s><unk>", "a" * 70, "0x7f 3.14159 1e-8", "\x07bell \x7f"]
 directory = tempfile.mkdtemp(prefix="clients_")
 atexit.register(shutil.rmtree, directory, ignore_errors=True)
 program = "./train_qat"
@@ -33,10 +36,11 @@ def once(function):
     """Remembers what the function returned for these arguments."""
     known = {}
 
-    def remembering(*arguments):
-        if arguments not in known:
-            known[arguments] = function(*arguments)
-        return known[arguments]
+    def remembering(*arguments, **named):
+        key = repr((arguments, named))
+        if key not in known:
+            known[key] = function(*arguments, **named)
+        return known[key]
     return remembering
 
 
@@ -76,13 +80,17 @@ def export_command(checkpoint_path, kind, out, *flags):
 
 
 @once
-def export(checkpoint_path, kind, *flags):
+def export_with(tokenizer_path, checkpoint_path, kind, *flags):
     """The folder; checks the closing line."""
     out = os.path.join(directory, f"export_{len(os.listdir(directory))}")
-    text = run(*export_command(checkpoint_path, kind, out, "--tokenizer", tokenizer(), *flags))
+    text = run(*export_command(checkpoint_path, kind, out, "--tokenizer", tokenizer_path, *flags))
     if not text.endswith("largest weight difference 0\n"):
         raise AssertionError(text)
     return out
+
+
+def export(checkpoint_path, kind, *flags):
+    return export_with(tokenizer(), checkpoint_path, kind, *flags)
 
 
 def expected_matrix(path, name):
@@ -98,3 +106,8 @@ def validation_batches():
     tokens = np.fromfile(shard, "<u2", offset=1024).astype(np.int64)
     count = min(40, (len(tokens) - 1) // SEQUENCE)
     return np.stack([tokens[i * SEQUENCE:(i + 1) * SEQUENCE + 1] for i in range(count)])
+
+
+def drawn_texts(seed):
+    generator = random.Random(seed)
+    return ["".join(chr(generator.choice([32, 10, 97, 101, 233, 0x4E2D, 0x1F600, 45])) for _ in range(25)) for _ in range(20)]

@@ -28,8 +28,6 @@ transformers.utils.logging.disable_progress_bar()
 
 ALL_BITS = (1, 1.58, 2, 3, 4, 5, 6, 8)
 SEED = random.randrange(10**6)
-DIFFICULT = ["", " ", "  two  spaces ", "tab\tand\nnew\r\nlines\n\n", "naïve café — “quoted” …", "数字 12345 и слова", "🙂🙃 \u200b zero width",
-             "Hello world", " leading", "trailing ", "<s></s><unk>", "a" * 70, "0x7f 3.14159 1e-8", "\x07bell \x7f"]
 
 
 def transformers_model(folder):
@@ -174,9 +172,7 @@ class ExportTest(unittest.TestCase):
         run = fixture.checkpoint(4)
         model = llama(fixture.export(run, "gguf"), vocab_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(fixture.export(run, "hf"))
-        generator = random.Random(SEED)
-        drawn = ["".join(chr(generator.choice([32, 10, 97, 101, 233, 0x4E2D, 0x1F600, 45])) for _ in range(25)) for _ in range(20)]
-        for text in DIFFICULT + drawn:
+        for text in fixture.DIFFICULT + fixture.drawn_texts(SEED):
             with self.subTest(text=text, seed=SEED):
                 ids = expected.encode(text)
                 self.assertEqual(model.tokenize(text.encode(), add_bos=False, special=False), ids)
