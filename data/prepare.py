@@ -13,7 +13,6 @@ Hold-out: whole documents go to the validation set, chosen by the hash of their 
 order, file names or machine); of a single document, its last part. The tokenizer never sees held-out text.
 """
 import argparse
-import errno
 import json
 import os
 import signal
@@ -23,8 +22,9 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the checkout
 sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
 
+from command_line import OneLineParser, describe  # noqa: E402
 from corpus import Corpus  # noqa: E402
-from documents import UserError, one_line  # noqa: E402
+from documents import UserError  # noqa: E402
 from encoding import encode  # noqa: E402
 from shard_files import Outputs, check_platform  # noqa: E402
 from tokenization import load_tokenizer, train_sentencepiece  # noqa: E402
@@ -103,13 +103,6 @@ def prepare(arguments, outputs):
               f"{outputs.prefix}_{split}_*.bin")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse prints its usage before an error; one line is easier to read, and --help has the rest."""
-
-    def error(self, message):
-        self.exit(2, f"prepare.py: error: {message} (see --help)\n")
-
-
 def unescape(text):
     return text.replace("\\n", "\n").replace("\\f", "\f").replace("\\t", "\t")
 
@@ -159,16 +152,6 @@ def check_arguments(parser, arguments):
         "".encode(arguments.encoding)
     except LookupError:
         parser.error(f"--encoding {arguments.encoding}: unknown encoding")
-
-
-def describe(error):
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; nothing was written"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
-        return "out of memory; use fewer --workers or a smaller --train-sample-mb"
-    return one_line(error)
 
 
 def main():

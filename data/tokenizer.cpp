@@ -1,30 +1,16 @@
 #include "data/tokenizer.h"
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <stdexcept>
 
+#include "data/file_bytes.h"
 #include "data/tokenizer_model.h"
 
 namespace train_qat {
 namespace {
 
-[[noreturn]] void fail_to_read(const std::string& path) {
-    const int error = errno;
-    throw std::runtime_error(path + ": cannot read the tokenizer model: " + std::strerror(error) +
-                             "; data/prepare.py makes one beside the shards (.model)");
-}
-
-std::string read_file(const std::string& path) {
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), &std::fclose);
-    if (!file) fail_to_read(path);
-    std::string bytes;
-    char buffer[1 << 16];
-    while (const size_t count = std::fread(buffer, 1, sizeof buffer, file.get())) bytes.append(buffer, count);
-    if (std::ferror(file.get())) fail_to_read(path);
-    return bytes;
+std::string read_model(const std::string& path) {
+    return read_file(path, "the tokenizer model", "data/prepare.py makes one beside the shards (.model)");
 }
 
 // A SentencePiece model is a binary message and begins with the byte of its first field, never with a brace.
@@ -45,7 +31,7 @@ std::string tokenizer_file(const std::string& path) {
 }
 
 Tokenizer::Tokenizer(const std::string& path) : path_(tokenizer_file(path)) {
-    const std::string content = read_file(path_);
+    const std::string content = read_model(path_);
     model_ = is_json(content) ? open_byte_level(path_, content) : open_sentencepiece(path_, content);
 }
 
@@ -86,7 +72,7 @@ int64_t Tokenizer::bytes_of(int32_t id) const {
 
 uint64_t tokenizer_hash(const std::string& path) {
     uint64_t hash = 0xcbf29ce484222325u;
-    for (const char byte : read_file(tokenizer_file(path)))
+    for (const char byte : read_model(tokenizer_file(path)))
         hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3u;
     return hash;
 }

@@ -339,8 +339,8 @@ double Transformer::loss() {
 }
 
 void Transformer::token_losses(const int32_t* inputs, const int32_t* targets, int64_t sequences,
-                               float* losses) {
-    set_sequences(sequences, config_.sequence_length);
+                               int64_t positions, float* losses) {
+    set_sequences(sequences, positions);
     upload_tokens(inputs, targets);
     forward();
     forward_losses();
@@ -348,7 +348,7 @@ void Transformer::token_losses(const int32_t* inputs, const int32_t* targets, in
 }
 
 double Transformer::evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences) {
-    token_losses(inputs, targets, sequences, nullptr);
+    token_losses(inputs, targets, sequences, config_.sequence_length, nullptr);
     backend_.sum({.total = loss_total_, .values = active(losses_)});
     loss_terms_ = shape_.rows();
     return loss();

@@ -74,8 +74,10 @@ class Transformer {
 
     // Mean loss of `sequences` <= batch sequences, with the weights as they are quantized now. Waits.
     double evaluate(const int32_t* inputs, const int32_t* targets, int64_t sequences);
-    // The same, position by position. losses: (sequences, T) in host memory.
-    void token_losses(const int32_t* inputs, const int32_t* targets, int64_t sequences, float* losses);
+    // The same, position by position, of sequences of 1 <= positions <= T tokens. inputs, targets, losses: (sequences,
+    // positions) in host memory.
+    void token_losses(const int32_t* inputs, const int32_t* targets, int64_t sequences, int64_t positions,
+                      float* losses);
 
     // Logits behind positions [first, positions) of one sequence; 0 <= first < positions <= T. tokens:
     // (positions), logits: (positions - first, V), both in host memory. Waits.

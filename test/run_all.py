@@ -62,6 +62,7 @@ def suites(build):
         "exports": Suite("what exports read", [python, "test/scripts/test_exports.py", "--program", "./train_qat"]),
         "curves": Suite("plots of runs", [python, "test/scripts/test_plot_run.py"]),
         "prepare": Suite("data preparation", [python, "test/data/test_prepare.py"]),
+        "hellaswag": Suite("HellaSwag's preparation", [python, "test/data/test_prepare_hellaswag.py"]),
         "scan": Suite("oneDNN's matmuls on all small shapes", [kernels, "[.scan]"], {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
         "rooms": Suite("which folder may include which, and that each header compiles alone", [python, "dev/rooms.py"]),
     }

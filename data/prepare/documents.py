@@ -2,6 +2,7 @@
 
 prepare.py's reading half. A document is the unit that is never split between training and validation.
 """
+import contextlib
 import glob
 import gzip
 import html.parser
@@ -77,15 +78,33 @@ def read_documents(path, text_field, separator, encoding):
 
 
 def read_text(path, gzipped, kind, text_field, separator, encoding):
+    with opened_text(path, gzipped, encoding) as file:
+        if kind == "json":
+            yield from read_json_lines(file, path, text_field)
+        elif kind == "text" and separator:
+            yield from read_separated(file, separator)
+        else:
+            yield file.read()
+
+
+def read_json_objects(path):
+    """(where, object) of each line of a file of JSON lines, also .gz."""
+    kind, gzipped = kind_of(path)
+    if kind != "json":
+        raise UserError(f"{path}: expected JSON lines: .jsonl, .ndjson or .json, also .gz")
+    with opened_text(path, gzipped, "utf-8-sig") as file:
+        for place, row in json_objects(file, path):
+            if not isinstance(row, dict):
+                raise UserError(f"{place}: not a JSON object on one line")
+            yield place, row
+
+
+@contextlib.contextmanager
+def opened_text(path, gzipped, encoding):
     try:
         # Universal newlines: \r\n becomes \n. utf-8-sig is utf-8 that drops a byte order mark.
         with (gzip.open if gzipped else open)(path, "rt", encoding=encoding) as file:
-            if kind == "json":
-                yield from read_json_lines(file, path, text_field)
-            elif kind == "text" and separator:
-                yield from read_separated(file, separator)
-            else:
-                yield file.read()
+            yield file
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid {error.encoding} (byte {error.object[error.start]:#04x}); "
                         "name its encoding with --encoding, for example latin-1") from None
@@ -103,14 +122,19 @@ def read_separated(file, separator):
 
 
 def read_json_lines(file, path, text_field):
+    for place, row in json_objects(file, path):
+        yield field_of(row, text_field, place)
+
+
+def json_objects(file, path):
+    """(where, row) of each line; a row need not be an object."""
     for number, line in enumerate(file, 1):
         if line.isspace():
             continue
         try:
-            row = json.loads(line)
+            yield f"{path}, line {number}", json.loads(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not a JSON object on one line: {error}") from None
-        yield field_of(row, text_field, f"{path}, line {number}")
 
 
 def field_of(row, text_field, place):
@@ -147,18 +171,20 @@ def read_parquet(path, text_field):
 
 
 def read_hugging_face(name, config, split, text_field):
+    for row in read_rows_of_hub(name, config, split):
+        text = field_of(row, text_field, f"dataset {name}")
+        if text and not text.isspace():
+            yield Document(text, False, name)
+
+
+def read_rows_of_hub(name, config, split):
     """Streams a dataset of the Hugging Face hub: nothing is stored on the disk."""
     try:
         import datasets
     except ImportError:
-        raise UserError("--hf-dataset needs the Python package datasets: pip install datasets") from None
+        raise UserError(f"dataset {name}: needs the Python package datasets: pip install datasets") from None
     try:
-        for row in datasets.load_dataset(name, config, split=split, streaming=True):
-            text = field_of(row, text_field, f"dataset {name}")
-            if text and not text.isspace():
-                yield Document(text, False, name)
-    except UserError:
-        raise
+        yield from datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the hub's errors are of many unrelated classes
         raise UserError(f"dataset {name}: {one_line(error)}") from None
 

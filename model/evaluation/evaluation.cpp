@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "data/tokenizer.h"
+#include "model/evaluation/hellaswag.h"
 #include "model/evaluation/trained_model.h"
 #include "model/job/data_set.h"
-#include "model/plan/plan.h"
 #include "model/run/validation.h"
 #include "model/units.h"
 
@@ -41,34 +41,31 @@ std::string row(const std::string& weights, double loss, const std::optional<dou
     return text + "\n";
 }
 
-}  // namespace
-
-void evaluate(const Options& options, Backend& backend, Communicator& communicator, std::ostream& console) {
-    if (options.data.validation.empty())
-        throw std::runtime_error("-eval_only: name the shards to measure with -j");
-    TrainedModel trained = open_trained_model(options, backend, communicator, console);
+void evaluate_losses(const Options& options, TrainedModel& trained, Backend& backend,
+                     Communicator& communicator, std::ostream& console) {
     Transformer& model = *trained.model;
-    Parameters& parameters = model.parameters();
     Validation validation(options, model.config());
     const std::optional<double> bytes = bytes_of_token(options, model.config(), validation.tokens());
-    console << "model " << trained.path << ": " << format_count(parameter_count(model.config()))
-            << " parameters\n"
-            << "data  " << format_exact(validation.tokens()) << " tokens of " << options.data.validation
+    console << "data  " << format_exact(validation.tokens()) << " tokens of " << options.data.validation
             << (bytes ? formatted(", %.3f bytes each", *bytes) : std::string()) << "\n\n"
             << formatted("  %-34s %10s %12s", "weights", "loss", "perplexity")
             << (bytes ? formatted(" %14s", "bits per byte") : std::string()) << "\n";
+    for_each_precision(trained, backend, [&](const std::string& weights) {
+        console << row(weights, validation.loss(model, communicator), bytes) << std::flush;
+    });
+}
 
-    parameters.use_quantization(false);
-    parameters.quantize(backend);
-    console << row("full precision", validation.loss(model, communicator), bytes) << std::flush;
-    if (trained.bits >= 16) return;
-    parameters.use_quantization(true);
-    // Of a full-precision checkpoint there are no scales yet: those that training would begin with.
-    if (!trained.quantized) parameters.initialize_scales(backend);
-    parameters.quantize(backend);
-    const std::string name =
-        (trained.quantized ? "quantized, " : "rounded to ") + bits_with_unit(trained.bits);
-    console << row(name, validation.loss(model, communicator), bytes) << std::flush;
+}  // namespace
+
+void evaluate(const Options& options, Backend& backend, Communicator& communicator, std::ostream& console) {
+    if (options.data.validation.empty() && options.hellaswag.empty())
+        throw std::runtime_error(
+            "-eval_only: name the shards to measure with -j, or examples with -hellaswag");
+    TrainedModel trained = open_trained_model(options, backend, communicator, console);
+    console << "model " << trained.path << ": " << format_count(parameter_count(trained.model->config()))
+            << " parameters\n";
+    if (!options.data.validation.empty()) evaluate_losses(options, trained, backend, communicator, console);
+    if (!options.hellaswag.empty()) evaluate_hellaswag(options, trained, backend, communicator, console);
 }
 
 }  // namespace train_qat

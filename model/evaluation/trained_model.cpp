@@ -8,6 +8,7 @@
 #include "model/import/hugging_face_weights.h"
 #include "model/job/model_settings.h"
 #include "model/job/settings.h"
+#include "model/plan/plan.h"
 #include "model/storage/checkpoint.h"
 #include "model/storage/parameter_tensors.h"
 
@@ -86,6 +87,20 @@ TrainedModel open_trained_model(const Options& options, Backend& backend, Commun
     reader.load_model(backend, communicator, model_tensors(parameters));
     parameters.quantize(backend);
     return trained;
+}
+
+void for_each_precision(TrainedModel& trained, Backend& backend,
+                        const std::function<void(const std::string& weights)>& measure) {
+    Parameters& parameters = trained.model->parameters();
+    parameters.use_quantization(false);
+    parameters.quantize(backend);
+    measure("full precision");
+    if (trained.bits >= 16) return;
+    parameters.use_quantization(true);
+    // Of a full-precision checkpoint there are no scales yet: those that training would begin with.
+    if (!trained.quantized) parameters.initialize_scales(backend);
+    parameters.quantize(backend);
+    measure((trained.quantized ? "quantized, " : "rounded to ") + bits_with_unit(trained.bits));
 }
 
 }  // namespace train_qat

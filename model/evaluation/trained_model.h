@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -26,5 +27,10 @@ struct TrainedModel {
 // CheckpointReader's or the folder's, or that starts with -e.
 TrainedModel open_trained_model(const Options& options, Backend& backend, Communicator& communicator,
                                 std::ostream& console);
+
+// Calls `measure` with the weights in full precision, then quantized, of a full-precision checkpoint rounded, where the run
+// has bits for that. It gets what people call these weights: "full precision", "quantized, 4 bits", "rounded to 4 bits".
+void for_each_precision(TrainedModel& trained, Backend& backend,
+                        const std::function<void(const std::string& weights)>& measure);
 
 }  // namespace train_qat

@@ -41,7 +41,7 @@ uint32_t vocabulary_of_shards(const Options& options) {
 
 Options with_prepared_data(const Options& options, const std::string& record) {
     if (!options.data.training.empty()) return options;
-    if (options.evaluate_only && !options.data.validation.empty()) return options;
+    if (options.evaluate_only && !(options.data.validation.empty() && options.hellaswag.empty())) return options;
     if (!std::filesystem::exists(record)) {
         if (options.plan_only) return options;
         if (options.evaluate_only)

@@ -17,7 +17,7 @@ inline constexpr const char* latest_data_record = "data/cache/latest.json";
 
 // The options with the data set that was prepared last (see above) where -i is not given; -j and -tokenizer
 // stay where they are. With -i nothing is added. std::runtime_error of one line that says how to prepare data
-// when there is none; with -plan the options then stay as they are, and so they do with -eval_only and -j.
+// when there is none; with -plan the options then stay as they are, and so they do with -eval_only and -j or -hellaswag.
 Options with_prepared_data(const Options& options, const std::string& record = latest_data_record);
 
 // A line for people: what is read, and where else it could come from.

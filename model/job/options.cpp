@@ -138,10 +138,13 @@ void add_data_flags(CLI::App& app, Options& o) {
         ->group(group)
         ->capture_default_str();
     app.add_option("--keep", o.keep, "checkpoints to keep; 0: all")->group(group)->capture_default_str();
-    app.add_flag("--eval_only", o.evaluate_only, "measure the loss of the checkpoint -e on -j, and exit")
+    app.add_flag("--eval_only", o.evaluate_only, "measure the checkpoint -e: its loss on -j, answers to -hellaswag; and exit")
         ->group(group);
     app.add_option("-e", o.checkpoint,
                    "checkpoint to evaluate: its directory, the -o of its run, or a Hugging Face folder")
+        ->group(group);
+    app.add_option("--hellaswag", o.hellaswag,
+                   "-eval_only: count right answers to these examples (data/prepare_hellaswag.py)")
         ->group(group);
     app.add_flag("--resume", o.resume, "go on from the latest checkpoint in -o")->group(group);
     app.add_option("--from", o.from, "start from a checkpoint of another run that shares the first steps")

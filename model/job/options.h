@@ -67,6 +67,7 @@ struct Options {
     bool trunk = false;  // of a sweep: full-precision steps that several runs share, no run of its own
     bool plan_only = false;
     bool evaluate_only = false;
+    std::string hellaswag;   // examples to evaluate it with (data/hellaswag.h)
     std::string checkpoint;  // to be evaluated: its directory, that of its run, or a Hugging Face folder
     // many ranks
     int zero = 1;

@@ -41,6 +41,7 @@ void check_values(const Options& o) {
     require(o.sweep.empty() || (o.from.empty() && !o.until && !o.resume),
             "-sweep: -from, -until and -resume are not for sweeps; a sweep goes on by itself");
     require(!o.evaluate_only || !o.checkpoint.empty(), "-eval_only: name the checkpoint with -e");
+    require(o.evaluate_only || o.hellaswag.empty(), "-hellaswag: is for -eval_only");
     require(o.evaluate_only || o.checkpoint.empty(),
             "-e: is for -eval_only; -from and -resume train further");
     require(!o.evaluate_only || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&

@@ -22,6 +22,7 @@ import transformers  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)
 
 SEED = random.randrange(10**6)
 POSITIONS = architectures.SIZES["max_position_embeddings"]

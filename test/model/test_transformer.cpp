@@ -268,9 +268,14 @@ TEST_CASE("a model for inference has the losses of one for training, position by
                 const double loss = loss_of(tiny, tokens);
                 CHECK(inference.evaluate(tokens.inputs.data(), tokens.targets.data(), 2) == loss);
                 std::vector<float> losses(tokens.inputs.size());
-                inference.token_losses(tokens.inputs.data(), tokens.targets.data(), 2, losses.data());
+                inference.token_losses(tokens.inputs.data(), tokens.targets.data(), 2, config.sequence_length,
+                                       losses.data());
                 CHECK(std::accumulate(losses.begin(), losses.end(), 0.0) / losses.size() ==
                       Approx(loss).epsilon(1e-6));
+                std::vector<float> begin(3);
+                inference.token_losses(tokens.inputs.data(), tokens.targets.data(), 1, 3, begin.data());
+                for (int t = 0; t < 3; ++t)
+                    CHECK(begin[t] == Approx(losses[t]).epsilon(dtype == DType::float32 ? 1e-5 : 2e-2));
                 std::vector<float> logits(config.vocabulary);
                 inference.logits(tokens.inputs.data(), 4, 5, logits.data());
                 CHECK(losses[4] == Approx(cross_entropy(logits.data(), config.vocabulary, tokens.targets[4]))

@@ -6,6 +6,7 @@
 import json
 import math
 import os
+import random
 import re
 import shutil
 import struct
@@ -74,6 +75,51 @@ class EvaluationTest(ProgramTest):
         self.assertIn(f"{count} tokens", text)
         for loss, _, bits_per_byte in rows.values():
             self.assertAlmostEqual(bits_per_byte, loss / math.log(2) / bytes_each, delta=2e-4)
+
+    def write_hellaswag(self, name, count, longest_context=30, vocabulary=fixture.VOCABULARY):
+        """Examples of random tokens, in llm.c's format (data/hellaswag.h)."""
+        draw, examples = random.Random(7), b""
+        for index in range(count):
+            words = [65535, 0, index, draw.randrange(4), 4]
+            for longest in (longest_context, 9, 9, 9, 9):
+                length = draw.randint(1, longest)
+                words += [length, *(draw.randrange(vocabulary) for _ in range(length))]
+            words[1] = 2 * len(words)
+            examples += struct.pack(f"<{len(words)}H", *words)
+        with open(self.path(name), "wb") as file:
+            file.write(struct.pack("<256i", 20240522, 1, count, 999, *[0] * 252) + examples)
+        return self.path(name)
+
+    def right_answers(self, *arguments):
+        """{weights: (share by mean, its error, share by sum, its error)}, and what was printed."""
+        result = self.start([self.program, "-eval_only", "-device", "cpu", *map(str, arguments)])
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+        rows = re.findall(r"^  (\S.*?)  +([\d.]+) \+- +([\d.]+) +([\d.]+) \+- +([\d.]+)$", result.stdout, re.MULTILINE)
+        return {name: tuple(map(float, values)) for name, *values in rows}, result.stdout
+
+    def test_right_answers(self):
+        """Against transformers: test/clients."""
+        self.run_program("-b 2 -steps 20 -qat_frac 0.5 -lr 5e-3 -sample 0")
+        examples = self.write_hellaswag("examples.bin", 37)
+        common = ("-e", self.path("out"), "-hellaswag", examples, "-dtype", "fp32")
+        rows, text = self.right_answers(*common)
+        self.assertEqual(set(rows), {"full precision", "quantized, 2 bits"})
+        self.assertIn(f"37 examples of {examples}, ", text)
+        self.assertIn(f"the model reads {fixture.SEQUENCE} tokens", text)  # some contexts are longer
+        for share, error, *_ in rows.values():
+            self.assertAlmostEqual(share * 37, round(share * 37), delta=2e-3)
+            self.assertAlmostEqual(error, math.sqrt(share * (1 - share) / 36), delta=1e-4)
+        for others in (("-batch", "1"), ("-batch", "5"), ("-j", self.validation)):
+            self.assertEqual(self.right_answers(*common, *others)[0], rows)
+
+    def test_examples_that_are_refused(self):
+        self.run_program("-b 16 -steps 1 -sample 0")
+        foreign = self.write_hellaswag("foreign.bin", 3, vocabulary=9000)
+        common = ["-eval_only", "-device", "cpu", "-e", self.path("out"), "-hellaswag"]
+        for arguments, words in (([*common, foreign], "the model's vocabulary"), ([*common, self.path("none.bin")], "none.bin"),
+                                 ([*common, __file__], "no HellaSwag file"), (self.command("-hellaswag x")[1:], "-hellaswag: is for -eval_only")):
+            with self.subTest(arguments=arguments):
+                self.check_error(self.start([self.program, *arguments]), words)
 
     def test_refusals(self):
         self.run_program("-b 4 -steps 4 -qat_frac 0.5 -sample 0")

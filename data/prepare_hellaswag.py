@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Turn HellaSwag (arXiv 1905.07830), or any examples in its form, into tokens for `train_qat -eval_only -hellaswag OUT`.
+
+    data/prepare_hellaswag.py --input hellaswag_val.jsonl --tokenizer data/cache/books.model -o data/cache/hellaswag.bin
+    data/prepare_hellaswag.py --tokenizer gpt2 -o data/cache/hellaswag.bin      from the Hugging Face hub (package datasets)
+
+Inputs are JSON lines, also .gz, of {"ctx": text, "endings": [four texts], "label": 0 to 3}. The file is llm.c's
+(data/hellaswag.h): with --tokenizer gpt2 it holds what llm.c's own script writes. Its tokens have 16 bits, so a vocabulary must not
+exceed 65,536.
+
+Tokens of a context: as at the begin of a document, with the tokenizer's begin token (SentencePiece; for GPT-2 without one, as
+llm.c). Those of a completion: what context + " " + ending has behind the tokens of the context.
+"""
+import argparse
+import array
+import os
+import signal
+import struct
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare"))
+
+from command_line import OneLineParser, describe  # noqa: E402
+from documents import UserError, find_files, read_json_objects, read_rows_of_hub  # noqa: E402
+from progress import Progress  # noqa: E402
+from shard_files import HEADER_INTS, LARGEST_UINT16_VOCABULARY, check_platform  # noqa: E402
+from tokenization import load_tokenizer  # noqa: E402
+
+DATASET, SPLIT = "Rowan/hellaswag", "validation"
+MAGIC, VERSION, START = 20240522, 1, 65535
+
+
+def parse_arguments():
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input", nargs="+", metavar="FILE", help=f"JSON lines (default: the {SPLIT} set of {DATASET} on the Hugging Face hub)")
+    add("--tokenizer", required=True, metavar="FILE", help="that of the training data: a SentencePiece .model, or 'gpt2'")
+    add("-o", "--output", required=True, metavar="FILE", help="the file to make")
+    return parser.parse_args()
+
+
+def rows(arguments):
+    """(where, row) of all examples."""
+    if not arguments.input:
+        for number, row in enumerate(read_rows_of_hub(DATASET, None, SPLIT)):
+            yield f"dataset {DATASET}, row {number}", row
+        return
+    for path in find_files(arguments.input):
+        yield from read_json_objects(path)
+
+
+def example_of(row, place):
+    """(context, endings, label)"""
+    context, endings = row.get("ctx"), row.get("endings")
+    fits = isinstance(context, str) and isinstance(endings, list) and len(endings) == 4 and all(isinstance(text, str) for text in endings)
+    label = str(row.get("label"))
+    if not fits or not context.strip() or label not in ("0", "1", "2", "3"):
+        raise UserError(f'{place}: no example {{"ctx": text, "endings": [four texts], "label": 0 to 3}}')
+    return context, endings, int(label)
+
+
+def ids_of(tokenizer, text):
+    """At the begin of a document, for GPT-2 without a begin token, as llm.c has it."""
+    ids = array.array(tokenizer.type_code)
+    ids.frombytes(tokenizer.encode(text, tokenizer.kind != "gpt2"))
+    return ids
+
+
+def words_of(tokenizer, index, example, place):
+    """The uint16 of one example."""
+    text, endings, label = example
+    context = ids_of(tokenizer, text)
+    words = [START, 0, index, label, len(endings), len(context), *context]
+    for ending in endings:
+        completion = ids_of(tokenizer, f"{text} {ending}")[len(context):]
+        if not completion:
+            raise UserError(f"{place}: the ending {ending!r} has no tokens")
+        words += [len(completion), *completion]
+    if START in words[6:] or 2 * len(words) > 65535:
+        raise UserError(f"{place}: has the token 65535 or more than 65535 bytes, which the format can't hold")
+    words[1] = 2 * len(words)
+    return array.array("H", words)
+
+
+def write(file, tokenizer, arguments):
+    """Returns the number of examples."""
+    file.write(bytes(4 * HEADER_INTS))  # the real header needs their number
+    count = longest = 0
+    progress = Progress("tokens")
+    for place, row in rows(arguments):
+        if count == 65536:
+            raise UserError(f"{place}: the format holds no more than 65536 examples")
+        words = words_of(tokenizer, count, example_of(row, place), place)
+        file.write(words.tobytes())
+        count, longest = count + 1, max(longest, 2 * len(words))
+        progress.add(2 * len(words))
+    if not count:
+        raise UserError("--input: holds no examples")
+    file.seek(0)
+    file.write(struct.pack("<5iQ", MAGIC, VERSION, count, longest, tokenizer.vocabulary_size, tokenizer.hash))
+    file.flush()
+    os.fsync(file.fileno())
+    return count
+
+
+def prepare(arguments):
+    if os.path.lexists(arguments.output):
+        raise UserError(f"-o {arguments.output}: is there already; name a new file")
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    if tokenizer.vocabulary_size > LARGEST_UINT16_VOCABULARY:
+        raise UserError(f"--tokenizer {arguments.tokenizer}: has {tokenizer.vocabulary_size} tokens, the format of llm.c's HellaSwag "
+                        f"files no more than {LARGEST_UINT16_VOCABULARY}")
+    os.makedirs(os.path.dirname(os.path.abspath(arguments.output)), exist_ok=True)
+    partial = arguments.output + ".partial"
+    try:
+        with open(partial, "wb") as file:
+            count = write(file, tokenizer, arguments)
+        os.rename(partial, arguments.output)
+    finally:
+        if os.path.exists(partial):
+            os.unlink(partial)
+    print(f"{arguments.output}: {count} examples")
+
+
+def main():
+    arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the partial file is removed
+    try:
+        check_platform()
+        prepare(arguments)
+    except (UserError, OSError, MemoryError) as error:
+        print(f"prepare_hellaswag.py: error: {describe(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prepare_hellaswag.py: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""-hellaswag: its right answers are those that transformers finds with the exported weights.
+
+    make test-clients        makes the environment that this needs, then runs it
+"""
+import argparse
+import os
+import re
+import sys
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import fixture  # noqa: E402
+import stories  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+
+@fixture.once
+def prepared():
+    path = os.path.join(fixture.directory, "stories.bin")
+    fixture.run(sys.executable, os.path.join(fixture.ROOT, "data", "prepare_hellaswag.py"), "--input", stories.file(), "--tokenizer",
+                fixture.tokenizer(), "-o", path)
+    return path
+
+
+def ours(run):
+    """{weights: (right by mean loss, right by its sum)}, and how many contexts were cut."""
+    text = fixture.run(fixture.program, "-eval_only", "-e", run, "-hellaswag", prepared(), "-device", "cpu", "-dtype", "fp32")
+    rows = re.findall(r"^  (\S.*?)  +([\d.]+) \+- +[\d.]+ +([\d.]+) \+-", text, re.MULTILINE)
+    cut = re.search(r", (\d+) of them without the begin", text)
+    count = len(stories.examples())
+    return {name: tuple(round(float(share) * count) for share in shares) for name, *shares in rows}, int(cut[1]) if cut else 0
+
+
+@torch.no_grad()
+def theirs(folder):
+    """(right by mean loss, right by its sum), and how many contexts were cut, from the texts on."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    right, cut = [0, 0], 0
+    for row in stories.examples():
+        context = tokenizer(row["ctx"])["input_ids"]  # with the begin token
+        sums, means, is_cut = [], [], False
+        for ending in row["endings"]:
+            ids = tokenizer(row["ctx"] + " " + ending)["input_ids"]
+            completion = len(ids) - len(context)
+            is_cut |= len(ids) > fixture.SEQUENCE + 1
+            ids = torch.tensor(ids[-fixture.SEQUENCE - 1:])
+            logits = model(ids[None, :-1]).logits[0]
+            losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")[-completion:]
+            sums.append(losses.sum().item())
+            means.append(losses.mean().item())
+        right[0] += means.index(min(means)) == row["label"]
+        right[1] += sums.index(min(sums)) == row["label"]
+        cut += is_cut
+    return tuple(right), cut
+
+
+class HellaswagTest(unittest.TestCase):
+    def test_right_answers_are_transformers(self):
+        for bits, weights in ((16, "full precision"), (2, "quantized, 2 bits"), (4, "quantized, 4 bits")):
+            with self.subTest(bits=bits):
+                run = fixture.checkpoint(bits)
+                (found, cut), (expected, expected_cut) = ours(run), theirs(fixture.export(run, "hf"))
+                self.assertEqual(found[weights], expected)
+                self.assertEqual(cut, expected_cut)
+                self.assertGreater(cut, 0)  # so that it is tested
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--program", default=fixture.program)
+    arguments, rest = parser.parse_known_args()
+    fixture.program = arguments.program
+    unittest.main(argv=[sys.argv[0], *rest])
