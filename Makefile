@@ -40,7 +40,7 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
 .NOTPARALLEL:
-.PHONY: program all configure dependencies quickstart reproduce test test-clients bench bench-ranks bench-gpu bundle clean format help
+.PHONY: program all configure dependencies quickstart reproduce tools test test-clients bench bench-ranks bench-gpu bundle clean format help
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
@@ -61,6 +61,12 @@ quickstart:
 
 reproduce:
 	@DEPENDENCIES="$(DEPENDENCIES)" PYTHON="$(PYTHON)" QUICK="$(QUICK)" SCALE="$(SCALE)" scripts/reproduce.sh
+
+tools:
+	$(INSTALL) clients
+	@test -x out/tools/bin/python || $(PYTHON) -m venv out/tools
+	@out/tools/bin/pip install -q --disable-pip-version-check -r scripts/requirements.txt
+	@echo "out/tools/bin/python has what scripts/export.py needs"
 
 # Without SUITES every target is built: what is not built rots.
 test:
@@ -120,6 +126,7 @@ help:
 	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8; STEPS=)"
 	@echo "make reproduce          sweeps of small models, fits of the laws, plots: hours (QUICK=1: ten minutes; SCALE=gpu)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
+	@echo "make tools              out/tools: a Python environment for scripts/export.py (60 MB from PyPI)"
 	@echo "make test-clients       exports, read by transformers, llama.cpp and compressed-tensors (0.6 GB from PyPI, once)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
