@@ -269,7 +269,7 @@ void Parameters::initialize_scales(Backend& backend) {
     backend.initialize_scales({.parameters = rows_});
     for (const ParameterRows& rows : rows_) {
         const int64_t bytes = rows.scales() * static_cast<int64_t>(sizeof(float));
-        if (bytes == 0) continue;
+        if (bytes == 0 || use_ == ModelUse::inference) continue;
         backend.fill_zero(rows.scale_first_moment, bytes);
         backend.fill_zero(rows.scale_second_moment, bytes);
     }

@@ -79,7 +79,7 @@ class Parameters {
     void use_quantization(bool on);
     bool quantized() const { return quantized_; }
 
-    // Initial scales from the present weights, their moments zero. Needs use_quantization(true).
+    // Initial scales from the present weights, their moments (of training) zero. Needs use_quantization(true).
     void initialize_scales(Backend& backend);
     // Makes the kept rows of the matmuls' copies agree with masters and scales.
     void quantize(Backend& backend) const { backend.quantize({.parameters = rows_}); }
