@@ -55,6 +55,8 @@ def suites(build):
         "benchmarks": Suite("every benchmark, for about a second", [python, "test/benchmarks.py", "--build", build]),
         "torch": Suite("the PyTorch reference itself", [python, "test/torch/self_test.py"]),
         "evaluation": Suite("-eval_only, of checkpoints", [python, "test/program/test_evaluation.py", "--program", "./train_qat"]),
+        "initial_model": Suite("training from Hugging Face folders",
+                               [python, "test/program/test_initial_model.py", "--program", "./train_qat"]),
         "recipes": Suite("recipes and launchers", [python, "test/program/test_recipes.py", "--program", "./train_qat"]),
         "law": Suite("fits of the laws, on simulated runs", [python, "test/scripts/test_scaling_law.py"]),
         "trainer_law": Suite("the law in the trainer, against the one in Python",
