@@ -83,8 +83,8 @@ test:
 test-clients:
 	$(INSTALL) clients
 	@$(MAKE) --no-print-directory program
-	@python=$$($(PYTHON) test/clients/environment.py $(BUILD)/clients) && for test in test/clients/test_*.py; do \
-		"$$python" $$test --program $(BUILD)/train_qat || exit 1; done
+	@$(BUILD_TARGETS) train_qat_tokenize
+	@"$$($(PYTHON) test/clients/environment.py $(BUILD)/clients)" test/clients/run.py --program $(BUILD)/train_qat
 
 bench:
 	$(INSTALL) bench
@@ -127,7 +127,7 @@ help:
 	@echo "make reproduce          sweeps of small models, fits of the laws, plots: hours (QUICK=1: ten minutes; SCALE=gpu)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
 	@echo "make tools              out/tools: a Python environment for scripts/export.py (60 MB from PyPI)"
-	@echo "make test-clients       exports, read by transformers, llama.cpp and compressed-tensors (0.6 GB from PyPI, once)"
+	@echo "make test-clients       exports and imports, with transformers, llama.cpp and compressed-tensors (0.6 GB from PyPI, once)"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
 	@echo "make bench-gpu          ours and PyTorch's on a GPU, 124M to 1.56B (PYTHON=: one with PyTorch for CUDA; BENCH_FLAGS=--help)"

@@ -68,10 +68,14 @@ def checkpoint(bits, group=0, shape=SHAPE, steps=30):
     return out
 
 
+def results_of(run_directory):
+    with open(os.path.join(run_directory, "run.json"), encoding="utf-8") as file:
+        return json.load(file)["results"]
+
+
 def loss_of(run_directory):
     """The trainer's own, of the weights as they are exported."""
-    with open(os.path.join(run_directory, "run.json"), encoding="utf-8") as file:
-        results = json.load(file)["results"]
+    results = results_of(run_directory)
     return results["full_precision_at_switch"] if results["quantized"] is None else results["quantized"]
 
 
