@@ -15,10 +15,12 @@
 #include "kernels/cpu/platform/openmp_settings.h"
 #include "kernels/ranks/agreement.h"
 #include "model/evaluation/evaluation.h"
+#include "model/evaluation/export.h"
 #include "model/job/choices.h"
 #include "model/job/data_set.h"
 #include "model/job/failure.h"
 #include "model/job/job.h"
+#include "model/job/settings.h"
 #include "model/job/stop_signal.h"
 #include "model/plan/schedule.h"
 #include "model/run/outcome.h"
@@ -94,6 +96,9 @@ RunOutcome train(const Options& options, Backend& backend, Communicator& communi
     const std::unique_ptr<Setup> setup =
         run_together(communicator, [&] { return make_setup(options, backend, communicator, console); });
     if (setup == nullptr) return {};  // only the plan was asked for
+    run_together(communicator, [&] {
+        if (communicator.rank() == 0) check_exports(options, with_roles(setup->settings, recorded_roles));
+    });
     const Clock::time_point start = Clock::now();
     Run run(*setup);
     if (run.is_done_already()) return {};
@@ -127,7 +132,9 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     }
     const RunOutcome outcome =
         end_job_on_failure(job, [&] { return train(options, *backend, *communicator, console, {}); });
-    return outcome.finished ? 0 : interrupted_exit_code;
+    if (!outcome.finished) return interrupted_exit_code;
+    if (job.rank() == 0 && !options.plan_only) write_exports(options, console);
+    return 0;
 }
 
 }  // namespace

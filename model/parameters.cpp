@@ -267,9 +267,10 @@ void Parameters::use_quantization(bool on) {
 void Parameters::initialize_scales(Backend& backend) {
     if (!quantized_) throw std::logic_error("Parameters: scales without quantization");
     backend.initialize_scales({.parameters = rows_});
+    if (use_ == ModelUse::inference) return;  // there are no moments
     for (const ParameterRows& rows : rows_) {
         const int64_t bytes = rows.scales() * static_cast<int64_t>(sizeof(float));
-        if (bytes == 0 || use_ == ModelUse::inference) continue;
+        if (bytes == 0) continue;
         backend.fill_zero(rows.scale_first_moment, bytes);
         backend.fill_zero(rows.scale_second_moment, bytes);
     }

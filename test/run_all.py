@@ -57,6 +57,7 @@ def suites(build):
         "evaluation": Suite("-eval_only, of checkpoints", [python, "test/program/test_evaluation.py", "--program", "./train_qat"]),
         "initial_model": Suite("training from Hugging Face folders",
                                [python, "test/program/test_initial_model.py", "--program", "./train_qat"]),
+        "export": Suite("-export, at the end of a run", [python, "test/program/test_export.py", "--program", "./train_qat"]),
         "recipes": Suite("recipes and launchers", [python, "test/program/test_recipes.py", "--program", "./train_qat"]),
         "law": Suite("fits of the laws, on simulated runs", [python, "test/scripts/test_scaling_law.py"]),
         "trainer_law": Suite("the law in the trainer, against the one in Python",

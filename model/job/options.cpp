@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdint>
+#include <sstream>
 #include <stdexcept>
 
 #include "model/job/options_check.h"
@@ -42,7 +43,7 @@ std::vector<std::string> as_cli11_reads(const std::vector<std::string>& argument
 // Flags whose text needs reading by the planner's own functions.
 struct Texts {
     std::string bits = "4", tokens, schedule = "wsd", cooldown = "auto", warmup, qat_warmup,
-                qat_fraction = "auto", memory, flops;
+                qat_fraction = "auto", memory, flops, exports;
 };
 
 void add_model_flags(CLI::App& app, Options& o) {
@@ -114,7 +115,7 @@ void add_plan_flags(CLI::App& app, Options& o, Texts& t) {
     app.add_flag("--plan", o.plan_only, "print the plan, the memory and the FLOPs, and exit")->group(group);
 }
 
-void add_data_flags(CLI::App& app, Options& o) {
+void add_data_flags(CLI::App& app, Options& o, Texts& t) {
     const char* group = "Data and output";
     app.add_option(
            "-i", o.data.training,
@@ -155,6 +156,10 @@ void add_data_flags(CLI::App& app, Options& o) {
         ->capture_default_str();
     app.add_flag("--tensorboard", o.tensorboard,
                  "write the curves for TensorBoard too: tensorboard --logdir of -o")
+        ->group(group);
+    app.add_option("--export", t.exports,
+                   "at the end write formats for other programs into -o: gguf, gguf-f32, hf, "
+                   "compressed-tensors, several with commas (scripts/export.py)")
         ->group(group);
     app.add_option("--prompt", o.prompt, "begin of the sample of text at the end")->group(group);
     app.add_option("--sample", o.sample_tokens, "tokens of that sample; 0: none")
@@ -267,6 +272,8 @@ void read_texts(const Texts& t, Options& o) {
         o.flops = parse_number<double>(t.flops);
         require(o.flops.has_value(), "-flops: cannot read '" + t.flops + "': give a number such as 1e18");
     }
+    std::stringstream formats(t.exports);
+    for (std::string format; std::getline(formats, format, ',');) o.exports.push_back(format);
     if (!t.tokens.empty()) o.plan.tokens = parse_count(t.tokens, "-tokens");
     o.plan.schedule = parse_schedule(t.schedule);
     o.plan.cooldown = parse_cooldown(t.cooldown);
@@ -290,7 +297,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     app.get_formatter()->column_width(26);
     add_model_flags(app, options);
     add_plan_flags(app, options, texts);
-    add_data_flags(app, options);
+    add_data_flags(app, options, texts);
     add_run_flags(app, options);
     add_rank_flags(app, options);
     std::vector<std::string> reversed = as_cli11_reads(arguments);

@@ -61,6 +61,7 @@ struct Options {
     int64_t save_every = 0, keep = 2;
     int64_t print_every = 1;
     bool tensorboard = false;
+    std::vector<std::string> exports;  // formats of scripts/export.py to write at the end
     bool resume = false;
     std::string from;              // a checkpoint of another run with the same first steps
     std::optional<int64_t> until;  // stop after this step

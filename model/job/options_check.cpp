@@ -1,5 +1,6 @@
 #include "model/job/options_check.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -97,6 +98,20 @@ void check_initial_model(const Options& o) {
     require(!o.evaluate_only, "-init_from: starts training; -eval_only measures the folder of -e");
 }
 
+void check_exports(const Options& o) {
+    for (auto format = o.exports.begin(); format != o.exports.end(); ++format) {
+        require(*format == "gguf" || *format == "gguf-f32" || *format == "hf" || *format == "compressed-tensors",
+                "-export: must be gguf, gguf-f32, hf or compressed-tensors, or several with commas, is '" + *format + "'");
+        require(std::find(o.exports.begin(), format, *format) == format, "-export: names " + *format + " twice");
+    }
+    require(o.exports.empty() || o.sweep.empty(),
+            "-export: is for one run; export runs of a sweep with scripts/export.py");
+    require(o.exports.empty() || !o.until,
+            "-export: is for the end of a run; with -until export with scripts/export.py");
+    require(o.exports.empty() || !o.evaluate_only,
+            "-export: is for training; export checkpoints with scripts/export.py");
+}
+
 // What asks for the law's choice, and what it needs.
 void check_choices(const Options& o) {
     const bool chooses = o.choose_size || o.choose_bits;
@@ -123,6 +138,7 @@ void check_options(const Options& options) {
     check_values(options);
     check_initial_model(options);
     check_choices(options);
+    check_exports(options);
 }
 
 }  // namespace train_qat

@@ -223,7 +223,8 @@ class UntrainedModel(Checkpoint):
     def __init__(self, settings):
         self.path, self.file = "the model", self
         try:
-            self.read_settings({"settings": json.loads(settings), "quantized": float(json.loads(settings)["b"]) < 16})
+            settings = json.loads(settings)
+            self.read_settings({"settings": settings, "quantized": float(settings["b"]) < 16 and settings["qat_steps"] > 0})
         except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise UserError(f"--check: is no model's settings ({type(error).__name__}: {error})") from None
         self.layers = min(self.layers, 1)
