@@ -3,7 +3,6 @@
 
     make test-clients        makes the environment that this needs, then runs it
 """
-import argparse
 import os
 import random
 import subprocess
@@ -162,11 +161,3 @@ class ArchitecturesTest(unittest.TestCase):
         odd = architectures.checkpoint("llama", heads=5, head_dim=8)
         self.assertIn("divide the width", refuse(odd, "hf", fixture.tokenizer()))
         self.assertFalse(os.path.exists(new))
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--program", default=fixture.program)
-    arguments, rest = parser.parse_known_args()
-    fixture.program = arguments.program
-    unittest.main(argv=[sys.argv[0], *rest])

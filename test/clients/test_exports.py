@@ -4,7 +4,6 @@ Weights & Biases.
 
     make test-clients        makes the environment that this needs, then runs it
 """
-import argparse
 import ctypes
 import glob
 import json
@@ -274,11 +273,3 @@ class ExportTest(unittest.TestCase):
                 self.assertRegex(self.refusal(*fixture.export_command(copy, "hf", new)), "damaged|No such file")
                 self.assertFalse(os.path.exists(new))
             shutil.rmtree(copy)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--program", default=fixture.program)
-    arguments, rest = parser.parse_known_args()
-    fixture.program = arguments.program
-    unittest.main(argv=[sys.argv[0], *rest])

@@ -3,7 +3,6 @@
 
     make test-clients        makes the environment that this needs, then runs it
 """
-import argparse
 import os
 import re
 import sys
@@ -70,11 +69,3 @@ class HellaswagTest(unittest.TestCase):
                 self.assertEqual(found[weights], expected)
                 self.assertEqual(cut, expected_cut)
                 self.assertGreater(cut, 0)  # so that it is tested
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--program", default=fixture.program)
-    arguments, rest = parser.parse_known_args()
-    fixture.program = arguments.program
-    unittest.main(argv=[sys.argv[0], *rest])

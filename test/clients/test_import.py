@@ -3,7 +3,6 @@
 
     make test-clients        makes the environment that this needs, then runs it
 """
-import argparse
 import os
 import random
 import re
@@ -77,11 +76,3 @@ class ImportTest(unittest.TestCase):
         losses = fixture.results_of(out)
         self.assertLess(abs(losses["full_precision_at_switch"] / transformers_loss(folder) - 1), 1e-5)
         self.assertLess(losses["quantized"], losses["full_precision_at_switch"])
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--program", default=fixture.program)
-    arguments, rest = parser.parse_known_args()
-    fixture.program = arguments.program
-    unittest.main(argv=[sys.argv[0], *rest])
