@@ -6,8 +6,8 @@ Inputs are files, directories or globs of .txt .md .rst .html .jsonl .json (one 
 .parquet; or a dataset of the Hugging Face hub. One file is one document, except with --document-separator and in
 JSON lines and Parquet, where a row is one.
 
-Tokens: every document is preceded by the tokenizer's begin token (SentencePiece: bos, id 1; GPT-2: <|endoftext|>), and
-follows the previous one without padding. White space is kept as it is, so decoding gives the text back.
+Tokens: every document is preceded by the tokenizer's begin token (SentencePiece: bos, id 1; GPT-2: <|endoftext|>; of a
+tokenizer.json the one that the files beside it name, else the end token), and follows the previous one without padding. White space is kept as it is, so decoding gives the text back.
 
 Hold-out: whole documents go to the validation set, chosen by the hash of their content (so the choice doesn't depend on
 order, file names or machine); of a single document, its last part. The tokenizer never sees held-out text.
@@ -27,7 +27,7 @@ from corpus import Corpus  # noqa: E402
 from documents import UserError  # noqa: E402
 from encoding import encode  # noqa: E402
 from shard_files import Outputs, check_platform  # noqa: E402
-from tokenization import load_tokenizer, train_sentencepiece  # noqa: E402
+from tokenization import load_tokenizer, tokenizer_file, train_sentencepiece  # noqa: E402
 
 
 def choose_tokenizer(corpus, outputs, arguments):
@@ -51,7 +51,8 @@ def write_manifest(outputs, tokenizer, counts, corpus, arguments):
     manifest = {
         "tokenizer": {
             "kind": tokenizer.kind,
-            "file": os.path.basename(outputs.prefix) + ".model" if tokenizer.model else None,
+            "file": os.path.basename(outputs.prefix) + ".model" if tokenizer.model else
+                    os.path.abspath(tokenizer.source) if tokenizer.kind == "hugging_face" else None,
             "vocabulary_size": tokenizer.vocabulary_size,
             "hash": f"0x{tokenizer.hash:016x}",
             "document_start_id": tokenizer.start_id,
@@ -69,12 +70,22 @@ def write_manifest(outputs, tokenizer, counts, corpus, arguments):
 def record_latest(record, prefix, tokenizer, counts):
     """Notes what was prepared last, which train_qat takes without -i. Paths inside the checkout are relative to the
     record's folder, so a checkout can be moved; others are absolute."""
-    folder, prefix = os.path.dirname(os.path.abspath(record)), os.path.abspath(prefix)
-    inside = os.path.commonpath([prefix, ROOT]) == os.path.commonpath([folder, ROOT]) == ROOT
-    base = os.path.relpath(prefix, folder) if inside else prefix
-    latest = {"train": f"{base}_train_*.bin",
-              "validation": f"{base}_val_*.bin" if counts["val"]["shards"] else None,
-              "tokenizer": f"{base}.model" if tokenizer.model else None}
+    folder = os.path.dirname(os.path.abspath(record))
+
+    def recorded(path):
+        path = os.path.abspath(path)
+        inside = os.path.commonpath([path, ROOT]) == os.path.commonpath([folder, ROOT]) == ROOT
+        return os.path.relpath(path, folder) if inside else path
+
+    latest = {"train": recorded(f"{prefix}_train_*.bin"),
+              "validation": recorded(f"{prefix}_val_*.bin") if counts["val"]["shards"] else None,
+              "tokenizer": None}
+    if tokenizer.model:
+        latest["tokenizer"] = recorded(f"{prefix}.model")
+    elif tokenizer.kind == "hugging_face" and tokenizer.trainer_reads_it():
+        latest["tokenizer"] = recorded(tokenizer.source)
+    else:
+        print("tokenizer: not one that train_qat reads, so it will show no sample of text", file=sys.stderr)
     os.makedirs(folder, exist_ok=True)
     with open(f"{record}.partial", "w") as file:
         file.write(json.dumps(latest, indent=2) + "\n")
@@ -116,7 +127,8 @@ def parse_arguments():
         help="where to note these outputs as those prepared last, which train_qat takes without -i; '' for nowhere "
              "(data/cache/latest.json)")
     add("--overwrite", action="store_true", help="replace the outputs of an earlier run with the same prefix")
-    add("--tokenizer", metavar="FILE", help="SentencePiece .model to use, or 'gpt2'; default: train one")
+    add("--tokenizer", metavar="FILE", help="SentencePiece .model or tokenizer.json to use, "
+        "a model's folder with one of them, or 'gpt2'; default: train one")
     add("--vocab-size", type=int, default=8192, help="of a trained tokenizer (8192)")
     add("--train-sample-mb", type=float, default=50, help="text to train the tokenizer on, in MB (50)")
     add("--val-fraction", type=float, default=0.02, help="of the documents to hold out; 0: none (0.02)")
@@ -160,6 +172,7 @@ def main():
     outputs = None
     try:
         check_platform()
+        arguments.tokenizer = tokenizer_file(arguments.tokenizer)
         outputs = Outputs(arguments.output, arguments.overwrite, keep=arguments.tokenizer)
         prepare(arguments, outputs)
     except (UserError, OSError, MemoryError) as error:

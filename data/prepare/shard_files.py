@@ -12,6 +12,11 @@ LARGEST_UINT16_VOCABULARY = 65536
 HEADER_INTS = 256
 
 
+def type_code_for(vocabulary_size):
+    """Of array.array: the width of a shard's tokens."""
+    return "H" if vocabulary_size <= LARGEST_UINT16_VOCABULARY else "I"
+
+
 def fnv1a_64(data):
     """64-bit FNV-1a, as in tokenizer.h: identifies a tokenizer by the bytes of its model file."""
     value = 0xCBF29CE484222325
@@ -47,6 +52,8 @@ class Outputs:
 
     def create(self, suffix):
         path = self.prefix + suffix
+        if self.is_kept(path):
+            raise UserError(f"--output {self.prefix}: {path} is the tokenizer; choose another prefix")
         self.pending[path] = open(path + ".partial", "wb")
         return self.pending[path]
 
@@ -86,8 +93,7 @@ class ShardWriter:
     def __init__(self, outputs, split, vocabulary_size, tokenizer_hash, shard_tokens):
         self.outputs, self.split, self.shard_tokens = outputs, split, shard_tokens
         self.vocabulary_size, self.tokenizer_hash = vocabulary_size, tokenizer_hash
-        self.wide = vocabulary_size > LARGEST_UINT16_VOCABULARY
-        self.type_code = "I" if self.wide else "H"
+        self.type_code = type_code_for(vocabulary_size)
         self.file, self.tokens = None, 0
         self.shards = []  # {"file", "tokens"} of each
 
@@ -114,7 +120,7 @@ class ShardWriter:
         if self.file is None:
             return
         self.shards[-1]["tokens"] = self.tokens
-        magic, version = (20240801, 7) if self.wide else (20240520, 1)
+        magic, version = (20240801, 7) if self.type_code == "I" else (20240520, 1)
         header = struct.pack("<4iQ", magic, version, self.tokens, self.vocabulary_size, self.tokenizer_hash)
         self.file.seek(0)
         self.file.write(header)

@@ -1,9 +1,11 @@
-"""Tokenizers for prepare.py: SentencePiece, loaded or trained, and GPT-2's."""
+"""Tokenizers for prepare.py: SentencePiece, loaded or trained, GPT-2's, and (hugging_face_tokenizer.py) tokenizer.json."""
 import array
 import io
+import os
 
 from documents import UserError, one_line
-from shard_files import LARGEST_UINT16_VOCABULARY, fnv1a_64
+from hugging_face_tokenizer import HuggingFaceTokenizer
+from shard_files import fnv1a_64, type_code_for
 
 LONGEST_LINE = 1 << 16  # characters of a line of the training sample; longer ones are divided
 # The texts that decide whether a long document may be encoded in pieces.
@@ -86,18 +88,28 @@ class GPT2Tokenizer:
         return array.array(self.type_code, [self.start_id] * starts_document + ids).tobytes()
 
 
-def type_code_for(vocabulary_size):
-    return "H" if vocabulary_size <= LARGEST_UINT16_VOCABULARY else "I"
+def tokenizer_file(path):
+    """The file of --tokenizer: of a folder its tokenizer.json, else its tokenizer.model."""
+    if not path or not os.path.isdir(path):
+        return path
+    for name in "tokenizer.json", "tokenizer.model":
+        if os.path.exists(os.path.join(path, name)):
+            return os.path.join(path, name)
+    raise UserError(f"--tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
 
 
 def load_tokenizer(source):
-    """source: 'gpt2', the path of a SentencePiece model, or its bytes."""
+    """source: 'gpt2', the path of a SentencePiece model or of a tokenizer.json, or a model's bytes."""
     if source == "gpt2":
         return GPT2Tokenizer()
     if isinstance(source, bytes):
         return SentencePieceTokenizer(source, "the trained tokenizer")
     with open(source, "rb") as file:
-        return SentencePieceTokenizer(file.read(), source)
+        content = file.read()
+    # A SentencePiece model is a binary message and begins with the byte of its first field, never with a brace.
+    if content.lstrip().startswith(b"{"):
+        return HuggingFaceTokenizer(source, content)
+    return SentencePieceTokenizer(content, source)
 
 
 def divide_long_lines(lines):

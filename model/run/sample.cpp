@@ -13,9 +13,11 @@ TextSample::TextSample(const Options& options, const ModelConfig& config)
             "-tokenizer " + path + ": has " + std::to_string(tokenizer_.vocabulary_size()) +
             " tokens, more than the vocabulary of the model, " + std::to_string(config.vocabulary) +
             "; give its own shards, or a larger -vocab");
-    if (tokenizer_.bos_id() >= 0) prompt_.push_back(tokenizer_.bos_id());
+    // Documents begin behind the end of the one before where there is no begin token (data/prepare.py).
+    const int32_t start = tokenizer_.bos_id() >= 0 ? tokenizer_.bos_id() : tokenizer_.eos_id();
+    if (start >= 0) prompt_.push_back(start);
     for (int32_t id : tokenizer_.encode(options.prompt)) prompt_.push_back(id);
-    if (prompt_.empty()) throw std::runtime_error("-prompt: is empty, and " + path + " has no begin token");
+    if (prompt_.empty()) throw std::runtime_error("-prompt: is empty, and " + path + " has neither a begin nor an end token");
 }
 
 std::string TextSample::text(Transformer& model) const {

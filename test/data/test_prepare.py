@@ -25,6 +25,11 @@ sys.dont_write_bytecode = True
 
 import sentencepiece  # noqa: E402
 
+try:
+    import tokenizers
+except ImportError:  # no Debian package
+    tokenizers = None
+
 import prose_corpus  # noqa: E402
 from debian_packages import CorpusError  # noqa: E402
 from documents import html_to_text  # noqa: E402
@@ -56,7 +61,9 @@ def read_shard(path):
     return header, struct.unpack(f"<{(len(data) - 1024) // struct.calcsize(code)}{code}", data[1024:])
 
 
-class PrepareTest(unittest.TestCase):
+class Preparation(unittest.TestCase):
+    """Runs prepare.py in a temporary directory and reads what it leaves."""
+
     def setUp(self):
         self.temporary = tempfile.TemporaryDirectory(prefix="train_qat_test_")
         self.addCleanup(self.temporary.cleanup)
@@ -128,6 +135,8 @@ class PrepareTest(unittest.TestCase):
             self.write(f"in/{name}", text)
         return texts
 
+
+class PrepareTest(Preparation):
     def test_text_comes_back_from_the_shards(self):
         texts = self.write_documents()
         self.prepare("in", "-o", "out")
@@ -432,12 +441,132 @@ class PrepareTest(unittest.TestCase):
     def test_missing_packages_are_named(self):
         self.write("x.parquet", "x")
         self.write("a.txt", make_text(1, 5))
+        self.write("tokenizer.json", "{}")
         for arguments, package in [(["x.parquet"], "pyarrow"), (["--hf-dataset", "x"], "datasets"),
-                                   (["a.txt", "--tokenizer", "gpt2"], "tiktoken"), (["a.txt"], "sentencepiece")]:
+                                   (["a.txt", "--tokenizer", "gpt2"], "tiktoken"), (["a.txt"], "sentencepiece"),
+                                   (["a.txt", "--tokenizer", "tokenizer.json"], "tokenizers")]:
             # A package that fails to import, whatever is installed.
             blocked = os.path.dirname(self.write(f"no_{package}/{package}.py", "raise ImportError"))
             environment = {**os.environ, "PYTHONPATH": blocked, "PYTHONDONTWRITEBYTECODE": "1"}
             self.fails(*arguments, "-o", "out", text=[package, "install"], env=environment)
+
+
+@unittest.skipUnless(tokenizers, "the Python package tokenizers is not installed")
+class HuggingFaceTokenizerTest(Preparation):
+    """Byte-level BPE that the package itself has trained."""
+
+    def setUp(self):
+        super().setUp()
+        self.write("sample.txt", make_text(5, 300))
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        tokenizer.train([self.path("sample.txt")], tokenizers.trainers.BpeTrainer(
+            vocab_size=400, show_progress=False, special_tokens=["<|begin|>", "<|end|>"],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+        os.mkdir(self.path("model"))
+        tokenizer.save(self.path("model", "tokenizer.json"))
+        self.library = tokenizer
+        self.configure("tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}})
+
+    def configure(self, name, values):
+        self.write(f"model/{name}", json.dumps(values))
+
+    def expected(self, texts, start=0):
+        self.library.encode_special_tokens = True
+        return [token for text in texts for token in [start] + self.library.encode(text, add_special_tokens=False).ids]
+
+    def test_text_comes_back_from_the_shards(self):
+        texts = self.write_documents()
+        texts["d9.txt"] = "looks like <|end|> and <|begin|> but is text\n  \n\n"
+        self.write("in/d9.txt", texts["d9.txt"])
+        for source in "model", "model/tokenizer.json":
+            self.prepare("in", "-o", "out", "--tokenizer", source, "--val-fraction", 0, "--overwrite")
+            [(header, tokens)] = self.shards("out", "train")
+            self.assertEqual(list(tokens), self.expected(texts.values()))
+            self.assertEqual(header[:4], (20240520, 1, len(tokens), 400))
+            self.assertEqual(header[4] % 2**32 + (header[5] % 2**32 << 32), fnv1a_64(self.read("model/tokenizer.json")))
+            self.assertEqual(tokens.count(0), len(texts))
+            self.assertEqual(self.library.decode(list(tokens), skip_special_tokens=True), "".join(texts.values()))
+            self.assertFalse(os.path.exists(self.path("out.model")))
+        with open(self.path("out.json"), encoding="utf-8") as file:
+            manifest = json.load(file)["tokenizer"]
+        self.assertEqual((manifest["kind"], manifest["file"], manifest["document_start_id"]),
+                         ("hugging_face", self.path("model/tokenizer.json"), 0))
+
+    def test_long_documents_are_encoded_in_one_go(self):
+        text = make_text(3, 6000)
+        self.write("in/long.txt", text)
+        for workers in 1, 3:
+            self.prepare("in", "-o", f"out{workers}", "--tokenizer", "model", "--val-fraction", 0, "--workers", workers)
+            [(_, tokens)] = self.shards(f"out{workers}", "train")
+            self.assertEqual(list(tokens), self.expected([text]))
+
+    def test_the_files_beside_it_say_what_begins_a_document(self):
+        self.write("in/a.txt", "word\n")
+        os.remove(self.path("model", "tokenizer_config.json"))
+        for files, start in (({"special_tokens_map.json": {"bos_token": {"content": "<|end|>"}}}, 1),
+                             ({"config.json": {"bos_token_id": 7, "eos_token_id": 1}}, 7),
+                             ({"tokenizer_config.json": {"bos_token": None, "eos_token": "<|end|>"}}, 1),
+                             ({"tokenizer_config.json": {"eos_token": "<|begin|>"}, "config.json": {"bos_token_id": 1}}, 1),
+                             ({"config.json": {"bos_token_id": None, "eos_token_id": [5, 6]}}, 5)):
+            for name, values in files.items():
+                self.configure(name, values)
+            self.prepare("in", "-o", "out", "--tokenizer", "model", "--val-fraction", 0, "--overwrite")
+            self.assertEqual(self.shards("out", "train")[0][1][0], start)
+            for name in files:
+                os.remove(self.path("model", name))
+        self.fails("in", "-o", "never", "--tokenizer", "model", text=["tokenizer.json", "config.json", "begin or end"])
+        self.configure("config.json", {"bos_token_id": 400})  # no token
+        self.fails("in", "-o", "never", "--tokenizer", "model", text=["tokenizer.json", "begin or end"])
+        self.write("model/config.json", "{")
+        self.fails("in", "-o", "never", "--tokenizer", "model", text=["config.json", "no JSON"])
+
+    def test_a_large_vocabulary_has_wide_shards(self):
+        file = json.loads(self.read("model/tokenizer.json"))
+        file["model"]["vocab"].update({f"never{number}": number for number in range(400, 65600)})
+        file["model"]["vocab"]["far"] = 70000  # ids may have gaps
+        self.write("model/tokenizer.json", json.dumps(file))
+        self.write("in/a.txt", make_text(1, 20))
+        self.prepare("in", "-o", "out", "--tokenizer", "model", "--val-fraction", 0)
+        [(header, tokens)] = self.shards("out", "train")
+        self.assertEqual(header[:4], (20240801, 7, len(tokens), 70001))
+        self.assertEqual(list(tokens), self.expected([make_text(1, 20)]))
+
+    def test_the_record_names_what_the_trainer_reads(self):
+        self.write("in/a.txt", make_text(1, 20))
+
+        def recorded():
+            result = subprocess.run([sys.executable, PREPARE, "--record", self.path("latest.json"), "in", "-o", "out", "--tokenizer",
+                                     "model", "--val-fraction", "0", "--overwrite"], capture_output=True, text=True,
+                                    cwd=self.directory)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            record = json.loads(self.read("latest.json"))["tokenizer"]
+            self.assertEqual("no sample of text" in result.stderr, record is None)
+            return record
+
+        self.assertEqual(recorded(), self.path("model", "tokenizer.json"))
+        original = self.read("model/tokenizer.json")
+        for part, value in (("normalizer", {"type": "Lowercase"}), ("pre_tokenizer", {"type": "Whitespace"}),
+                            ("pre_tokenizer", None)):
+            self.write("model/tokenizer.json", json.dumps({**json.loads(original), part: value}))
+            self.assertIsNone(recorded())
+        digits = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True},
+                                                        json.loads(original)["pre_tokenizer"]]}
+        self.write("model/tokenizer.json", json.dumps({**json.loads(original), "pre_tokenizer": digits,
+                                                       "normalizer": {"type": "NFC"}}))
+        self.assertEqual(recorded(), self.path("model", "tokenizer.json"))
+
+    def test_mistakes_with_it(self):
+        self.write("in/a.txt", make_text(1, 20))
+        before = self.read("model/tokenizer.json")
+        for flags in ([], ["--overwrite"]):
+            self.fails("in", "-o", "model/tokenizer", "--tokenizer", "model", *flags, text=["model/tokenizer.json", "prefix"])
+        self.assertEqual(self.read("model/tokenizer.json"), before)
+        self.write("odd/tokenizer.json", '{"version": "1.0"}')
+        self.fails("in", "-o", "out", "--tokenizer", "odd", text=["odd/tokenizer.json", "not a tokenizer.json"])
+        os.mkdir(self.path("void"))
+        self.fails("in", "-o", "out", "--tokenizer", "void", text=["--tokenizer void", "tokenizer.json", "tokenizer.model"])
 
 
 class ProseCorpusTest(unittest.TestCase):
