@@ -17,9 +17,11 @@ def import_tokenizers(path):
         import tokenizers
         return tokenizers
     except ImportError:
+        model = os.path.join(os.path.dirname(path), "tokenizer.model")
+        hint = f"; {model}, which lies beside it, needs no such package" if os.path.exists(model) else ""
         raise UserError(f"--tokenizer {path}: needs the Python package tokenizers; Debian has none, so install it beside "
                         "this system's Python: python3 -m venv out/tools && out/tools/bin/pip install tokenizers, then "
-                        "out/tools/bin/python data/prepare.py ...") from None
+                        f"out/tools/bin/python data/prepare.py ...{hint}") from None
 
 
 class HuggingFaceTokenizer:
