@@ -24,8 +24,9 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 # Each room and those that it may include. A room may include its own files; the driver, dev and test all rooms of the
 # product, and test also dev. ("." is the driver.)
 CUDA = "kernels/cuda"
-CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights")]
-KERNELS = ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
+CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights", "generation")]
+KERNELS = ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/generation", "kernels/ranks", CUDA, *CUDA_ROOMS,
+           f"{CUDA}/platform"]
 MODEL = ["model", "model/plan", "model/storage", "model/import", "model/job", "model/run", "model/sweep", "model/evaluation"]
 TOOLKIT = "dev/emulator"
 LOWER = {
@@ -33,6 +34,7 @@ LOWER = {
     "kernels": [],
     "kernels/cpu/platform": [],
     "kernels/cpu": ["kernels", "kernels/cpu/platform"],
+    "kernels/cpu/generation": ["kernels", "kernels/cpu", "kernels/cpu/platform"],
     "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
     # The emulator is what CUDA's toolkit is otherwise, by its headers in the include path (TOOLKIT).
     f"{CUDA}/platform": ["kernels", "dev/emulator"],

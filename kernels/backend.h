@@ -51,6 +51,8 @@ class Backend {
     virtual double peak_flops(DType compute_type) = 0;
     // Where that number is from, for people: "measured", "data sheet", ...
     virtual std::string peak_source(DType compute_type) const = 0;
+    // Measured bytes/s of reading a block of `bytes` bytes again and again, caches included: what bounds generation.
+    virtual double read_bandwidth(int64_t bytes) = 0;
 
     // Whether the host can read and write the memory by its addresses.
     virtual bool host_addressable() const = 0;
@@ -131,6 +133,10 @@ class Backend {
     void write_weight_messages(const WriteWeightMessages& arguments) { run(arguments); }
     void read_weight_messages(const ReadWeightMessages& arguments) { run(arguments); }
 
+    void packed_matmul_forward(const PackedMatmulForward& arguments) { run(arguments); }
+    void packed_embedding_forward(const PackedEmbeddingForward& arguments) { run(arguments); }
+    void cached_attention_forward(const CachedAttentionForward& arguments) { run(arguments); }
+
   protected:
     // What a backend implements. Arguments have been checked.
     virtual void compute(const MatmulForward&) = 0;
@@ -158,6 +164,9 @@ class Backend {
     virtual void compute(const AdamwAndQuantize&) = 0;
     virtual void compute(const WriteWeightMessages&) = 0;
     virtual void compute(const ReadWeightMessages&) = 0;
+    virtual void compute(const PackedMatmulForward&) = 0;
+    virtual void compute(const PackedEmbeddingForward&) = 0;
+    virtual void compute(const CachedAttentionForward&) = 0;
 
     // By default one part after the other. A backend that has a kernel for both calls it in observed().
     virtual void compute(const MatmulRopeForward& a) {

@@ -23,6 +23,7 @@
 #include <span>
 
 #include "kernels/attention_operations.h"
+#include "kernels/generation_operations.h"
 #include "kernels/operation_cost.h"
 #include "kernels/tensor.h"
 #include "kernels/weights.h"

@@ -24,6 +24,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 
 #define CU_UNROLL
+#define CU_NO_UNROLL
 #define CU_DEVICE inline
 // A lambda's static variable: one tag per function and template instance, like the variable itself on a GPU.
 #define CU_SHARED(name, ...)                                                                              \

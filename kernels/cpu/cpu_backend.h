@@ -29,6 +29,7 @@ class CpuBackend : public Backend {
     bool supports(DType compute_type) const override;
     double peak_flops(DType compute_type) override;
     std::string peak_source(DType) const override { return "measured"; }
+    double read_bandwidth(int64_t bytes) override;
     bool host_addressable() const override { return true; }
     void* allocate(int64_t bytes) override;
     void release(void* memory) override;
@@ -72,6 +73,9 @@ class CpuBackend : public Backend {
     void compute(const AdamwAndQuantize& args) override;
     void compute(const WriteWeightMessages& args) override;
     void compute(const ReadWeightMessages& args) override;
+    void compute(const PackedMatmulForward& args) override;
+    void compute(const PackedEmbeddingForward& args) override;
+    void compute(const CachedAttentionForward& args) override;
     std::vector<WeightMessage> place_weight_messages(std::span<const ParameterRows> parameters,
                                                      void* buffer) override;
 

@@ -9,6 +9,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/generation/generation.h"
 #include "kernels/cuda/hopper_matmul/hopper_combined.h"
 #include "kernels/cuda/linear_layers.h"
 #include "kernels/cuda/platform/device.h"
@@ -28,6 +29,7 @@ class CudaBackend final : public Backend {
     bool supports(DType compute_type) const override { return compute_type != DType::int32; }
     double peak_flops(DType compute_type) override;
     std::string peak_source(DType compute_type) const override;
+    double read_bandwidth(int64_t bytes) override { return CU_BACKEND::read_bandwidth(device_, bytes); }
     bool host_addressable() const override;
     void* allocate(int64_t bytes) override { return device_.allocate(bytes); }
     void release(void* memory) override { device_.release(memory); }
@@ -102,6 +104,14 @@ class CudaBackend final : public Backend {
         CU_BACKEND::write_weight_messages(device_, tables_, a);
     }
     void compute(const ReadWeightMessages& a) override { CU_BACKEND::read_weight_messages(device_, a); }
+
+    void compute(const PackedMatmulForward& a) override { CU_BACKEND::packed_matmul_forward(device_, a); }
+    void compute(const PackedEmbeddingForward& a) override {
+        CU_BACKEND::packed_embedding_forward(device_, a);
+    }
+    void compute(const CachedAttentionForward& a) override {
+        CU_BACKEND::cached_attention_forward(device_, a);
+    }
 
     std::vector<WeightMessage> place_weight_messages(std::span<const ParameterRows> parameters,
                                                      void* buffer) override {

@@ -41,6 +41,7 @@
 #define CU_BACKEND cuda_device
 
 #define CU_UNROLL _Pragma("unroll")
+#define CU_NO_UNROLL _Pragma("unroll 1")
 #define CU_DEVICE __device__ __forceinline__
 #define CU_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
 #define CU_DYN_SHARED(type, name)                                  \
