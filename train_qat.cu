@@ -16,6 +16,7 @@
 #include "kernels/ranks/agreement.h"
 #include "model/evaluation/evaluation.h"
 #include "model/evaluation/export.h"
+#include "model/evaluation/text_generation.h"
 #include "model/job/choices.h"
 #include "model/job/data_set.h"
 #include "model/job/failure.h"
@@ -114,7 +115,8 @@ constexpr int interrupted_exit_code = 130;
 // On this rank. Returns the exit code.
 int run(const std::vector<std::string>& arguments, const Options& given, Job& job) {
     std::ostream nowhere(nullptr);
-    std::ostream& console = job.rank() == 0 ? std::cout : nowhere;
+    // With -sample the standard output is the text's.
+    std::ostream& console = job.rank() == 0 && !given.sample ? std::cout : nowhere;
     const Options asked = job.run_together([&] { return with_law(with_prepared_data(given)); });
     if (asked.data.training != given.data.training) console << describe_prepared_data(asked.data) << "\n";
     if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : interrupted_exit_code;
@@ -128,6 +130,10 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     if (job.size() > 1) console << "ranks: " << communicator->describe() << "\n";
     if (options.evaluate_only) {
         end_job_on_failure(job, [&] { evaluate(options, *backend, *communicator, console); });
+        return 0;
+    }
+    if (options.sample) {
+        end_job_on_failure(job, [&] { generate_text(options, *backend, *communicator, std::cout, console); });
         return 0;
     }
     const RunOutcome outcome =

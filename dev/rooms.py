@@ -27,7 +27,8 @@ CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights", "generation")]
 KERNELS = ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/generation", "kernels/ranks", CUDA, *CUDA_ROOMS,
            f"{CUDA}/platform"]
-MODEL = ["model", "model/plan", "model/storage", "model/import", "model/job", "model/run", "model/sweep", "model/evaluation"]
+MODEL = ["model", "model/generation", "model/plan", "model/storage", "model/import", "model/job", "model/run", "model/sweep",
+         "model/evaluation"]
 TOOLKIT = "dev/emulator"
 LOWER = {
     "data": [],
@@ -48,12 +49,14 @@ LOWER = {
     "model": ["data", "kernels", "kernels/ranks"],
     "model/plan": ["model", "kernels", "kernels/ranks"],
     "model/storage": ["model", "kernels", "kernels/ranks"],
+    "model/generation": ["model", "kernels"],
     "model/import": ["model", "model/storage", "kernels", "kernels/ranks"],
     "model/job": ["model", "model/plan", "model/storage", "model/import", "data", "kernels", "kernels/ranks", f"{CUDA}/platform"],
-    "model/run": ["model", "model/plan", "model/storage", "model/import", "model/job", "data", "kernels", "kernels/ranks"],
+    "model/run": ["model", "model/generation", "model/plan", "model/storage", "model/import", "model/job", "data", "kernels",
+                  "kernels/ranks"],
     "model/sweep": ["model", "model/plan", "model/storage", "model/job", "model/run", "data", "kernels", "kernels/ranks"],
-    "model/evaluation": ["model", "model/plan", "model/storage", "model/import", "model/job", "model/run", "data", "kernels",
-                         "kernels/ranks"],
+    "model/evaluation": ["model", "model/generation", "model/plan", "model/storage", "model/import", "model/job", "model/run",
+                         "data", "kernels", "kernels/ranks"],
     ".": ["data", *MODEL, *KERNELS],
 }
 

@@ -56,7 +56,7 @@ sweep() {
     step "part $name"
     mpirun -np "$WORKERS" --bind-to none --oversubscribe ./train_qat -sweep "$grid" -o "$OUTPUT" "${DEVICE[@]}" "${shape[@]}" \
         -lr "${FP_RATE[$size]}" "${qat_rate[@]}" -cooldown "$cooldown" -warmup 100 -seq_len $SEQUENCE_LENGTH \
-        -batch $BATCH -val_sequences 400 -sample 0 -print_every 1000 -i "${SHARDS}_train_*.bin" -j "${SHARDS}_val_*.bin"
+        -batch $BATCH -val_sequences 400 -sample_tokens 0 -print_every 1000 -i "${SHARDS}_train_*.bin" -j "${SHARDS}_val_*.bin"
 }
 
 # Fractions lie closer where the optimum is expected, and enclose it.

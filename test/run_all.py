@@ -54,6 +54,7 @@ def suites(build):
         "variants": Suite("CUDA kernels of dev/cuda", [python, "test/kernel_variants.py", "--build", build], emulated),
         "benchmarks": Suite("every benchmark, for about a second", [python, "test/benchmarks.py", "--build", build]),
         "torch": Suite("the PyTorch reference itself", [python, "test/torch/self_test.py"]),
+        "generation": Suite("-sample, of checkpoints", [python, "test/program/test_generation.py", "--program", "./train_qat"]),
         "evaluation": Suite("-eval_only, of checkpoints", [python, "test/program/test_evaluation.py", "--program", "./train_qat"]),
         "initial_model": Suite("training from Hugging Face folders",
                                [python, "test/program/test_initial_model.py", "--program", "./train_qat"]),

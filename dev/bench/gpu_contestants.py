@@ -155,7 +155,7 @@ class Ours(Contestant):
             *start, self.program, "-o", "run", "-i", f"{prefix}_train_*.bin", "-j", f"{prefix}_val_*.bin",
             "-layers", size.layers, "-width", size.width, "-heads", size.heads, "-ffn", size.ffn,
             "-seq_len", size.sequence, "-batch", size.batch, "-steps", steps, "-b", self.bits, *quantization, *kernels,
-            "-device", self.device, "-threads", self.threads, "-val_every", 0, "-val_sequences", 1, "-sample", 0,
+            "-device", self.device, "-threads", self.threads, "-val_every", 0, "-val_sequences", 1, "-sample_tokens", 0,
         ]  # fmt: skip
 
     def milliseconds(self, size, directory, text):

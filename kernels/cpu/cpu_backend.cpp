@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/matmul_cache.h"
 #include "kernels/cpu/platform/illegal_instruction.h"
+#include "kernels/cpu/platform/worker_pool.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -121,6 +122,11 @@ void* CpuBackend::allocate(int64_t bytes) {
 
 void CpuBackend::release(void* memory) {
     std::free(memory);
+}
+
+WorkerPool& CpuBackend::workers() {
+    if (workers_ == nullptr) workers_ = std::make_unique<WorkerPool>(threads_);
+    return *workers_;
 }
 
 float* CpuBackend::thread_scratch(int64_t count) {

@@ -16,6 +16,7 @@ namespace train_qat {
 
 // oneDNN's objects, kept out of this header.
 class MatmulCache;
+class WorkerPool;
 
 class CpuBackend : public Backend {
   public:
@@ -105,11 +106,15 @@ class CpuBackend : public Backend {
     template <typename MakeRow>
     void write_levels(std::span<const ParameterRows> parameters, MakeRow&& make_row);
 
+    // For work of some microseconds, whose functions use no thread_scratch.
+    WorkerPool& workers();
+
     // At least `count` floats that belong to the calling thread of a parallel_for; kept between calls.
     float* thread_scratch(int64_t count);
 
     int threads_;
     std::unique_ptr<MatmulCache> matmuls_;
+    std::unique_ptr<WorkerPool> workers_;                    // made where it is first used
     std::vector<std::pair<void*, int64_t>> thread_scratch_;  // memory and bytes of each thread
     double peak_float32_ = 0;
     double peak_bfloat16_ = 0;

@@ -40,8 +40,9 @@ uint32_t vocabulary_of_shards(const Options& options) {
 }  // namespace
 
 Options with_prepared_data(const Options& options, const std::string& record) {
-    if (!options.data.training.empty()) return options;
-    if (options.evaluate_only && !(options.data.validation.empty() && options.hellaswag.empty())) return options;
+    if (!options.data.training.empty() || options.sample) return options;
+    if (options.evaluate_only && !(options.data.validation.empty() && options.hellaswag.empty()))
+        return options;
     if (!std::filesystem::exists(record)) {
         if (options.plan_only) return options;
         if (options.evaluate_only)

@@ -124,7 +124,7 @@ void add_data_flags(CLI::App& app, Options& o, Texts& t) {
         ->group(group);
     app.add_option("-j", o.data.validation, "validation shards")->group(group);
     app.add_option("--tokenizer", o.data.tokenizer,
-                   "SentencePiece model of the shards, for the sample of text")
+                   "SentencePiece model of the shards, for text of the model")
         ->group(group);
     app.add_option("-o", o.output_directory, "directory for checkpoints and metrics")
         ->group(group)
@@ -139,10 +139,12 @@ void add_data_flags(CLI::App& app, Options& o, Texts& t) {
         ->group(group)
         ->capture_default_str();
     app.add_option("--keep", o.keep, "checkpoints to keep; 0: all")->group(group)->capture_default_str();
-    app.add_flag("--eval_only", o.evaluate_only, "measure the checkpoint -e: its loss on -j, answers to -hellaswag; and exit")
+    app.add_flag("--eval_only", o.evaluate_only,
+                 "measure the checkpoint -e: its loss on -j, answers to -hellaswag; and exit")
         ->group(group);
     app.add_option("-e", o.checkpoint,
-                   "checkpoint to evaluate: its directory, the -o of its run, or a Hugging Face folder")
+                   "checkpoint for -eval_only and -sample: its directory, the -o of its run, or a Hugging "
+                   "Face folder")
         ->group(group);
     app.add_option("--hellaswag", o.hellaswag,
                    "-eval_only: count right answers to these examples (data/prepare_hellaswag.py)")
@@ -161,11 +163,23 @@ void add_data_flags(CLI::App& app, Options& o, Texts& t) {
                    "at the end write formats for other programs into -o: gguf, gguf-f32, hf, "
                    "compressed-tensors, several with commas (scripts/export.py)")
         ->group(group);
-    app.add_option("--prompt", o.prompt, "begin of the sample of text at the end")->group(group);
-    app.add_option("--sample", o.sample_tokens, "tokens of that sample; 0: none")
+}
+
+void add_sample_flags(CLI::App& app, Options& o) {
+    const char* group = "Text of the model";
+    app.add_option("--sample", o.sample, "continue this text with the checkpoint -e, and exit")->group(group);
+    app.add_option("--prompt", o.prompt, "begin of the sample of text at a run's end")->group(group);
+    app.add_option("--sample_tokens", o.sample_tokens,
+                   "tokens to add, 0: none; where the context is full, its last half is read again")
         ->group(group)
         ->capture_default_str();
-    app.add_option("--temperature", o.temperature, "of the sample; 0: the likeliest token")
+    app.add_option("--temperature", o.temperature, "0: the likeliest token")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--top_k", o.top_k, "draw from this many likeliest tokens; 0: from all")
+        ->group(group)
+        ->capture_default_str();
+    app.add_option("--top_p", o.top_p, "draw from the fewest likeliest tokens with this probability; 1: all")
         ->group(group)
         ->capture_default_str();
 }
@@ -298,6 +312,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     add_model_flags(app, options);
     add_plan_flags(app, options, texts);
     add_data_flags(app, options, texts);
+    add_sample_flags(app, options);
     add_run_flags(app, options);
     add_rank_flags(app, options);
     std::vector<std::string> reversed = as_cli11_reads(arguments);

@@ -68,8 +68,9 @@ struct Options {
     bool trunk = false;  // of a sweep: full-precision steps that several runs share, no run of its own
     bool plan_only = false;
     bool evaluate_only = false;
-    std::string hellaswag;   // examples to evaluate it with (data/hellaswag.h)
-    std::string checkpoint;  // to be evaluated: its directory, that of its run, or a Hugging Face folder
+    std::string hellaswag;  // examples to evaluate it with (data/hellaswag.h)
+    // for evaluate_only and sample: its directory, that of its run, or a Hugging Face folder
+    std::string checkpoint;
     // many ranks
     int zero = 1;
     double rank_timeout = 600;  // seconds
@@ -78,10 +79,13 @@ struct Options {
     std::string sweep;
     int sweep_ranks = 1;  // of a run
     bool retry_failed = false;
-    // sample of text at the end
+    // text of the model: a continuation of `sample`, or a run's sample at its end
+    std::optional<std::string> sample;
     std::string prompt;
     int64_t sample_tokens = 128;
     double temperature = 0.8;
+    int64_t top_k = 0;
+    double top_p = 1;
 };
 
 // Reads the arguments (without the program's name). Returns nothing when only help was asked for, which is

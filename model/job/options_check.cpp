@@ -29,7 +29,7 @@ void check_values(const Options& o) {
     require(o.threads >= 0 && o.threads <= 1024, "-threads: must be from 0 (all) to 1024");
     require(o.print_every >= 1, "-print_every: must be at least 1");
     require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,
-            "-val_every, -save_every, -keep and -sample must not be negative");
+            "-val_every, -save_every, -keep and -sample_tokens must not be negative");
     require(o.validation_sequences >= 1, "-val_sequences: must be at least 1");
     require(!o.total_batch || (*o.total_batch >= 1 && *o.total_batch <= 1'000'000'000),
             "-total_batch: must be from 1 to 1000000000");
@@ -43,13 +43,26 @@ void check_values(const Options& o) {
             "-sweep: -from, -until and -resume are not for sweeps; a sweep goes on by itself");
     require(!o.evaluate_only || !o.checkpoint.empty(), "-eval_only: name the checkpoint with -e");
     require(o.evaluate_only || o.hellaswag.empty(), "-hellaswag: is for -eval_only");
-    require(o.evaluate_only || o.checkpoint.empty(),
-            "-e: is for -eval_only; -from and -resume train further");
+    require(
+        !o.sample || !o.checkpoint.empty(),
+        "-sample: continues a text; name the checkpoint with -e (tokens of a run's sample: -sample_tokens)");
+    require(o.evaluate_only || o.sample || o.checkpoint.empty(),
+            "-e: is for -eval_only and -sample; -from and -resume train further");
+    require(!o.sample || !o.data.tokenizer.empty(),
+            "-sample: name the tokenizer of the model's shards with -tokenizer");
+    require(
+        !o.sample || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&
+                      !o.tensorboard && !o.evaluate_only),
+        "-sample: continues a text with one checkpoint; -sweep, -plan, -resume, -from, -until, -tensorboard "
+        "and -eval_only are not for it");
     require(!o.evaluate_only || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&
                                  !o.tensorboard),
             "-eval_only: measures one checkpoint; -sweep, -plan, -resume, -from, -until and -tensorboard are "
             "not for it");
-    require(o.temperature >= 0, "-temperature: must not be negative");
+    require(o.temperature >= 0 && std::isfinite(o.temperature),
+            "-temperature: must be 0 or a positive number");
+    require(o.top_k >= 0, "-top_k: must not be negative");
+    require(o.top_p > 0 && o.top_p <= 1, "-top_p: must be above 0 and at most 1");
     require(o.optimizer.beta1 >= 0 && o.optimizer.beta1 < 1, "-beta1: must be in [0, 1)");
     require(o.optimizer.beta2 >= 0 && o.optimizer.beta2 < 1, "-beta2: must be in [0, 1)");
     require(o.optimizer.epsilon > 0, "-eps: must be positive");
@@ -100,9 +113,12 @@ void check_initial_model(const Options& o) {
 
 void check_exports(const Options& o) {
     for (auto format = o.exports.begin(); format != o.exports.end(); ++format) {
-        require(*format == "gguf" || *format == "gguf-f32" || *format == "hf" || *format == "compressed-tensors",
-                "-export: must be gguf, gguf-f32, hf or compressed-tensors, or several with commas, is '" + *format + "'");
-        require(std::find(o.exports.begin(), format, *format) == format, "-export: names " + *format + " twice");
+        require(
+            *format == "gguf" || *format == "gguf-f32" || *format == "hf" || *format == "compressed-tensors",
+            "-export: must be gguf, gguf-f32, hf or compressed-tensors, or several with commas, is '" +
+                *format + "'");
+        require(std::find(o.exports.begin(), format, *format) == format,
+                "-export: names " + *format + " twice");
     }
     require(o.exports.empty() || o.sweep.empty(),
             "-export: is for one run; export runs of a sweep with scripts/export.py");

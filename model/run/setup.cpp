@@ -39,7 +39,7 @@ Setup::Setup(const Options& options, const RunPlan& run_plan, std::unique_ptr<Tr
           communicator.rank() == 0),
       reports(communicator, run_plan.config.vocabulary) {
     if (!options.data.validation.empty()) validation.emplace(options, run_plan.config);
-    if (!options.data.tokenizer.empty()) sample.emplace(options, run_plan.config);
+    if (!options.data.tokenizer.empty()) sample.emplace(options, run_plan.config, options.prompt, "-prompt");
     if (!options.initial_model.empty()) HuggingFaceWeights(options.initial_model).check(model->parameters());
     model->allocate();
 }

@@ -64,7 +64,7 @@ def checkpoint(bits, group=0, shape=SHAPE, steps=30):
     out = os.path.join(directory, f"run_{bits}_{group}_{len(os.listdir(directory))}")
     quantized = [] if bits == 16 else ["-qat_frac", "0.7", "-group", group]
     run(program, *shape.split(), "-b", bits, *quantized, "-steps", steps, "-batch", "4", "-lr", "3e-3", "-dtype", "fp32", "-device",
-        "cpu", "-i", data() + "_train_*.bin", "-j", data() + "_val_*.bin", "-val_sequences", "40", "-sample", "0", "-o", out)
+        "cpu", "-i", data() + "_train_*.bin", "-j", data() + "_val_*.bin", "-val_sequences", "40", "-sample_tokens", "0", "-o", out)
     return out
 
 

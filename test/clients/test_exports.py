@@ -193,7 +193,7 @@ class ExportTest(unittest.TestCase):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         out = os.path.join(fixture.directory, "curves")
         command = ["-n", "50K", "-seq_len", "16", "-b", "2", "-qat_frac", "0.5", "-steps", "20", "-save_every", "10", "-keep", "0",
-                   "-tensorboard", "-sample", "0", "-device", "cpu", "-i", fixture.data() + "_train_*.bin",
+                   "-tensorboard", "-sample_tokens", "0", "-device", "cpu", "-i", fixture.data() + "_train_*.bin",
                    "-j", fixture.data() + "_val_*.bin", "-val_sequences", "4", "-o", out]
         fixture.run(fixture.program, *command, "-until", "14")
         (last,) = glob.glob(os.path.join(out, "step_*14"))

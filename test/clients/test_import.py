@@ -46,7 +46,7 @@ class ImportTest(unittest.TestCase):
         for name in "qwen2", "qwen3, untied":
             folder, out = saved(name, torch.bfloat16, **SHARDS), os.path.join(fixture.directory, f"trained {name}")
             fixture.run(fixture.program, "-init_from", folder, "-seq_len", fixture.SEQUENCE, "-b", 4, "-qat_frac", 1, "-steps", 40,
-                        "-batch", 4, "-lr", "3e-3", "-dtype", "fp32", "-device", "cpu", "-sample", 0, "-val_sequences", 40,
+                        "-batch", 4, "-lr", "3e-3", "-dtype", "fp32", "-device", "cpu", "-sample_tokens", 0, "-val_sequences", 40,
                         "-i", fixture.data() + "_train_*.bin", "-j", fixture.data() + "_val_*.bin", "-o", out)
             losses = fixture.results_of(out)
             self.assertLess(abs(losses["full_precision_at_switch"] / transformers_loss(folder) - 1), 1e-5)

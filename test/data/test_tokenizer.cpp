@@ -3,6 +3,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "data/text_stream.h"
 #include "data/tokenizer.h"
 #include "test/support/catch.h"
 #include "test/support/files.h"
@@ -128,4 +129,35 @@ TEST_CASE("tokenizer: the hash is 64-bit FNV-1a", "[data]") {
     REQUIRE(tokenizer_hash(directory.write("bytes", std::string("\x00\xff\x80\n", 4))) ==
             0xd865bb7bf628b7deu);
     REQUIRE_THAT(error_of([&] { tokenizer_hash(directory / "none.model"); }), contains_text("none.model"));
+}
+
+TEST_CASE("text comes out of tokens in whole characters, and all of it", "[data][text_stream]") {
+    const TemporaryDirectory directory;
+    const Tokenizer tokenizer(train_model(directory, 350));
+    const auto continues = [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) == 0x80; };
+    for (const std::string text :
+         {"", "the", " leading", "kalo  mi the torve.\n", "naïve – 中文 🙂🙂", "🙂"}) {
+        const std::vector<int32_t> ids = tokenizer.encode(text);
+        for (size_t at_once : {1, 3}) {
+            TextStream stream(tokenizer);
+            std::string written;
+            for (size_t i = 0; i < ids.size(); i += at_once) {
+                const std::string piece =
+                    stream.add({ids.begin() + i, ids.begin() + std::min(ids.size(), i + at_once)});
+                CHECK((piece.empty() || !continues(piece[0])));
+                CHECK(piece.find("\xEF\xBF\xBD") == std::string::npos);
+                written += piece;
+            }
+            CHECK(stream.finish() == "");
+            CHECK(written == text);
+        }
+        // A text that ends within a character: what is left of it comes at the end.
+        TextStream stream(tokenizer);
+        std::vector<int32_t> cut = ids;
+        if (cut.size() > 1) cut.pop_back();
+        std::string written;
+        for (int32_t id : cut) written += stream.add({id});
+        written += stream.finish();
+        CHECK(written == tokenizer.decode(cut));
+    }
 }

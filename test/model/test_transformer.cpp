@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "model/generate.h"
 #include "model/optimizer.h"
 #include "model/transformer.h"
 #include "test/support/catch.h"
@@ -351,82 +350,5 @@ TEST_CASE("the model refuses more than it has room for", "[transformer][device]"
         CHECK(contract_violation("Transformer", [&] {
                   tiny.model.logits(tokens.inputs.data(), -1, 1, logits.data());
               }).empty());
-    }
-}
-
-// ---- sampling
-
-namespace {
-
-// The likeliest tokens one after another, found without generate().
-std::vector<int32_t> greedy(TinyModel& tiny, std::vector<int32_t> text, int64_t count) {
-    const int64_t T = tiny.model.config().sequence_length, V = tiny.model.config().vocabulary;
-    std::vector<float> logits(T * V);
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t positions = std::min<int64_t>(T, static_cast<int64_t>(text.size()));
-        tiny.model.logits(&text[text.size() - positions], 0, positions, logits.data());
-        const float* last = &logits[(positions - 1) * V];
-        text.push_back(static_cast<int32_t>(std::max_element(last, last + V) - last));
-    }
-    return text;
-}
-
-}  // namespace
-
-TEST_CASE("generate without temperature takes the likeliest token, also beyond T", "[generate][device]") {
-    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
-        INFO(device.name);
-        TinyModel tiny(*device.backend, DType::float32, {4, 0}, 1);
-        const std::vector<int32_t> prompt = {3, 1, 4};
-        const int64_t count = 3 * tiny.model.config().sequence_length;
-        SamplingOptions options;
-        options.tokens = count;
-        options.temperature = 0;
-        const std::vector<int32_t> text = generate(tiny.model, prompt, options);
-        CHECK(text == greedy(tiny, prompt, count));
-        options.seed = 77;
-        CHECK(generate(tiny.model, prompt, options) == text);
-        options.temperature = 1e-6;
-        CHECK(generate(tiny.model, prompt, options) == text);
-        // Stops in front of the first end token among the new ones.
-        options.end_token = text[prompt.size() + 2];
-        const auto first = std::find(text.begin() + prompt.size(), text.end(), options.end_token);
-        CHECK(generate(tiny.model, prompt, options) == std::vector<int32_t>(text.begin(), first));
-        options.tokens = 0;
-        CHECK(generate(tiny.model, prompt, options) == prompt);
-        CHECK(contract_violation("generate", [&] { generate(tiny.model, {}, options); }).empty());
-    }
-}
-
-TEST_CASE("generate draws from softmax(logits / temperature), reproducibly", "[generate][device]") {
-    for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
-        ModelConfig config = tiny_config();
-        config.vocabulary = 11;
-        TinyModel tiny(*device.backend, DType::float32, {}, 1, config);
-        SamplingOptions options;
-        options.tokens = 40;
-        options.temperature = 1;
-        const std::vector<int32_t> text = generate(tiny.model, {2}, options);
-        CHECK(generate(tiny.model, {2}, options) == text);
-        options.seed = 2;
-        CHECK(generate(tiny.model, {2}, options) != text);
-
-        options.tokens = 1;
-        options.temperature = 0.5;
-        std::vector<float> logits(config.vocabulary);
-        tiny.model.logits(&text[0], 0, 1, logits.data());
-        for (float& logit : logits) logit /= 0.5f;
-        const int draws = 2000;
-        std::vector<int> counts(config.vocabulary, 0);
-        for (int draw = 0; draw < draws; ++draw) {
-            options.seed = 1000 + draw;
-            ++counts[generate(tiny.model, {2}, options).back()];
-        }
-        for (int32_t v = 0; v < config.vocabulary; ++v) {
-            const double p = std::exp(-cross_entropy(logits.data(), config.vocabulary, v));
-            INFO(device.name << ", token " << v << ": " << counts[v] << " of " << draws << ", probability "
-                             << p);
-            CHECK(std::abs(counts[v] - draws * p) <= 5 * std::sqrt(draws * p * (1 - p)) + 1);
-        }
     }
 }

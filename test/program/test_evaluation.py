@@ -31,7 +31,7 @@ class EvaluationTest(ProgramTest):
         for bits, group, dtype in (("4", "0", "fp32"), ("1.58", "32", "bf16"), ("1", "0", "fp32")):
             with self.subTest(bits=bits):
                 name = f"run_{bits}"
-                flags = f"-b {bits} -group {group} -dtype {dtype} -steps 20 -qat_frac 0.4 -lr 5e-3 -save_every 6 -keep 0 -sample 0"
+                flags = f"-b {bits} -group {group} -dtype {dtype} -steps 20 -qat_frac 0.4 -lr 5e-3 -save_every 6 -keep 0 -sample_tokens 0"
                 self.run_program(flags, output=name)
                 _, validations = read_metrics(self.path(name))
                 measured = {record["weights"]: record["validation_loss"] for record in validations}
@@ -53,7 +53,7 @@ class EvaluationTest(ProgramTest):
                 self.assertGreater(before["full precision"][0], switch["full precision"][0])
 
     def test_a_run_without_quantization_has_one_row(self):
-        self.run_program("-b 16 -steps 5 -sample 0")
+        self.run_program("-b 16 -steps 5 -sample_tokens 0")
         rows, _ = self.evaluate("-e", self.path("out"), "-j", self.validation)
         self.assertEqual(set(rows), {"full precision"})
 
@@ -61,7 +61,7 @@ class EvaluationTest(ProgramTest):
         pieces = ["\u2581" * (i % 3) + "abcdefgh"[:1 + i % 8] + chr(0xE0 + i) for i in range(fixture.VOCABULARY - 3)]
         with open(self.path("pieces.model"), "wb") as file:
             file.write(fixture.sentencepiece_model(pieces))
-        self.run_program("-b 2 -steps 4 -qat_frac 0.5 -sample 0")
+        self.run_program("-b 2 -steps 4 -qat_frac 0.5 -sample_tokens 0")
         rows, text = self.evaluate("-e", self.path("out"), "-j", self.validation, "-tokenizer", self.path("pieces.model"),
                                    "-val_sequences", "7")
         sizes = [0, 0, 0] + [len(piece.replace("\u2581", " ").encode()) for piece in pieces]
@@ -99,7 +99,7 @@ class EvaluationTest(ProgramTest):
 
     def test_right_answers(self):
         """Against transformers: test/clients."""
-        self.run_program("-b 2 -steps 20 -qat_frac 0.5 -lr 5e-3 -sample 0")
+        self.run_program("-b 2 -steps 20 -qat_frac 0.5 -lr 5e-3 -sample_tokens 0")
         examples = self.write_hellaswag("examples.bin", 37)
         common = ("-e", self.path("out"), "-hellaswag", examples, "-dtype", "fp32")
         rows, text = self.right_answers(*common)
@@ -113,7 +113,7 @@ class EvaluationTest(ProgramTest):
             self.assertEqual(self.right_answers(*common, *others)[0], rows)
 
     def test_examples_that_are_refused(self):
-        self.run_program("-b 16 -steps 1 -sample 0")
+        self.run_program("-b 16 -steps 1 -sample_tokens 0")
         foreign = self.write_hellaswag("foreign.bin", 3, vocabulary=9000)
         common = ["-eval_only", "-device", "cpu", "-e", self.path("out"), "-hellaswag"]
         for arguments, words in (([*common, foreign], "the model's vocabulary"), ([*common, self.path("none.bin")], "none.bin"),
@@ -122,7 +122,7 @@ class EvaluationTest(ProgramTest):
                 self.check_error(self.start([self.program, *arguments]), words)
 
     def test_refusals(self):
-        self.run_program("-b 4 -steps 4 -qat_frac 0.5 -sample 0")
+        self.run_program("-b 4 -steps 4 -qat_frac 0.5 -sample_tokens 0")
         run, common = self.path("out"), ["-device", "cpu", "-j", self.validation]
         damaged = self.path("damaged")
         shutil.copytree(checkpoint(run, checkpoints(run)[-1]), damaged)

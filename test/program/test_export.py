@@ -10,7 +10,7 @@ import sys
 
 from program_fixture import ProgramTest, run_tests
 
-SHORT = "-b 2 -steps 4 -qat_frac 0.5 -sample 0"
+SHORT = "-b 2 -steps 4 -qat_frac 0.5 -sample_tokens 0"
 
 
 class ExportTest(ProgramTest):

@@ -17,8 +17,8 @@ CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_
           "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
           "vocab_size": VOCABULARY, "max_position_embeddings": 2 * SEQUENCE, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
           "tie_word_embeddings": True, "torch_dtype": "float32"}
-TRAIN = "-dtype fp32 -lr 1e-3 -steps 12 -b 4 -qat_frac 0.5 -sample 0"
-QAT = "-dtype fp32 -lr 1e-3 -steps 12 -b 2 -qat_frac 1 -sample 0"
+TRAIN = "-dtype fp32 -lr 1e-3 -steps 12 -b 4 -qat_frac 0.5 -sample_tokens 0"
+QAT = "-dtype fp32 -lr 1e-3 -steps 12 -b 2 -qat_frac 1 -sample_tokens 0"
 
 
 def results_of(directory):
@@ -32,7 +32,7 @@ class InitialModelTest(RanksTest):
     def setUpClass(cls):
         super().setUpClass()
         cls.source = os.path.join(cls.data, "source")
-        subprocess.run([cls.program, *SHAPE, *"-threads 1 -device cpu -dtype fp32 -b 16 -steps 40 -lr 5e-3 -sample 0".split(),
+        subprocess.run([cls.program, *SHAPE, *"-threads 1 -device cpu -dtype fp32 -b 16 -steps 40 -lr 5e-3 -sample_tokens 0".split(),
                         "-i", cls.train, "-j", cls.validation, "-o", cls.source], check=True, stdout=subprocess.DEVNULL)
         cls.loss = results_of(cls.source)["full_precision_at_switch"]
 
@@ -69,8 +69,8 @@ class InitialModelTest(RanksTest):
         self.assertEqual({record["phase"] for record in steps}, {"QAT"})
 
     def test_full_precision_training_goes_on(self):
-        self.run_program("-dtype fp32 -b 16 -steps 12 -lr 1e-3 -sample 0 -init_from", self.folder)
-        self.run_program("-dtype fp32 -b 16 -steps 12 -lr 1e-3 -sample 0", output="new")
+        self.run_program("-dtype fp32 -b 16 -steps 12 -lr 1e-3 -sample_tokens 0 -init_from", self.folder)
+        self.run_program("-dtype fp32 -b 16 -steps 12 -lr 1e-3 -sample_tokens 0", output="new")
         (first, *_), _ = read_metrics(self.path("out"))
         (new, *_), _ = read_metrics(self.path("new"))
         self.assertLess(abs(first["loss"] - self.loss), 0.3)
@@ -105,7 +105,7 @@ class InitialModelTest(RanksTest):
     def test_every_run_of_a_sweep_begins_with_them(self):
         with open(self.path("grid.json"), "w", encoding="utf-8") as file:
             json.dump({"b": [2, 4], "qat_frac": [0.5, 1]}, file)
-        flags = f"-dtype fp32 -warmup 2 -lr 1e-3 -steps 12 -sample 0 -init_from {self.folder}"
+        flags = f"-dtype fp32 -warmup 2 -lr 1e-3 -steps 12 -sample_tokens 0 -init_from {self.folder}"
         self.run_program(flags, "-sweep", self.path("grid.json"), output="sweep")
         runs = [folder for folder, _, names in os.walk(self.path("sweep"))
                 if "run.json" in names and json.loads(read_bytes(folder, "run.json"))["results"]["quantized"] is not None]

@@ -129,12 +129,12 @@ class WholeRunTest(ProgramTest):
             file.write(sentencepiece_model(pieces))
         hash_of_model = fnv1a_64(read_bytes(self.path("letters.model")))
         train = write_shards(self.path("text"), "train", 3000, seed=1, tokenizer_hash=hash_of_model)
-        flags = f"-steps 8 -qat_frac 0.5 -sample 12 -prompt ABC -tokenizer {self.path('letters.model')}"
+        flags = f"-steps 8 -qat_frac 0.5 -sample_tokens 12 -prompt ABC -tokenizer {self.path('letters.model')}"
         printed = self.run_program(flags, train=train)
         sample = json.loads(read_bytes(self.path("out", "run.json")))["results"]["sample"]
         self.assertTrue(sample.startswith("ABC") and len(sample) > 3, sample)
         self.assertTrue(printed.endswith(f"\nsample\n{sample}\n"), printed)
-        self.run_program(flags.replace("-sample 12", "-sample 0"), train=train, output="none")
+        self.run_program(flags.replace("-sample_tokens 12", "-sample_tokens 0"), train=train, output="none")
         self.assertEqual(json.loads(read_bytes(self.path("none", "run.json")))["results"]["sample"], "")
 
     def test_threads_do_not_change_numbers(self):

@@ -44,7 +44,7 @@ class ExportsTest(unittest.TestCase):
         if not os.path.exists(out):
             shards = os.path.join(cls.directory, "chain_{}_*.bin")
             command = f"""-layers 1 -width 64 -heads 2 -kv_heads 1 -ffn 96 -seq_len 16 -batch 2 -steps 4 -lr 1e-3 -b {bits} -group {group}
-                -sample 0 -device cpu -dtype fp32 -val_sequences 2""".split() + ([] if bits == 16 else ["-qat_frac", "0.5"])
+                -sample_tokens 0 -device cpu -dtype fp32 -val_sequences 2""".split() + ([] if bits == 16 else ["-qat_frac", "0.5"])
             subprocess.run([program, *command, "-i", shards.format("train"), "-j", shards.format("val"), "-o", out], check=True,
                            capture_output=True, timeout=120)
         (step,) = glob.glob(os.path.join(out, "step_*"))

@@ -2,6 +2,7 @@
 // positions side by side, which is why keys are cached transposed; a head's work is one thread's.
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/platform/worker_pool.h"
 #include "kernels/cpu/tile.h"
 
 #include <cmath>
@@ -119,18 +120,21 @@ void CpuBackend::compute(const CachedAttentionForward& args) {
     for (int64_t g = 0; g < shape.kv_heads; ++g) append(args, g);
     const float factor = 1.0f / std::sqrt(static_cast<float>(D));
     const int64_t heads_per_block = std::max<int64_t>(1, products_per_block / (2 * M * reach * D));
-    parallel_for(shape.heads, heads_per_block, [&](int64_t first, int64_t last) {
-        float* const scores = thread_scratch(reach);
-        for (int64_t h = first; h < last; ++h) {
-            const Cache cache = cache_of(args, h / per_kv);
-            for (int64_t i = 0; i < M; ++i) {
-                const int64_t count = args.position + i + 1;
-                const float* const query = args.qkv.as<float>() + i * shape.qkv_columns() + h * D;
-                make_scores(cache, query, factor, count, scores);
-                const float sum = make_weights(scores, count);
-                mix_values(cache, scores, 1.0f / sum, count, args.y.as<float>() + (i * shape.heads + h) * D);
-            }
+    float* const all_scores = thread_scratch(shape.heads * reach);
+    const auto head = [&](int64_t h) {
+        float* const scores = all_scores + h * reach;
+        const Cache cache = cache_of(args, h / per_kv);
+        for (int64_t i = 0; i < M; ++i) {
+            const int64_t count = args.position + i + 1;
+            const float* const query = args.qkv.as<float>() + i * shape.qkv_columns() + h * D;
+            make_scores(cache, query, factor, count, scores);
+            const float sum = make_weights(scores, count);
+            mix_values(cache, scores, 1.0f / sum, count, args.y.as<float>() + (i * shape.heads + h) * D);
         }
+    };
+    workers().run((shape.heads + heads_per_block - 1) / heads_per_block, [&](int64_t block) {
+        const int64_t last = std::min(shape.heads, (block + 1) * heads_per_block);
+        for (int64_t h = block * heads_per_block; h < last; ++h) head(h);
     });
 }
 

@@ -3,6 +3,7 @@
 #include "kernels/codes.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/generation/code_products.h"
+#include "kernels/cpu/platform/worker_pool.h"
 #include "kernels/cpu/tile.h"
 
 namespace train_qat {
@@ -67,10 +68,14 @@ void plain_products(const PackedMatmulForward& args, int64_t first, int64_t last
 void CpuBackend::compute(const PackedMatmulForward& args) {
     const PackedMatrix& weight = args.weight;
     const int64_t rows = args.x.shape[0], block = outputs_per_block(weight, rows);
+    // product(first, last) for all outputs.
+    const auto divide = [&](auto&& product) {
+        workers().run((weight.rows + block - 1) / block,
+                      [&](int64_t i) { product(i * block, std::min(weight.rows, (i + 1) * block)); });
+    };
     if (weight.grid == Grid::none) {
         with_compute_type(args.name, weight.dtype, [&]<typename T>() {
-            parallel_for(weight.rows, block,
-                         [&](int64_t first, int64_t last) { plain_products<T>(args, first, last); });
+            divide([&](int64_t first, int64_t last) { plain_products<T>(args, first, last); });
         });
         return;
     }
@@ -85,7 +90,7 @@ void CpuBackend::compute(const PackedMatmulForward& args) {
     CodeProductFunction product = vnni_code_product(bits, weight.columns, weight.group);
     if (product == nullptr) product = portable_code_product(bits);
     const CodeProduct arguments{&weight, x, args.y.as<float>()};
-    parallel_for(weight.rows, block, [&](int64_t first, int64_t last) { product(arguments, first, last); });
+    divide([&](int64_t first, int64_t last) { product(arguments, first, last); });
 }
 
 }  // namespace train_qat

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/platform/worker_pool.h"
 #include "kernels/device_memory.h"
 
 namespace train_qat {
@@ -32,8 +33,8 @@ double CpuBackend::read_bandwidth(int64_t bytes) {
     // The best of many: others use the machine too.
     while (spent < 0.1) {
         const Clock::time_point start = Clock::now();
-        parallel_for(count, block, [&](int64_t first, int64_t last) {
-            sums[first / block] += sum_of(numbers + first, last - first);
+        workers().run((count + block - 1) / block, [&](int64_t i) {
+            sums[i] += sum_of(numbers + i * block, std::min(block, count - i * block));
         });
         const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
         best = std::max(best, static_cast<double>(size) / std::max(seconds, 1e-9));

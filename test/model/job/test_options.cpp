@@ -103,7 +103,7 @@ TEST_CASE("every flag reaches its option", "[options]") {
         "-final_lr_frac 0.1 -qat_lr 3e-4 -qat_warmup 0.07 -plan -i train*.bin -j val*.bin -tokenizer x.model "
         "-o "
         "runs/a -val_every 5 -val_sequences 6 -save_every 7 -keep 8 -resume -print_every 9 -tensorboard -prompt Once "
-        "-sample 10 "
+        "-sample_tokens 10 "
         "-temperature 0.5 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 0.99 -eps 1e-6 -clip "
         "3 "
         "-from runs/b/step_00000003 -until 44 -zero 0 -rank_timeout 1.5 -rendezvous shared/meet "
@@ -250,7 +250,7 @@ TEST_CASE("an error is one line that names the flag", "[options]") {
     check("-print_every 0", {"-print_every"});
     check("-val_every -1", {"-val_every"});
     check("-save_every -1", {"-save_every"});
-    check("-sample -1", {"-sample"});
+    check("-sample_tokens -1", {"-sample_tokens"});
     check("-val_sequences 0", {"-val_sequences"});
     check("-zero 2", {"-zero"});
     check("-rank_timeout 0", {"-rank_timeout"});
@@ -292,7 +292,7 @@ TEST_CASE("the limits of the ranges are inside", "[options]") {
                              "-weight_decay 0",
                              "-scale_lr 0",
                              "-keep 0",
-                             "-sample 0",
+                             "-sample_tokens 0",
                              "-save_every 0",
                              "-group 32",
                              "-group 64",
