@@ -42,28 +42,39 @@ void append(const CachedAttentionForward& args, int64_t kv_head) {
     }
 }
 
-// scores[u] = factor * q·k[u] for u < count
-void make_scores(const Cache& cache, const float* __restrict query, float factor, int64_t count,
-                 float* __restrict scores) {
-    constexpr int64_t chains = 4, width = chains * vector_lanes;
-    int64_t u = 0;
-    for (; u + width <= count; u += width) {
-        FloatVector sums[chains] = {};
-        for (int64_t d = 0; d < cache.head_dim; ++d)
-            for (int64_t i = 0; i < chains; ++i)
-                sums[i] += query[d] * load_vector(cache.keys + d * cache.capacity + u + i * vector_lanes);
+// scores[u .. u + chains * vector_lanes) = factor * q·k[u], of `chains` vectors of positions side by side
+template <int64_t chains>
+void make_score_vectors(const Cache& cache, const float* query, float factor, int64_t u, float* scores) {
+    // Two sums for each vector hide the latency of an addition.
+    FloatVector sums[2][chains] = {};
+    const float* keys = cache.keys + u;
+    int64_t d = 0;
+    for (; d + 2 <= cache.head_dim; d += 2, keys += 2 * cache.capacity)
         for (int64_t i = 0; i < chains; ++i) {
-            const FloatVector scaled = sums[i] * factor;
-            std::memcpy(scores + u + i * vector_lanes, &scaled, sizeof scaled);
+            sums[0][i] += query[d] * load_vector(keys + i * vector_lanes);
+            sums[1][i] += query[d + 1] * load_vector(keys + cache.capacity + i * vector_lanes);
         }
+    for (int64_t i = 0; i < chains; ++i) {
+        if (d < cache.head_dim) sums[0][i] += query[d] * load_vector(keys + i * vector_lanes);
+        const FloatVector scaled = (sums[0][i] + sums[1][i]) * factor;
+        std::memcpy(scores + u + i * vector_lanes, &scaled, sizeof scaled);
     }
-    if (u == count) return;
-    for (int64_t rest = u; rest < count; ++rest) scores[rest] = 0;
-    for (int64_t d = 0; d < cache.head_dim; ++d) {
-        const float* __restrict keys = cache.keys + d * cache.capacity;
-        for (int64_t rest = u; rest < count; ++rest) scores[rest] += query[d] * keys[rest];
+}
+
+// scores[u] = factor * q·k[u] for u < count, and some numbers behind. Whole vectors reach beyond the last position, as far
+// as there is room in the cache: whatever stands there, nobody reads what becomes of it.
+void make_scores(const Cache& cache, const float* query, float factor, int64_t count, float* scores) {
+    constexpr int64_t chains = 4;
+    int64_t u = 0;
+    for (; u + chains * vector_lanes <= count; u += chains * vector_lanes)
+        make_score_vectors<chains>(cache, query, factor, u, scores);
+    for (; u < count && u + vector_lanes <= cache.capacity; u += vector_lanes)
+        make_score_vectors<1>(cache, query, factor, u, scores);
+    for (; u < count; ++u) {
+        float sum = 0;
+        for (int64_t d = 0; d < cache.head_dim; ++d) sum += query[d] * cache.keys[d * cache.capacity + u];
+        scores[u] = sum * factor;
     }
-    for (int64_t rest = u; rest < count; ++rest) scores[rest] *= factor;
 }
 
 // In place; the sum of the weights, which are not yet divided by it.
@@ -85,12 +96,17 @@ void mix_values(const Cache& cache, const float* weights, float factor, int64_t 
     constexpr int64_t chains = 4, width = chains * vector_lanes;
     int64_t d = 0;
     for (; d + width <= cache.head_dim; d += width) {
-        FloatVector sums[chains] = {};
-        for (int64_t u = 0; u < count; ++u)
-            for (int64_t i = 0; i < chains; ++i)
-                sums[i] += weights[u] * load_vector(cache.values + u * cache.head_dim + d + i * vector_lanes);
+        FloatVector sums[2][chains] = {};
+        const float* values = cache.values + d;
+        int64_t u = 0;
+        for (; u + 2 <= count; u += 2, values += 2 * cache.head_dim)
+            for (int64_t i = 0; i < chains; ++i) {
+                sums[0][i] += weights[u] * load_vector(values + i * vector_lanes);
+                sums[1][i] += weights[u + 1] * load_vector(values + cache.head_dim + i * vector_lanes);
+            }
         for (int64_t i = 0; i < chains; ++i) {
-            const FloatVector mixed = sums[i] * factor;
+            if (u < count) sums[0][i] += weights[u] * load_vector(values + i * vector_lanes);
+            const FloatVector mixed = (sums[0][i] + sums[1][i]) * factor;
             std::memcpy(y + d + i * vector_lanes, &mixed, sizeof mixed);
         }
     }
@@ -120,9 +136,10 @@ void CpuBackend::compute(const CachedAttentionForward& args) {
     for (int64_t g = 0; g < shape.kv_heads; ++g) append(args, g);
     const float factor = 1.0f / std::sqrt(static_cast<float>(D));
     const int64_t heads_per_block = std::max<int64_t>(1, products_per_block / (2 * M * reach * D));
-    float* const all_scores = thread_scratch(shape.heads * reach);
+    const int64_t room = round_up(reach, vector_lanes);  // of the scores of a head
+    float* const all_scores = thread_scratch(shape.heads * room);
     const auto head = [&](int64_t h) {
-        float* const scores = all_scores + h * reach;
+        float* const scores = all_scores + h * room;
         const Cache cache = cache_of(args, h / per_kv);
         for (int64_t i = 0; i < M; ++i) {
             const int64_t count = args.position + i + 1;

@@ -38,7 +38,7 @@ void products(const CodeProduct& product, int64_t first, int64_t last) {
     constexpr int64_t in_byte = 8 / bits;
     const PackedMatrix& weight = *product.weight;
     const double step = level_step(weight.grid), lowest = lowest_level(weight.grid);
-    const int64_t groups = product.x.groups(), group = product.x.group;
+    const int64_t groups = product.x.groups, group = product.x.group;
     for (int64_t n = first; n < last; ++n) {
         const uint8_t* const codes =
             static_cast<const uint8_t*>(weight.message.numbers) + n * weight.message.row_bytes;

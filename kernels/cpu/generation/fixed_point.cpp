@@ -18,7 +18,7 @@ int64_t rounded_up(int64_t bytes) {
 }
 
 int64_t padded_columns(const FixedPointRows& rows) {
-    return rows.blocks() * block_bytes * rows.in_byte;
+    return rows.blocks * block_bytes * rows.in_byte;
 }
 
 // The largest magnitude, or NaN.
@@ -61,9 +61,20 @@ void deal_out(const int8_t* __restrict bytes, int64_t blocks, int8_t* __restrict
 
 }  // namespace
 
+FixedPointRows fixed_point_rows(int64_t rows, int64_t columns, int64_t group, int64_t in_byte) {
+    FixedPointRows sizes;
+    sizes.rows = rows;
+    sizes.columns = columns;
+    sizes.group = group;
+    sizes.in_byte = in_byte;
+    sizes.blocks = (columns + block_bytes * in_byte - 1) / (block_bytes * in_byte);
+    sizes.groups = columns / group;
+    return sizes;
+}
+
 int64_t fixed_point_bytes(const FixedPointRows& sizes) {
     return rounded_up(sizes.rows * sizes.row_pieces()) + rounded_up(sizes.rows * 4) +
-           rounded_up(sizes.rows * sizes.groups() * 8) + (4 + piece_count) * padded_columns(sizes);
+           rounded_up(sizes.rows * sizes.groups * 8) + (4 + piece_count) * padded_columns(sizes);
 }
 
 FixedPointRows placed_in(void* memory, FixedPointRows sizes) {
@@ -77,7 +88,7 @@ FixedPointRows placed_in(void* memory, FixedPointRows sizes) {
 }
 
 void make_fixed_point(const FixedPointRows& rows, int64_t m, const float* x) {
-    const int64_t columns = rows.columns, padded = padded_columns(rows), groups = rows.groups();
+    const int64_t columns = rows.columns, padded = padded_columns(rows), groups = rows.groups;
     auto* const numbers = reinterpret_cast<int32_t*>(reinterpret_cast<char*>(rows.group_sums) +
                                                      rounded_up(rows.rows * groups * 8));
     auto* const bytes = reinterpret_cast<int8_t*>(numbers + padded);
@@ -93,16 +104,16 @@ void make_fixed_point(const FixedPointRows& rows, int64_t m, const float* x) {
         std::memset(from + columns, 0, static_cast<size_t>(padded - columns));
         switch (rows.in_byte) {
             case 1:
-                deal_out<1>(from, rows.blocks(), to);
+                deal_out<1>(from, rows.blocks, to);
                 break;
             case 2:
-                deal_out<2>(from, rows.blocks(), to);
+                deal_out<2>(from, rows.blocks, to);
                 break;
             case 4:
-                deal_out<4>(from, rows.blocks(), to);
+                deal_out<4>(from, rows.blocks, to);
                 break;
             default:
-                deal_out<8>(from, rows.blocks(), to);
+                deal_out<8>(from, rows.blocks, to);
         }
     }
     if (!normal) std::memset(numbers, 0, static_cast<size_t>(columns) * sizeof(int32_t));

@@ -15,20 +15,21 @@ namespace train_qat {
 constexpr int64_t block_bytes = 64;
 constexpr int piece_count = 3;
 
-// The forms of M rows of K numbers, as views.
+// The forms of M rows of K numbers, as views. Made by fixed_point_rows.
 struct FixedPointRows {
     int64_t rows = 0, columns = 0, group = 0;
-    int64_t in_byte = 1;           // codes in a byte: 1, 2, 4 or 8
-    int8_t* pieces = nullptr;      // (M, blocks, in_byte, 3, 64)
-    float* scales = nullptr;       // (M); NaN where a number of the row is not finite
-    double* group_sums = nullptr;  // (M, K / group) sums of n
+    int64_t in_byte = 1;             // codes in a byte: 1, 2, 4 or 8
+    int64_t blocks = 0, groups = 0;  // of a row
+    int8_t* pieces = nullptr;        // (M, blocks, in_byte, 3, 64)
+    float* scales = nullptr;         // (M); NaN where a number of the row is not finite
+    double* group_sums = nullptr;    // (M, groups) sums of n
 
-    int64_t blocks() const { return (columns + block_bytes * in_byte - 1) / (block_bytes * in_byte); }
-    int64_t groups() const { return columns / group; }
-    int64_t row_pieces() const { return blocks() * in_byte * piece_count * block_bytes; }
+    int64_t row_pieces() const { return blocks * in_byte * piece_count * block_bytes; }
     const int8_t* row(int64_t m) const { return pieces + m * row_pieces(); }
 };
 
+// Sizes alone, without memory.
+FixedPointRows fixed_point_rows(int64_t rows, int64_t columns, int64_t group, int64_t in_byte);
 // Bytes of all that FixedPointRows point to, and of what making them needs besides.
 int64_t fixed_point_bytes(const FixedPointRows& sizes);
 // The same with pointers into `memory`, of that many bytes and aligned to 64.

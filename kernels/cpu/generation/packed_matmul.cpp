@@ -80,11 +80,7 @@ void CpuBackend::compute(const PackedMatmulForward& args) {
         return;
     }
     const int bits = code_bits(weight.grid);
-    FixedPointRows x;
-    x.rows = rows;
-    x.columns = weight.columns;
-    x.group = weight.group;
-    x.in_byte = 8 / bits;
+    FixedPointRows x = fixed_point_rows(rows, weight.columns, weight.group, 8 / bits);
     x = placed_in(thread_scratch((fixed_point_bytes(x) + 3) / 4), x);
     for (int64_t m = 0; m < rows; ++m) make_fixed_point(x, m, args.x.as<float>() + m * weight.columns);
     CodeProductFunction product = vnni_code_product(bits, weight.columns, weight.group);

@@ -20,10 +20,7 @@ struct FixedPoint {
 
 FixedPoint fixed_point(const Array& x, int64_t M, int64_t K, int64_t group, int64_t in_byte) {
     FixedPoint made;
-    made.rows.rows = M;
-    made.rows.columns = K;
-    made.rows.group = group;
-    made.rows.in_byte = in_byte;
+    made.rows = fixed_point_rows(M, K, group, in_byte);
     made.memory.resize(static_cast<size_t>(fixed_point_bytes(made.rows)) + 64);
     const auto address = reinterpret_cast<uintptr_t>(made.memory.data());
     made.rows = placed_in(made.memory.data() + (64 - address % 64) % 64, made.rows);
