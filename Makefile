@@ -83,7 +83,7 @@ test:
 test-clients:
 	$(INSTALL) clients
 	@$(MAKE) --no-print-directory program
-	@$(BUILD_TARGETS) train_qat_tokenize
+	@$(BUILD_TARGETS) train_qat_tokenize train_qat_logits
 	@"$$($(PYTHON) test/clients/environment.py $(BUILD)/clients)" test/clients/run.py --program $(BUILD)/train_qat
 
 bench:

@@ -64,5 +64,21 @@ def python_of(environment):
     return python
 
 
-if __name__ == "__main__":
-    print(python_of(pathlib.Path(sys.argv[1])))
+def python_with(environment, requirements):
+    """The Python of an environment that has these pinned packages too. requirements: a file for pip."""
+    python, made = python_of(environment), environment / "requirements.txt"
+    wanted = requirements.read_text()
+    if not made.exists() or made.read_text() != wanted:
+        print(f"installing {requirements} into {environment}, once", file=sys.stderr, flush=True)
+        output(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements)
+        made.write_text(wanted)
+    return python
+
+
+if __name__ == "__main__":  # newest_torch.py ENVIRONMENT [REQUIREMENTS]
+    try:
+        environment, *requirements = map(pathlib.Path, sys.argv[1:])
+        print(python_with(environment, *requirements) if requirements else python_of(environment))
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["failed"])[-1]
+        sys.exit(f"newest_torch.py: error: {' '.join(map(str, error.cmd))}: {reason}")

@@ -88,6 +88,26 @@ def checkpoint(name, bits=16, **settings):
     return path
 
 
+@fixture.once
+def imported(name, dtype="float32", bits=16):
+    """A run that began with the model's folder and ended after a step that changed nothing; bits below 16: with scales."""
+    out = os.path.join(fixture.directory, f"imported_{len(os.listdir(fixture.directory))}")
+    quantized = [] if bits == 16 else ["-qat_frac", "1", "-scale_lr", "0"]
+    fixture.run(fixture.program, "-init_from", folder(name, dtype), "-b", bits, *quantized, "-seq_len", SIZES["max_position_embeddings"],
+                "-steps", "1", "-batch", "1", "-lr", "1e-30", "-weight_decay", "0", "-dtype", "fp32", "-device", "cpu", "-threads", "1",
+                "-sample", "0", "-i", fixture.data() + "_train_*.bin", "-o", out)
+    return out
+
+
+def logits(path, ids):
+    """(tokens, vocabulary) float64: the trainer's, of a checkpoint, a run or a folder."""
+    given, found = (os.path.join(fixture.directory, name) for name in ("tokens", "logits"))
+    np.asarray(ids, "<i4").tofile(given)
+    fixture.run(os.path.join(os.path.dirname(fixture.program), "train_qat_logits"), given, found, "-e", path, "-seq_len",
+                SIZES["max_position_embeddings"], "-batch", "1", "-dtype", "fp32", "-device", "cpu", "-threads", "1")
+    return np.fromfile(found, "<f4").astype(np.float64).reshape(len(ids), -1)
+
+
 # ---- tokenizers
 
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -15,13 +15,7 @@ REQUIREMENTS = HERE / "requirements.txt"
 
 
 def python_of(environment):
-    python, made = newest_torch.python_of(environment), environment / "requirements.txt"
-    wanted = REQUIREMENTS.read_text()
-    if not made.exists() or made.read_text() != wanted:
-        print(f"installing the clients into {environment}: llama.cpp is compiled, some minutes, once", file=sys.stderr, flush=True)
-        newest_torch.output(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", REQUIREMENTS)
-        made.write_text(wanted)
-    return python
+    return newest_torch.python_with(environment, REQUIREMENTS)
 
 
 if __name__ == "__main__":

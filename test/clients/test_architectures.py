@@ -18,7 +18,7 @@ import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -83,11 +83,51 @@ class ArchitecturesTest(unittest.TestCase):
         self.assertEqual(set(found), set(expected))
         for key in expected:
             self.assertEqual(found[key].dtype, expected[key].dtype)
-            self.assertTrue(np.array_equal(found[key], expected[key]), key)
+            self.assertTrue(torch.equal(found[key], expected[key]), key)
         self.assertEqual(config_of(made), config_of(source))
 
     def test_transformers_gets_the_same_model(self):
         self.for_all(self.check_hf)
+
+    def check_our_logits(self, name):
+        """At all positions, of the folder and of the run that began with it."""
+        ids = tokens()
+        expected = transformers_logits(architectures.folder(name), ids)
+        for path in (architectures.folder(name), architectures.imported(name)):
+            found = architectures.logits(path, ids)
+            error = np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
+            self.assertLess(error.max(), 1e-4, path)
+        last = tokens(1)  # a single position
+        self.assertLess(divergence(transformers_logits(architectures.folder(name), last),
+                                   architectures.logits(architectures.folder(name), last)), 1e-8)
+
+    def test_our_logits_are_transformers(self):
+        self.for_all(self.check_our_logits)
+
+    def check_quantized_logits(self, name):
+        run, ids = architectures.imported(name, "float32", 4), tokens()
+        expected = transformers_logits(fixture.export(run, "hf"), ids)
+        found = architectures.logits(run, ids)
+        self.assertLess((np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)).max(), 1e-4)
+
+    def test_our_quantized_logits_are_those_of_the_export(self):
+        self.for_all(self.check_quantized_logits)
+
+    def check_round_trip(self, name):
+        """A folder, trained from, exported again: the same to the bit."""
+        halves = (("bfloat16", "bf16"), ("float16", "fp16")) if name in ("llama, untied", "qwen2", "qwen3, untied") else ()
+        for dtype, flag in (("float32", "fp32"), *halves):
+            source = architectures.folder(name, dtype)
+            made = fixture.export(architectures.imported(name, dtype), "hf", "--dtype", flag)
+            expected, found = tensors_of(source), tensors_of(made)
+            self.assertEqual(set(found), set(expected))
+            for key in expected:
+                self.assertEqual(found[key].dtype, expected[key].dtype)
+                self.assertTrue(torch.equal(found[key], expected[key]), f"{dtype} {key}")
+            self.assertEqual(config_of(made), config_of(source))
+
+    def test_folders_come_back_as_they_were(self):
+        self.for_all(self.check_round_trip)
 
     def check_llama_cpp(self, name):
         ids = tokens()
