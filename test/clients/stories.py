@@ -1,8 +1,11 @@
 """Examples in HellaSwag's form, made of this project's own pages: which of four ends is the one that follows?"""
+import collections
 import glob
 import json
 import os
 import random
+import re
+import sys
 
 import fixture
 
@@ -36,3 +39,26 @@ def file():
     with open(path, "w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in examples())
     return path
+
+
+@fixture.once
+def prepared():
+    """Their tokens."""
+    path = os.path.join(fixture.directory, "stories.bin")
+    fixture.run(sys.executable, os.path.join(fixture.ROOT, "data", "prepare_hellaswag.py"), "--input", file(), "--tokenizer",
+                fixture.tokenizer(), "-o", path)
+    return path
+
+
+# Numbers of right answers, standard error of the share of one, and examples without the begin of their context.
+Answers = collections.namedtuple("Answers", "by_mean by_sum by_sum_error cut")
+
+
+def right_answers(run):
+    """{weights: Answers} that the trainer counts."""
+    text = fixture.run(fixture.program, "-eval_only", "-e", run, "-hellaswag", prepared(), "-device", "cpu", "-dtype", "fp32",
+                       "-threads", "1")
+    cut, count = re.search(r", (\d+) of them without the begin", text), len(examples())
+    rows = re.findall(r"^  (\S.*?)  +([\d.]+) \+- +[\d.]+ +([\d.]+) \+- +([\d.]+)$", text, re.MULTILINE)
+    return {name: Answers(round(float(by_mean) * count), round(float(by_sum) * count), float(error), int(cut[1]) if cut else 0)
+            for name, by_mean, by_sum, error in rows}

@@ -4,7 +4,6 @@
     make test-clients        makes the environment that this needs, then runs it
 """
 import os
-import re
 import sys
 import unittest
 
@@ -17,23 +16,6 @@ import transformers  # noqa: E402
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
-
-
-@fixture.once
-def prepared():
-    path = os.path.join(fixture.directory, "stories.bin")
-    fixture.run(sys.executable, os.path.join(fixture.ROOT, "data", "prepare_hellaswag.py"), "--input", stories.file(), "--tokenizer",
-                fixture.tokenizer(), "-o", path)
-    return path
-
-
-def ours(run):
-    """{weights: (right by mean loss, right by its sum)}, and how many contexts were cut."""
-    text = fixture.run(fixture.program, "-eval_only", "-e", run, "-hellaswag", prepared(), "-device", "cpu", "-dtype", "fp32")
-    rows = re.findall(r"^  (\S.*?)  +([\d.]+) \+- +[\d.]+ +([\d.]+) \+-", text, re.MULTILINE)
-    cut = re.search(r", (\d+) of them without the begin", text)
-    count = len(stories.examples())
-    return {name: tuple(round(float(share) * count) for share in shares) for name, *shares in rows}, int(cut[1]) if cut else 0
 
 
 @torch.no_grad()
@@ -65,7 +47,7 @@ class HellaswagTest(unittest.TestCase):
         for bits, weights in ((16, "full precision"), (2, "quantized, 2 bits"), (4, "quantized, 4 bits")):
             with self.subTest(bits=bits):
                 run = fixture.checkpoint(bits)
-                (found, cut), (expected, expected_cut) = ours(run), theirs(fixture.export(run, "hf"))
-                self.assertEqual(found[weights], expected)
-                self.assertEqual(cut, expected_cut)
+                ours, (expected, cut) = stories.right_answers(run)[weights], theirs(fixture.export(run, "hf"))
+                self.assertEqual((ours.by_mean, ours.by_sum), expected)
+                self.assertEqual(ours.cut, cut)
                 self.assertGreater(cut, 0)  # so that it is tested
