@@ -4,7 +4,6 @@ LM_EVAL_ENVIRONMENT names (out/lm_eval), the test is skipped: scripts/lm_eval.sh
 
     make test-clients        makes the environment that the other tests need, then runs it
 """
-import argparse
 import glob
 import json
 import os
@@ -54,9 +53,3 @@ class LmEvalTest(unittest.TestCase):
                 self.assertIn(words, result.stderr)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--program", default=fixture.program)
-    arguments, rest = parser.parse_known_args()
-    fixture.program = os.path.abspath(arguments.program)
-    unittest.main(argv=[sys.argv[0], *rest])
