@@ -27,6 +27,7 @@
 #include "model/run/outcome.h"
 #include "model/run/run.h"
 #include "model/run/setup.h"
+#include "model/storage/output_lock.h"
 #include "model/sweep/sweep.h"
 
 namespace train_qat {
@@ -112,6 +113,14 @@ RunOutcome train(const Options& options, Backend& backend, Communicator& communi
 
 constexpr int interrupted_exit_code = 130;
 
+// Until all ranks have ended: one that is interrupted must not let another run in.
+void lock_output(const Options& options, Job& job) {
+    job.run_on_rank_0([&] {
+        const char* worker = options.sweep.empty() ? "run" : "sweep";
+        job.keep(std::make_shared<OutputLock>(options.output_directory, worker));
+    });
+}
+
 // On this rank. Returns the exit code.
 int run(const std::vector<std::string>& arguments, const Options& given, Job& job) {
     std::ostream nowhere(nullptr);
@@ -119,6 +128,7 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     std::ostream& console = job.rank() == 0 && !given.sample ? std::cout : nowhere;
     const Options asked = job.run_together([&] { return with_law(with_prepared_data(given)); });
     if (asked.data.training != given.data.training) console << describe_prepared_data(asked.data) << "\n";
+    if (!asked.plan_only && !asked.evaluate_only) lock_output(asked, job);
     if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : interrupted_exit_code;
     const ResolvedOptions resolved = job.run_together([&] { return resolve_choices(asked, job.size()); });
     const Options& options = resolved.options;

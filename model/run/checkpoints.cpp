@@ -71,10 +71,6 @@ RunStart RunCheckpoints::branch_off(const Plan& plan, std::ostream& log) {
 std::optional<std::string> RunCheckpoints::find(std::ostream& log) const {
     const std::string& output = options_.output_directory;
     std::vector<std::string> passed_over;
-    run_on_rank_0(communicator_, [&] {
-        if (std::filesystem::exists(output) && !std::filesystem::is_directory(output))
-            throw std::runtime_error("-o " + output + ": is not a directory");
-    });
     const auto checkpoint = find_latest_checkpoint(output, communicator_, &passed_over);
     run_on_rank_0(communicator_, [&] {
         if (checkpoint && !options_.resume)

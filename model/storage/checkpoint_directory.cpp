@@ -163,10 +163,13 @@ std::string hidden_checkpoint_name(int64_t step, const char* role) {
     return "." + checkpoint_name(step) + "." + role + "-" + std::to_string(::getpid());
 }
 
-void clean_up_after_dead_runs(const std::string& output_directory) {
+void clean_up_after_dead_runs(const std::string& output_directory, bool locked) {
+    if (locked)
+        for (const char* file : {"run.json.partial", "metrics.jsonl.partial"})
+            ::unlink((output_directory + "/" + file).c_str());
     for (const fs::path& path : paths_in(output_directory)) {
         const auto hidden = parse_hidden_name(path.filename().string());
-        if (!hidden || hidden->alive || !is_plain_directory(path)) continue;
+        if (!hidden || (hidden->alive && !locked) || !is_plain_directory(path)) continue;
         const fs::path place = fs::path(output_directory) / hidden->checkpoint;
         // Killed after the old checkpoint was moved away and before the new one was moved in.
         if (hidden->replaced && !fs::exists(place)) {

@@ -56,8 +56,9 @@ void remove_checkpoints(const std::string& output_directory);
 std::string hidden_checkpoint_name(int64_t step, const char* role);
 
 // Removes the hidden directories of processes that are gone, and gives an old checkpoint its name back where
-// no new one took its place.
-void clean_up_after_dead_runs(const std::string& output_directory);
+// no new one took its place. locked: this process holds the lock of the directory (output_lock.h), so that
+// every other is gone, also where its number is now another's; then files cut off in their writing go too.
+void clean_up_after_dead_runs(const std::string& output_directory, bool locked = false);
 
 void rename_or_throw(const std::string& from, const std::string& to);
 

@@ -54,6 +54,8 @@ void train_missing_trunks_again(const SweepQueue& queue, const Sweep& sweep) {
 
 void continue_sweep(const SweepQueue& queue, const Sweep& sweep) {
     queue.clear_claims(sweep.options.retry_failed);
+    for (size_t job = 0; job < sweep.plan.jobs.size(); ++job)
+        clean_up_after_dead_runs(directory_of_job(sweep, static_cast<int>(job)));
     complete_results(queue, sweep);
     train_missing_trunks_again(queue, sweep);
 }

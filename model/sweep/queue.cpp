@@ -1,7 +1,6 @@
 #include "model/sweep/queue.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,23 +13,13 @@
 #include <unordered_set>
 
 #include "model/storage/manifest.h"
+#include "model/storage/output_lock.h"
 #include "model/units.h"
 
 namespace train_qat {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string host_name() {
-    char name[256] = "?";
-    ::gethostname(name, sizeof name - 1);
-    return name;
-}
-
-// Who writes, and when.
-Json signature(const std::string& worker) {
-    return {{"worker", worker}, {"host", host_name()}, {"process", ::getpid()}, {"time", utc_time()}};
-}
 
 std::string text_of(const Json& json) {
     return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
@@ -87,39 +76,7 @@ std::string text_at(const Json& json, const char* key) {
     return json.contains(key) && json[key].is_string() ? json[key].get<std::string>() : "";
 }
 
-std::string lock_path(const std::string& output_directory) {
-    return output_directory + "/sweep.lock";
-}
-
-int open_lock(const std::string& output_directory) {
-    create_directory(output_directory);
-    const std::string path = lock_path(output_directory);
-    const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (descriptor < 0) throw_file_error(path, std::string("cannot open: ") + std::strerror(errno));
-    return descriptor;
-}
-
 }  // namespace
-
-// ---- lock
-
-SweepLock::SweepLock(const std::string& output_directory) : descriptor_(open_lock(output_directory)) {
-    const std::string path = lock_path(output_directory);
-    if (::flock(descriptor_.get(), LOCK_EX | LOCK_NB) != 0) {
-        if (errno != EWOULDBLOCK) throw_file_error(path, std::string("cannot lock: ") + std::strerror(errno));
-        const Json holder = read_json(path);
-        const std::string who = holder.contains("process")
-                                    ? " (process " + holder["process"].dump() + " on " +
-                                          text_at(holder, "host") + ", since " + text_at(holder, "time") + ")"
-                                    : "";
-        throw std::runtime_error("another sweep is running in " + output_directory + who +
-                                 "; wait for it, or choose another -o");
-    }
-    // Only for the message above.
-    const std::string text = text_of(signature("sweep"));
-    if (::ftruncate(descriptor_.get(), 0) == 0)
-        write_all(descriptor_.get(), path, text.data(), static_cast<int64_t>(text.size()));
-}
 
 // ---- queue
 
@@ -192,7 +149,7 @@ std::optional<int> SweepQueue::claim(const std::string& worker) const {
     const std::vector<JobStatus> jobs = status(false);
     for (const int job : by_priority_) {
         if (!ready(jobs, static_cast<size_t>(job))) continue;
-        Json claim = signature(worker);
+        Json claim = process_signature(worker);
         claim["job"] = job_name(plan_, job);
         if (create_exclusively(file(job, ".claim"), text_of(claim))) return job;
     }
@@ -204,7 +161,7 @@ void SweepQueue::release(int job) const {
 }
 
 void SweepQueue::request_stop() const {
-    create_exclusively(stop_path(), text_of(signature("stop")));
+    create_exclusively(stop_path(), text_of(process_signature("stop")));
 }
 
 bool SweepQueue::stop_requested() const {

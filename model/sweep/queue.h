@@ -21,16 +21,6 @@
 
 namespace train_qat {
 
-// Held by one process for the life of a sweep; the kernel releases it when the process ends, in whatever way.
-class SweepLock {
-  public:
-    // Creates the directory. Throws std::runtime_error: another sweep is running in it.
-    explicit SweepLock(const std::string& output_directory);
-
-  private:
-    FileDescriptor descriptor_;
-};
-
 enum class JobState {
     waiting,
     running,

@@ -48,11 +48,7 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
     if (options.plan_only) return true;
 
     check_ranks_plan_alike(job, sweep.plan);
-    job.run_on_rank_0([&] {
-        // Until all ranks have ended: one that is interrupted must not let another sweep in.
-        job.keep(std::make_shared<SweepLock>(options.output_directory));
-        continue_sweep(SweepQueue(options.output_directory, sweep.plan), sweep);
-    });
+    job.run_on_rank_0([&] { continue_sweep(SweepQueue(options.output_directory, sweep.plan), sweep); });
     const SweepQueue queue(options.output_directory, sweep.plan);
 
     const std::unique_ptr<Communicator> communicator = job.connect(team, *backend);

@@ -1,7 +1,6 @@
 #include "model/sweep/worker.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <new>
@@ -14,6 +13,7 @@
 #include "model/job/stop_signal.h"
 #include "model/run/metrics.h"
 #include "model/storage/checkpoint.h"
+#include "model/storage/output_lock.h"
 #include "model/sweep/progress.h"
 #include "model/units.h"
 
@@ -72,10 +72,11 @@ bool Worker::run_job(int job) {
     std::ofstream log;
     try {
         const Options own = options_of_job(sweep_, job);
-        if (leads()) {
-            std::filesystem::create_directories(own.output_directory);
+        std::optional<OutputLock> lock;
+        run_on_rank_0(communicator_, [&] {
+            lock.emplace(own.output_directory, "sweep's run");
             log.open(own.output_directory + "/log.txt", std::ios::app);
-        }
+        });
         const RunOutcome outcome =
             train_(own, backend_, communicator_, log, leads() ? observer(job) : StepObserver());
         if (!outcome.finished) {

@@ -306,7 +306,7 @@ class SweepTest(RanksTest):
         sweep = self.grid({"tokens": ["1B"], "b": [4, 1], "qat_frac": [0.5]})
         job = self.start_job(2, SWEEP, sweep, "-print_every 1000")
         self.wait_for(job, self.path("out", "trunks"))
-        self.check_job_error(self.job(2, SWEEP, sweep), "another sweep is running in", "-o")
+        self.check_job_error(self.job(2, SWEEP, sweep), "-o", "another process is at work in it (a sweep, process", "choose another -o")
         job.process.send_signal(signal.SIGUSR1)
         stopped = job.end()
         self.assertNotEqual(stopped.returncode, 0)

@@ -1,9 +1,6 @@
 // The queue of a sweep: order, dependencies, exclusive claims, restarts, failures and changed grids.
 #include "model/sweep/queue.h"
 
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
@@ -198,32 +195,11 @@ TEST_CASE("a changed grid takes over equal jobs and no others", "[sweep_queue]")
     CHECK(drain(SweepQueue(directory / "sweep", plan_sweep(runs))).size() == 3);
 }
 
-TEST_CASE("one sweep at a time runs in a directory", "[sweep_queue]") {
-    const TemporaryDirectory directory;
-    const std::string output = directory / "deep/sweep";
-    {
-        const SweepLock lock(output);
-        const std::string error = error_of([&] { SweepLock second(output); });
-        CHECK(mentions(error, {"another sweep is running in " + output, std::to_string(::getpid()), "-o"}));
-        CHECK(error_of([&] { SweepLock other(directory / "other"); }).empty());
-    }
-    CHECK(error_of([&] { SweepLock again(output); }).empty());
-    // The lock of a killed process is free.
-    const pid_t child = fork_quietly();
-    if (child == 0) {
-        const SweepLock lock(output);
-        ::_exit(0);
-    }
-    ::waitpid(child, nullptr, 0);
-    CHECK(error_of([&] { SweepLock again(output); }).empty());
-}
-
 TEST_CASE("errors of the queue name the path", "[sweep_queue]") {
     const TemporaryDirectory directory;
     directory.write("file", "");
     CHECK(
         mentions(error_of([&] { SweepQueue(directory / "file", small_plan()); }), {"file/queue", "create"}));
-    CHECK(mentions(error_of([&] { SweepLock(directory / "file"); }), {"file"}));
     const SweepQueue queue(directory / "sweep", small_plan());
     std::filesystem::remove(queue.directory());
     CHECK(mentions(error_of([&] { queue.claim("w"); }), {"sweep/queue"}));
