@@ -59,6 +59,8 @@ def suites(build):
         "initial_model": Suite("training from Hugging Face folders",
                                [python, "test/program/test_initial_model.py", "--program", "./train_qat"]),
         "export": Suite("-export, at the end of a run", [python, "test/program/test_export.py", "--program", "./train_qat"]),
+        "odd_input": Suite("odd input, shared places, recovery",
+                           [python, "test/program/test_odd_input.py", "--program", "./train_qat"]),
         "recipes": Suite("recipes and launchers", [python, "test/program/test_recipes.py", "--program", "./train_qat"]),
         "law": Suite("fits of the laws, on simulated runs", [python, "test/scripts/test_scaling_law.py"]),
         "trainer_law": Suite("the law in the trainer, against the one in Python",

@@ -6,6 +6,7 @@
 
 #include "data/patterns.h"
 #include "data/shard.h"
+#include "data/shared_text.h"
 #include "data/tokenizer.h"
 #include "model/storage/files.h"
 
@@ -62,6 +63,20 @@ Options with_prepared_data(const Options& options, const std::string& record) {
     if (data.validation.empty()) data.validation = entry_of(record, json, "validation");
     if (data.tokenizer.empty()) data.tokenizer = entry_of(record, json, "tokenizer");
     return completed;
+}
+
+void check_data(const Options& options) {
+    const DataFiles& data = options.data;
+    if (!options.prompt.empty() && data.tokenizer.empty())
+        throw std::runtime_error("-prompt: has no tokenizer; name that of the shards with -tokenizer");
+    if (data.training.empty() || data.validation.empty() || options.evaluate_only) return;
+    const auto shared = find_shared_text(expand_patterns(data.validation), expand_patterns(data.training));
+    if (!shared) return;
+    const auto& [validation, training] = *shared;
+    throw std::runtime_error(
+        "-j " + validation + ": its text is also in " + (training == validation ? "" : training + " of ") +
+        "-i, and a loss on what was trained on says nothing; give -i training shards alone, such as "
+        "'x_train_*.bin', or other shards to -j");
 }
 
 std::string describe_prepared_data(const DataFiles& data) {

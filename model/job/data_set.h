@@ -20,6 +20,10 @@ inline constexpr const char* latest_data_record = "data/cache/latest.json";
 // when there is none; with -plan the options then stay as they are, and so they do with -eval_only and -j or -hellaswag.
 Options with_prepared_data(const Options& options, const std::string& record = latest_data_record);
 
+// For what mistakes of naming do in silence: std::runtime_error when text of -j is trained on too (find_shared_text
+// in data/shared_text.h), and for a -prompt without -tokenizer. Nothing for files that are not given.
+void check_data(const Options& options);
+
 // A line for people: what is read, and where else it could come from.
 std::string describe_prepared_data(const DataFiles& data);
 

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 
@@ -150,6 +151,9 @@ void add_data_flags(CLI::App& app, Options& o, Texts& t) {
                    "-eval_only: count right answers to these examples (data/prepare_hellaswag.py)")
         ->group(group);
     app.add_flag("--resume", o.resume, "go on from the latest checkpoint in -o")->group(group);
+    app.add_option("--resume_from", o.resume_from,
+                   "go on from this checkpoint in -o, of this step or path, instead of the latest")
+        ->group(group);
     app.add_option("--from", o.from, "start from a checkpoint of another run that shares the first steps")
         ->group(group);
     app.add_option("--until", o.until, "stop after this step, with a checkpoint to go on from")->group(group);
@@ -270,6 +274,32 @@ void add_rank_flags(CLI::App& app, Options& o) {
     app.add_flag("--retry_failed", o.retry_failed, "a continued sweep tries failed runs again")->group(group);
 }
 
+// "-lr", as people write it.
+std::string name_of(const CLI::Option& option) {
+    return "-" + (option.get_lnames().empty() ? option.get_snames() : option.get_lnames()).front();
+}
+
+// CLI11 takes nan and infinity, numbers that fit no float32, whole ones beyond 64 bits, and 010 for 8.
+void check_numbers(const CLI::App& app) {
+    for (const CLI::Option* option : app.get_options()) {
+        const std::string type = option->get_type_name();
+        if (option->count() == 0 || (type != "FLOAT" && type != "INT" && type != "UINT")) continue;
+        const std::string& text = option->results().front();
+        const std::string refusal = name_of(*option) + " " + text + ": must be ";
+        if (type == "FLOAT") {
+            const auto number = parse_number<double>(text);
+            require(number && std::isfinite(*number) && std::abs(*number) <= std::numeric_limits<float>::max(),
+                    refusal + "a finite number");
+        } else if (type == "UINT") {
+            require(parse_number<uint64_t>(text) == option->as<uint64_t>(),
+                    refusal + "a whole number from 0 to " + std::to_string(UINT64_MAX));
+        } else {
+            require(parse_number<int64_t>(text) == option->as<int64_t>(),
+                    refusal + "a whole number of at most 64 bits, in decimal digits");
+        }
+    }
+}
+
 void read_texts(const Texts& t, Options& o) {
     o.choose_size = o.size == "auto";
     if (o.choose_size) o.size.clear();
@@ -328,8 +358,10 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
             one_line(error.what()) +
             " (train_qat -h lists all options; patterns need quotes: -i 'data/x_*.bin')");
     }
+    check_numbers(app);
     read_texts(texts, options);
     options.bits_given = app.count("-b") > 0;
+    if (!options.resume_from.empty()) options.resume = true;
     check_options(options);
     return options;
 }

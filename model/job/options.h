@@ -63,6 +63,7 @@ struct Options {
     bool tensorboard = false;
     std::vector<std::string> exports;  // formats of scripts/export.py to write at the end
     bool resume = false;
+    std::string resume_from;       // with resume: the step or path of a checkpoint; empty: the latest
     std::string from;              // a checkpoint of another run with the same first steps
     std::optional<int64_t> until;  // stop after this step
     bool trunk = false;  // of a sweep: full-precision steps that several runs share, no run of its own

@@ -1,7 +1,9 @@
 #include "model/job/run_plan.h"
 
+#include "data/loader.h"
 #include "model/import/hugging_face_config.h"
 #include "model/job/data_set.h"
+#include "model/units.h"
 
 namespace train_qat {
 
@@ -24,6 +26,24 @@ RunPlan plan_run(const Options& options, int ranks) {
 
 void add_predictions(const Options& options, RunPlan& run) {
     if (options.plan.law) run.plan.predictions = predict(options.plan.law, run.plan, run.config.vocabulary);
+}
+
+std::string describe_passes(const Options& options, const ModelConfig& config, const Plan& plan) {
+    if (options.data.training.empty()) return "";
+    // Up to 4 passes are nearly as good as new text, beyond about 16 nothing is gained (Muennighoff et al. 2023,
+    // "Scaling Data-Constrained Language Models", arXiv 2305.16264).
+    constexpr double most_useful = 4;
+    const DataLoader loader(options.data.training, training_loader(options, config, 0, 1));
+    const int64_t tokens = loader.samples_per_epoch() * config.sequence_length;
+    const double passes = static_cast<double>(plan.tokens()) / static_cast<double>(tokens);
+    std::string text = "data: " + format_exact(tokens) + " tokens in the training shards, read " +
+                       formatted(passes < 10 ? "%.2f" : "%.0f", passes) + " times (passes)\n";
+    if (passes > most_useful)
+        text += "warning: the data are read " + formatted("%.3g", passes) +
+                " times over, and beyond 4 passes more training gains little (arXiv 2305.16264); prepare "
+                "more text, or "
+                "train on fewer tokens\n";
+    return text;
 }
 
 std::string describe(const RunPlan& plan) {

@@ -28,6 +28,10 @@ RunPlan plan_run(const Options& options, int ranks);
 // bootstrap samples, some milliseconds in all.
 void add_predictions(const Options& options, RunPlan& run);
 
+// For people: how many tokens the training shards hold and how often the plan reads them, with a warning where that is
+// more than more training can gain from. Empty without -i. std::runtime_error as DataLoader's.
+std::string describe_passes(const Options& options, const ModelConfig& config, const Plan& plan);
+
 // For people: the model, the plan, and what a step is made of.
 std::string describe(const RunPlan& plan);
 

@@ -11,6 +11,7 @@
 #include "model/parameters.h"
 #include "model/plan/plan.h"
 #include "model/run/state.h"
+#include "model/storage/checkpoint.h"
 
 namespace train_qat {
 
@@ -35,10 +36,16 @@ class RunCheckpoints {
     RunCheckpoints(const Options& options, Backend& backend, Parameters& parameters, Optimizer& optimizer,
                    const RunSettings& settings, uint64_t data_fingerprint);
 
+    // Of what -j measures; without it: no validation.
+    void set_validation_fingerprint(uint64_t fingerprint) {
+        data_.validation_fingerprint = std::to_string(fingerprint);
+    }
+
     // Collective, as is save(). Weights and optimizer as the run begins, said on `log`: from the latest
-    // checkpoint in its directory (-resume), from a checkpoint of another run whose first steps are those of
-    // `plan` and whose metrics are then copied (-from), of a Hugging Face folder (-init_from), or new.
-    // std::runtime_error when the directory holds a run and this one does not resume it, or when nothing valid is left to resume, or the checkpoint is not
+    // checkpoint in its directory (-resume) or the one that -resume_from names, from a checkpoint of another run whose first
+    // steps are those of `plan` and whose metrics are then copied (-from), of a Hugging Face folder (-init_from), or new.
+    // std::runtime_error when the directory holds a run and this one does not resume it, or when nothing valid is left to
+    // resume, or the checkpoint is not
     // one of this run.
     RunStart start(const Plan& plan, std::ostream& log);
 
@@ -47,6 +54,10 @@ class RunCheckpoints {
 
   private:
     std::optional<std::string> find(std::ostream& log) const;
+    std::string find_named() const;
+    void set_aside_later(int64_t step, std::ostream& log) const;
+    void check_data(const CheckpointReader& reader, const char* flag, std::ostream& log);
+    std::string other_checkpoints(const std::string& path) const;
     RunPosition load(const std::string& path, const Plan* branch, std::ostream& log);
     void begin_anew(std::ostream& log);
     RunStart branch_off(const Plan& plan, std::ostream& log);
@@ -58,6 +69,7 @@ class RunCheckpoints {
     Communicator& communicator_;
     const RunSettings settings_;
     const uint64_t data_fingerprint_;
+    DataRecord data_;  // on rank 0
 };
 
 }  // namespace train_qat

@@ -38,7 +38,10 @@ Setup::Setup(const Options& options, const RunPlan& run_plan, std::unique_ptr<Tr
       log(options.output_directory, settings, this->run_plan.plan, model->backend().describe(),
           communicator.rank() == 0),
       reports(communicator, run_plan.config.vocabulary) {
-    if (!options.data.validation.empty()) validation.emplace(options, run_plan.config);
+    if (!options.data.validation.empty()) {
+        validation.emplace(options, run_plan.config);
+        checkpoints.set_validation_fingerprint(validation->fingerprint());
+    }
     if (!options.data.tokenizer.empty()) sample.emplace(options, run_plan.config, options.prompt, "-prompt");
     if (!options.initial_model.empty()) HuggingFaceWeights(options.initial_model).check(model->parameters());
     model->allocate();
@@ -49,8 +52,8 @@ std::unique_ptr<Setup> make_setup(const Options& options, Backend& backend, Comm
     RunPlan run_plan = plan_run(options, communicator.size());
     add_predictions(options, run_plan);
     std::unique_ptr<Transformer> model = plan_model(options, run_plan, backend, communicator, console);
-    console << describe(run_plan) << "\nmemory (" << name_of(model->compute_type())
-            << (communicator.size() > 1 ? ", of each rank" : "") << ")\n"
+    console << describe(run_plan) << describe_passes(options, run_plan.config, run_plan.plan) << "\nmemory ("
+            << name_of(model->compute_type()) << (communicator.size() > 1 ? ", of each rank" : "") << ")\n"
             << model->memory_table() << std::endl;
     if (options.plan_only) return nullptr;
     return std::make_unique<Setup>(options, run_plan, std::move(model), communicator, console);

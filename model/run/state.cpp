@@ -1,9 +1,11 @@
 #include "model/run/state.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "model/job/model_settings.h"
 #include "model/plan/schedule.h"
+#include "model/storage/checksum.h"
 
 namespace train_qat {
 
@@ -66,6 +68,38 @@ Plan curve_of(const nlohmann::json& settings) {
 }
 
 }  // namespace
+
+void add_data_record(const DataRecord& record, nlohmann::json& json) {
+    std::vector<std::string> checksums;
+    for (const uint64_t checksum : record.checksums) checksums.push_back(checksum_text(checksum));
+    json["data_checksums"] = checksums;
+    json["validation"] = {{"shards", record.validation},
+                          {"fingerprint", record.validation_fingerprint},
+                          {"since_step", record.validation_since_step}};
+}
+
+void check_shards_unchanged(const nlohmann::json& json, const DataRecord& record, const char* flag) {
+    if (!json.contains("data_checksums")) return;
+    const auto saved = json.at("data_checksums").get<std::vector<std::string>>();
+    for (size_t i = 0; i < std::min(saved.size(), record.checksums.size()); ++i)
+        if (saved[i] != checksum_text(record.checksums[i]))
+            throw std::runtime_error(
+                std::string(flag) + ": " + record.shards[i] +
+                " of -i holds other tokens than when the checkpoint was saved; bring back the shard "
+                "that it was trained with, or start anew with another -o");
+}
+
+void continue_validation(const nlohmann::json& json, int64_t step, DataRecord& record, std::ostream& log) {
+    if (!json.contains("validation")) return;
+    const nlohmann::json& saved = json.at("validation");
+    const bool same = saved.at("fingerprint") == record.validation_fingerprint;
+    record.validation_since_step = same ? saved.at("since_step").get<int64_t>() : step + 1;
+    if (same || step == 0) return;
+    const auto named = [](const std::string& shards) { return shards.empty() ? "none" : shards; };
+    log << "resume: warning: other validation data (-j " << named(record.validation) << ") than before (-j "
+        << named(saved.at("shards")) << "), or another -val_sequences: losses on them up to step " << step
+        << " do not compare with those after it" << std::endl;
+}
 
 nlohmann::json to_json(const RunState& state, const RunSettings& settings, uint64_t data_fingerprint) {
     return {{"settings", with_roles(settings, recorded_roles)}, {"quantized", state.quantized},

@@ -3,6 +3,9 @@
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
+#include <ostream>
+#include <string>
+#include <vector>
 
 #include "model/job/settings.h"
 #include "model/plan/plan.h"
@@ -17,6 +20,26 @@ struct RunState {
     int64_t loader_position = 0;
     RunResults results;  // the losses of it
 };
+
+// What of the data a checkpoint keeps beside the fingerprint of the training shards. On rank 0 only.
+struct DataRecord {
+    std::vector<std::string> shards;     // of -i
+    std::vector<uint64_t> checksums;     // of all their tokens (model/storage/shard_checksums.h)
+    std::string validation;              // -j
+    std::string validation_fingerprint;  // empty: no validation
+    int64_t validation_since_step = 0;   // the first step that it measures
+};
+
+// Adds it to the JSON of a state.
+void add_data_record(const DataRecord& record, nlohmann::json& json);
+
+// Throws std::runtime_error naming the first training shard whose tokens are others than those of the checkpoint. Older
+// checkpoints, which do not say, are taken as they are.
+void check_shards_unchanged(const nlohmann::json& json, const DataRecord& record, const char* flag);
+
+// Where -j measures what it measured before the checkpoint of `step`, since when it has; elsewhere since the next step,
+// which a warning on `log` says.
+void continue_validation(const nlohmann::json& json, int64_t step, DataRecord& record, std::ostream& log);
 
 nlohmann::json to_json(const RunState& state, const RunSettings& settings, uint64_t data_fingerprint);
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "data/loader.h"
+#include "data/mix_bits.h"
 #include "kernels/ranks/communicator.h"
 #include "model/job/options.h"
 #include "model/transformer.h"
@@ -21,7 +22,8 @@ class Validation {
     double loss(Transformer& model, Communicator& communicator);
 
     int64_t tokens() const { return sequences_ * sequence_length_; }  // of a validation, over all ranks
-    uint64_t fingerprint() const { return data_.fingerprint(); }
+    // Of what is measured: the shards and how many of their sequences.
+    uint64_t fingerprint() const { return mix_bits(data_.fingerprint() ^ static_cast<uint64_t>(sequences_)); }
 
   private:
     DataLoader data_;

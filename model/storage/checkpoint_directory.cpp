@@ -32,17 +32,6 @@ bool is_plain_directory(const fs::path& path) {
     return fs::is_directory(fs::symlink_status(path, ignored));
 }
 
-// Directories of a checkpoint's name, in ascending order of steps.
-std::vector<CheckpointEntry> named_like_checkpoints(const std::string& output_directory) {
-    std::vector<CheckpointEntry> entries;
-    for (const fs::path& path : paths_in(output_directory)) {
-        const int64_t step = step_of_checkpoint_name(path.filename().string());
-        if (step >= 0 && is_plain_directory(path)) entries.push_back({step, path.string()});
-    }
-    std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
-    return entries;
-}
-
 // "" for a checkpoint.
 std::string reason_not_valid(const std::string& directory) {
     try {
@@ -110,9 +99,19 @@ bool is_checkpoint(const std::string& path) {
     return is_plain_directory(path) && reason_not_valid(path).empty();
 }
 
+std::vector<CheckpointEntry> list_checkpoint_names(const std::string& output_directory) {
+    std::vector<CheckpointEntry> entries;
+    for (const fs::path& path : paths_in(output_directory)) {
+        const int64_t step = step_of_checkpoint_name(path.filename().string());
+        if (step >= 0 && is_plain_directory(path)) entries.push_back({step, path.string()});
+    }
+    std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
+    return entries;
+}
+
 std::vector<CheckpointEntry> list_checkpoints(const std::string& output_directory,
                                               std::vector<std::string>* passed_over) {
-    std::vector<CheckpointEntry> entries = named_like_checkpoints(output_directory);
+    std::vector<CheckpointEntry> entries = list_checkpoint_names(output_directory);
     std::erase_if(entries, [&](const CheckpointEntry& entry) {
         const std::string reason = reason_not_valid(entry.path);
         if (!reason.empty() && passed_over != nullptr) passed_over->push_back(reason);
@@ -155,7 +154,7 @@ std::vector<std::string> prune_checkpoints(const std::string& output_directory, 
 }
 
 void remove_checkpoints(const std::string& output_directory) {
-    for (const CheckpointEntry& entry : named_like_checkpoints(output_directory))
+    for (const CheckpointEntry& entry : list_checkpoint_names(output_directory))
         remove_checkpoint(output_directory, entry);
 }
 

@@ -33,6 +33,9 @@ struct CheckpointEntry {
 std::vector<CheckpointEntry> list_checkpoints(const std::string& output_directory,
                                               std::vector<std::string>* passed_over = nullptr);
 
+// All that have a checkpoint's name, damaged ones too, in ascending order.
+std::vector<CheckpointEntry> list_checkpoint_names(const std::string& output_directory);
+
 // The one with the highest step.
 std::optional<std::string> find_latest_checkpoint(const std::string& output_directory,
                                                   std::vector<std::string>* passed_over = nullptr);

@@ -664,7 +664,7 @@ class PlanTest(ProgramTest):
     def test_help(self):
         options = """n layers width heads kv_heads ffn vocab seq_len b group qat_frac tokens steps schedule cooldown
             cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_sequences
-            save_every keep eval_only e resume print_every tensorboard prompt sample temperature batch grad_accum weight_decay beta1 beta2 eps
+            save_every keep eval_only e resume print_every tensorboard prompt sample temperature resume_from batch grad_accum weight_decay beta1 beta2 eps
             clip scale_lr seed device dtype gemm qat_gemm attention master logit_rows logits threads from until total_batch zero rank_timeout rendezvous
             sweep sweep_ranks retry_failed law memory flops""".split()
         for flag in ("-h", "--help", "-help"):

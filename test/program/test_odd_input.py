@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Input that a run could take in silence, and places that two processes could share: one clear line, and nothing is lost.
+
+    test/program/test_odd_input.py
+"""
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, ProgramTest, checkpoint, checkpoints, read_bytes, read_metrics, run_tests,
+                             snapshot, write_shards)
+
+RUN = "-qat_frac 0.5 -steps 12 -save_every 4 -keep 0 -sample 0"
+
+
+class OnePlaceTest(ProgramTest):
+
+    def test_resume_beside_a_live_run(self):
+        live = subprocess.Popen(self.command("-qat_frac 0.5 -steps 100000 -save_every 10 -print_every 1000"),
+                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(live.wait)
+        self.addCleanup(live.kill)
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not os.path.isdir(self.path("out")) or not checkpoints(self.path("out")):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        for resume in ("-resume", ""):
+            result = self.start(self.command("-qat_frac 0.5 -steps 100000", resume))
+            self.check_error(result, f"-o {self.path('out')}: another process is at work in it (a run, process {live.pid} on ")
+        live.send_signal(signal.SIGTERM)
+        self.assertEqual(live.communicate(timeout=LIMIT_SECONDS)[1], "")
+        steps = [record["step"] for record in read_metrics(self.path("out"))[0]]
+        self.assertEqual(steps, list(range(1, checkpoints(self.path("out"))[-1] + 1)))
+        self.assertNotIn(".lock", os.listdir(self.path("out")))
+
+    def test_what_killed_runs_left_goes(self):
+        self.run_program(RUN, "-until 8")
+        os.rename(checkpoint(self.path("out"), 8), self.path("out", ".step_00000008.replaced-1"))
+        os.mkdir(self.path("out", ".step_00000012.partial-1"))
+        self.assertIn("resume: step 8 from", self.run_program(RUN, "-resume"))
+        self.assertFalse([name for name in os.listdir(self.path("out")) if name.startswith(".")])
+
+
+class DataTest(ProgramTest):
+
+    def test_validation_among_training(self):
+        shard = self.train.replace("*", "000000")
+        shutil.copy(shard, self.path("held_out.bin"))
+        for flags in ("-qat_frac 0.5 -steps 4", "-qat_frac 0.5 -steps 4 -plan"):
+            self.fails(flags, validation=self.path("held_out.bin"), text=["-j " + self.path("held_out.bin"), "also in " + shard, "-i"])
+            self.fails(flags, validation=shard, text=["-j " + shard, "also in -i"])
+
+    def test_passes_over_the_data(self):
+        samples = sum((tokens - 1) // SEQUENCE for tokens in (2000, 2000, 1000))
+        for steps, warned in ((5, False), (4 * samples // BATCH - 1, False), (4 * samples // BATCH + 1, True), (10**6, True)):
+            printed = self.run_program(f"-qat_frac 0.5 -steps {steps} -plan")
+            passes = float(re.search(r"read ([\d.]+) times \(passes\)", printed)[1])
+            self.assertAlmostEqual(passes, steps * BATCH / samples, delta=0.51 if passes > 10 else 0.006)
+            self.assertEqual("warning: the data are read" in printed, warned)
+        self.assertIn("times (passes)", self.run_program(RUN, "-until 1"))
+
+    def test_changed_shards(self):
+        train = write_shards(self.path("s"), "train", 5000, seed=1)
+        self.run_program(RUN, "-until 4", train=train)
+        with open(self.path("s_train_000001.bin"), "r+b") as file:
+            file.seek(1024 + 2 * 1000)
+            tokens = file.read(2)
+            file.seek(1024 + 2 * 1000)
+            file.write(bytes([tokens[0] ^ 1, tokens[1]]))
+        before = snapshot(self.path("out"))
+        result = self.start(self.command(RUN, "-resume", train=train))
+        self.check_error(result, "-resume: ", "s_train_000001.bin", "other tokens", "-o")
+        self.assertEqual(snapshot(self.path("out")), before)
+        # The shard of before under another header is the same.
+        with open(self.path("s_train_000001.bin"), "r+b") as file:
+            file.seek(1024 + 2 * 1000)
+            file.write(tokens)
+            file.seek(4 * 100)
+            file.write(b"note")
+        self.assertIn("resume: step 4", self.run_program(RUN, "-resume", train=train))
+
+    def test_other_validation_on_resume(self):
+        self.run_program(RUN, "-until 4 -val_every 2")
+        other = write_shards(self.path("w"), "val", 1500, seed=9)
+        printed = self.run_program(RUN, "-resume -until 8", validation=other)
+        self.assertRegex(printed, r"resume: warning: other validation data \(-j .*w_val_\*\.bin\) than before \(-j .*v_val_\*\.bin\)")
+        with open(os.path.join(checkpoint(self.path("out"), 8), "manifest.json")) as file:
+            validation = json.load(file)["state"]["validation"]
+        self.assertEqual((validation["shards"], validation["since_step"]), (other, 5))
+        self.assertNotIn("warning: other", self.run_program(RUN, "-resume -until 10", validation=other))
+        self.assertIn("warning: other", self.run_program(RUN, "-resume -val_sequences 3", validation=other))
+
+
+class FlagTest(ProgramTest):
+
+    def test_numbers(self):
+        flags = "lr final_lr_frac qat_lr cooldown_frac weight_decay beta1 beta2 eps clip scale_lr rank_timeout temperature"
+        for flag, value in zip(flags.split(), itertools.cycle(("nan", "inf", "infinity", "1e400", "1e39"))):
+            self.fails(f"-steps 4 -qat_frac 0.5 -{flag} {value}", text=[f"-{flag} {value}"])
+        for value in ("18446744073709551616", "99999999999999999999999", "-1", "010", "nan"):
+            self.fails("-steps 4 -qat_frac 0.5 -seed", value, text=["-seed", value])
+        self.fails("-steps 9223372036854775808 -qat_frac 0.5", text=["-steps"])
+        for flag, value in zip("tokens n memory flops b warmup qat_warmup qat_frac".split(), itertools.cycle(("nan", "inf"))):
+            self.fails(f"-qat_frac 0.5 -{flag} {value}", text=["-" + flag])
+        self.assertIn("tokens D", self.run_program("-steps 4 -qat_frac 0.5 -plan -seed 18446744073709551615"))
+
+    def test_prompt_without_tokenizer(self):
+        self.fails("-steps 4 -qat_frac 0.5 -prompt Once", text=["-prompt", "-tokenizer"])
+
+
+class ResumeFromTest(ProgramTest):
+
+    def test_damaged_latest(self):
+        self.run_program(RUN, output="whole")
+        shutil.copytree(self.path("whole"), self.path("out"))
+        model = os.path.join(checkpoint(self.path("out"), 12), "model.safetensors")
+        with open(model, "r+b") as file:
+            file.seek(-5, os.SEEK_END)
+            file.write(b"damaged"[:4])
+        self.fails(RUN, "-resume", text=["model.safetensors", "damaged", "-resume_from 8 or 4 goes on from there"])
+        self.fails(RUN, "-resume_from 7", text=["-resume_from 7", "-resume_from 12 or 8 or 4"])
+        self.fails(RUN, "-resume_from", checkpoint(self.path("whole"), 8), text=["-resume_from", "-from"])
+        shutil.copytree(self.path("out"), self.path("again"))
+        for output, named in (("out", "8"), ("again", checkpoint(self.path("again"), 4) + "/")):
+            printed = self.run_program(RUN, "-resume_from", named, output=output)
+            self.assertIn(f"resume: step {'8' if named == '8' else '4'} from ", printed)
+            self.assertIn("step_00000012.set_aside", printed)
+            self.same_run(self.path("whole"), self.path(output))
+        self.assertIn("step_00000008.set_aside", os.listdir(self.path("again")))
+        self.assertNotIn("step_00000008.set_aside", os.listdir(self.path("out")))
+
+
+if __name__ == "__main__":
+    sys.exit(run_tests(__doc__, sys.modules[__name__], ["OnePlaceTest", "DataTest", "FlagTest", "ResumeFromTest"]))
