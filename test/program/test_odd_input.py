@@ -16,7 +16,7 @@ import time
 from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, ProgramTest, checkpoint, checkpoints, read_bytes, read_metrics, run_tests,
                              snapshot, write_shards)
 
-RUN = "-qat_frac 0.5 -steps 12 -save_every 4 -keep 0 -sample 0"
+RUN = "-qat_frac 0.5 -steps 12 -save_every 4 -keep 0 -sample_tokens 0"
 
 
 class OnePlaceTest(ProgramTest):
