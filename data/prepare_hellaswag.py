@@ -8,7 +8,7 @@ Inputs are JSON lines, also .gz, of {"ctx": text, "endings": [four texts], "labe
 (data/hellaswag.h): with --tokenizer gpt2 it holds what llm.c's own script writes. Its tokens have 16 bits, so a vocabulary must not
 exceed 65,536.
 
-Tokens of a context: as at the begin of a document, with the tokenizer's begin token (SentencePiece; for GPT-2 without one, as
+Tokens of a context: as at the begin of a document, with the tokenizer's begin token (for --tokenizer gpt2 without one, as
 llm.c). Those of a completion: what context + " " + ending has behind the tokens of the context.
 """
 import argparse
@@ -24,7 +24,7 @@ from command_line import OneLineParser, describe  # noqa: E402
 from documents import UserError, find_files, read_json_objects, read_rows_of_hub  # noqa: E402
 from progress import Progress  # noqa: E402
 from shard_files import HEADER_INTS, LARGEST_UINT16_VOCABULARY, check_platform  # noqa: E402
-from tokenization import load_tokenizer  # noqa: E402
+from tokenization import load_tokenizer, tokenizer_file  # noqa: E402
 
 DATASET, SPLIT = "Rowan/hellaswag", "validation"
 MAGIC, VERSION, START = 20240522, 1, 65535
@@ -34,7 +34,7 @@ def parse_arguments():
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--input", nargs="+", metavar="FILE", help=f"JSON lines (default: the {SPLIT} set of {DATASET} on the Hugging Face hub)")
-    add("--tokenizer", required=True, metavar="FILE", help="that of the training data: a SentencePiece .model, or 'gpt2'")
+    add("--tokenizer", required=True, metavar="FILE", help="that of the training data: a SentencePiece .model, a tokenizer.json, their folder, or 'gpt2'")
     add("-o", "--output", required=True, metavar="FILE", help="the file to make")
     return parser.parse_args()
 
@@ -106,7 +106,7 @@ def write(file, tokenizer, arguments):
 def prepare(arguments):
     if os.path.lexists(arguments.output):
         raise UserError(f"-o {arguments.output}: is there already; name a new file")
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer = load_tokenizer(tokenizer_file(arguments.tokenizer))
     if tokenizer.vocabulary_size > LARGEST_UINT16_VOCABULARY:
         raise UserError(f"--tokenizer {arguments.tokenizer}: has {tokenizer.vocabulary_size} tokens, the format of llm.c's HellaSwag "
                         f"files no more than {LARGEST_UINT16_VOCABULARY}")

@@ -95,7 +95,7 @@ def imported(name, dtype="float32", bits=16):
     quantized = [] if bits == 16 else ["-qat_frac", "1", "-scale_lr", "0"]
     fixture.run(fixture.program, "-init_from", folder(name, dtype), "-b", bits, *quantized, "-seq_len", SIZES["max_position_embeddings"],
                 "-steps", "1", "-batch", "1", "-lr", "1e-30", "-weight_decay", "0", "-dtype", "fp32", "-device", "cpu", "-threads", "1",
-                "-sample", "0", "-i", fixture.data() + "_train_*.bin", "-o", out)
+                "-sample_tokens", "0", "-i", fixture.data() + "_train_*.bin", "-o", out)
     return out
 
 

@@ -95,6 +95,22 @@ class ExportsTest(unittest.TestCase):
         self.assertEqual((model.bits, matrix.levels), (16, None))
         self.assertIs(matrix.values(), matrix.weights)
 
+    def test_what_a_run_would_export_is_known_from_its_settings(self):
+        for bits, group in ((2, 0), (3, 32), (16, 0)):
+            step = self.train(bits, group)
+            with open(os.path.join(step, "manifest.json"), encoding="utf-8") as file:
+                settings = json.load(file)["state"]["settings"]
+            model, planned = checkpoint.Checkpoint(step), checkpoint.UntrainedModel(json.dumps(settings))
+            self.assertEqual(list(planned.tensors()), list(model.tensors()))
+            self.assertEqual(planned.bits, model.bits)
+            for _, _, name, shape in model.tensors():
+                if len(shape) == 2 and bits < 16:
+                    self.assertEqual(*[[block.name for block in gguf_blocks.BLOCK_TYPES if gguf_blocks.holds(block, one.matrix(name))]
+                                       for one in (model, planned)])
+        for wrong in ("", "{}", "[]", "7", json.dumps({**settings, "heads": 0, "head_dim": None})):
+            with self.assertRaisesRegex(UserError, "--check: is no model's settings"):
+                checkpoint.UntrainedModel(wrong)
+
     def test_blocks_that_hold_a_matrix(self):
         generator = np.random.default_rng(SEED)
         weights = generator.normal(size=(3, 64)).astype(np.float32)
