@@ -86,7 +86,7 @@ class GenerationTest(ProgramTest):
     def test_refusals(self):
         run = self.trained("-b 4")
         with open(self.path("unmarked.model"), "wb") as file:
-            file.write(fixture.sentencepiece_model(["\u2581", "A"]).replace(b"<s>", b"<t>"))
+            file.write(fixture.sentencepiece_model(["\u2581", "A"]).replace(b"<s>", b"<t>").replace(b"</s>", b"</t>"))
         with open(self.path("large.model"), "wb") as file:
             file.write(fixture.sentencepiece_model([chr(200 + i) for i in range(fixture.VOCABULARY)]))
         sample, tokenizer = ["-sample", "A", "-e", run, "-device", "cpu"], ["-tokenizer", self.tokenizer]
@@ -105,7 +105,7 @@ class GenerationTest(ProgramTest):
                                  ([*sample, "-tokenizer", self.path("none.model")], ("none.model",)),
                                  ([*sample, "-tokenizer", self.path("large.model")], ("-tokenizer", "vocabulary")),
                                  (["-sample", "", "-e", run, "-device", "cpu", "-tokenizer", self.path("unmarked.model")],
-                                  ("-sample", "no begin token")),
+                                  ("-sample", "neither a begin nor an end token")),
                                  (["-sample", "A", "-e", self.path("nothing"), *tokenizer, "-device", "cpu"], ("nothing",))):
             with self.subTest(arguments=arguments):
                 self.check_error(self.start([self.program, *arguments]), *words)

@@ -193,8 +193,8 @@ class DefaultsTest(ProgramTest):
         model = sentencepiece_model(pieces)
         with open(self.path("data", "cache", "letters.model"), "wb") as file:
             file.write(model)
-        for prefix, split, count in (("x", "train", 5000), ("y", "val", 1500)):
-            write_shards(self.path("data", "cache", prefix), split, count, seed=1, tokenizer_hash=fnv1a_64(model))
+        for prefix, split, count, seed in (("x", "train", 5000, 1), ("y", "val", 1500, 2)):
+            write_shards(self.path("data", "cache", prefix), split, count, seed=seed, tokenizer_hash=fnv1a_64(model))
         self.record(train="x_train_*.bin", validation="y_val_*.bin", tokenizer="letters.model")
 
     def test_what_was_prepared_last(self):
@@ -443,7 +443,8 @@ class ErrorTest(ProgramTest):
     def test_token_outside_of_the_vocabulary(self):
         # The ids of shards that state no vocabulary are only seen when they are read.
         silent = write_shards(self.path("silent"), "train", 3000, seed=1, stated=False)
-        result = self.start(self.command("-qat_frac 0.5 -steps 400 -vocab 50", train=silent, validation=silent))
+        held_out = write_shards(self.path("held_out"), "val", 1000, seed=2, stated=False)
+        result = self.start(self.command("-qat_frac 0.5 -steps 400 -vocab 50", train=silent, validation=held_out))
         self.check_error(result, "silent_train_00000", "has id 5", "vocabulary has 50")
 
     def test_tokenizer(self):
@@ -664,7 +665,8 @@ class PlanTest(ProgramTest):
     def test_help(self):
         options = """n layers width heads kv_heads ffn vocab seq_len b group qat_frac tokens steps schedule cooldown
             cooldown_frac warmup lr final_lr_frac qat_lr qat_warmup plan i j tokenizer o val_every val_sequences
-            save_every keep eval_only e resume print_every tensorboard prompt sample temperature resume_from batch grad_accum weight_decay beta1 beta2 eps
+            save_every keep eval_only e resume resume_from print_every tensorboard export hellaswag prompt sample sample_tokens temperature top_k
+            top_p init_from head_dim untied batch grad_accum weight_decay beta1 beta2 eps
             clip scale_lr seed device dtype gemm qat_gemm attention master logit_rows logits threads from until total_batch zero rank_timeout rendezvous
             sweep sweep_ranks retry_failed law memory flops""".split()
         for flag in ("-h", "--help", "-help"):
