@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "data/patterns.h"
+#include "data/shard.h"
 #include "kernels/ranks/agreement.h"
 #include "model/import/hugging_face_weights.h"
 #include "model/run/metrics.h"
@@ -35,7 +36,8 @@ RunStart RunCheckpoints::start(const Plan& plan, std::ostream& log) {
     run_on_rank_0(communicator_, [&] {
         data_.validation = options_.data.validation;
         data_.shards = expand_patterns(options_.data.training);
-        data_.checksums = checksums_of_shards(data_.shards, options_.output_directory, log);
+        data_.checksums =
+            checksums_of_shards(data_.shards, shard_header_bytes, options_.output_directory, log);
     });
     if (const std::optional<std::string> checkpoint = found) {
         // A trunk belongs to all runs that branch off it, whichever of them it was planned for before.

@@ -14,7 +14,6 @@
 #include <stdexcept>
 #include <thread>
 
-#include "data/shard.h"
 #include "model/storage/checksum.h"
 #include "model/storage/files.h"
 #include "model/units.h"
@@ -88,8 +87,14 @@ void write_record(const std::vector<std::string>& places, const nlohmann::json& 
 
 class Computation {
   public:
-    Computation(const std::vector<std::string>& paths, const std::string& directory, std::ostream& log)
-        : paths_(paths), directory_(directory), log_(log), checksums_(paths.size()), states_(paths.size()) {
+    Computation(const std::vector<std::string>& paths, int64_t header_bytes, const std::string& directory,
+                std::ostream& log)
+        : paths_(paths),
+          header_bytes_(header_bytes),
+          directory_(directory),
+          log_(log),
+          checksums_(paths.size()),
+          states_(paths.size()) {
         for (size_t i = 0; i < paths.size(); ++i) {
             states_[i] = state_of(paths[i]);
             const auto places = record_paths(paths[i], directory);
@@ -128,7 +133,7 @@ class Computation {
         const InputFile file(paths_[i]);
         std::vector<char> buffer(int64_t{8} << 20);
         Checksum checksum;
-        for (int64_t offset = shard_header_bytes; offset < file.bytes();) {
+        for (int64_t offset = header_bytes_; offset < file.bytes();) {
             const int64_t count =
                 std::min<int64_t>(file.bytes() - offset, static_cast<int64_t>(buffer.size()));
             file.read_at(offset, buffer.data(), count);
@@ -155,6 +160,7 @@ class Computation {
     }
 
     const std::vector<std::string>& paths_;
+    const int64_t header_bytes_;
     const std::string directory_;
     std::ostream& log_;
     std::vector<uint64_t> checksums_;
@@ -170,9 +176,9 @@ class Computation {
 
 }  // namespace
 
-std::vector<uint64_t> checksums_of_shards(const std::vector<std::string>& paths, const std::string& directory,
-                                          std::ostream& log) {
-    return Computation(paths, directory, log).run();
+std::vector<uint64_t> checksums_of_shards(const std::vector<std::string>& paths, int64_t header_bytes,
+                                          const std::string& directory, std::ostream& log) {
+    return Computation(paths, header_bytes, directory, log).run();
 }
 
 }  // namespace train_qat

@@ -14,11 +14,11 @@
 
 namespace train_qat {
 
-// Of each shard: XXH3, 64 bits, of everything behind its header, so that a shard with another header is the
-// same. Records that do not hold are computed anew by several threads, which is said on `log` when it takes
+// Of each shard: XXH3, 64 bits, of everything behind its header of header_bytes, so that a shard with another
+// header is the same. Records that do not hold are computed anew by several threads, which is said on `log` when it takes
 // long, and written at once: what is interrupted goes on there. directory: for the records that have no place
 // beside their shards; created when it is needed. std::runtime_error: a file cannot be read or has changed meanwhile.
-std::vector<uint64_t> checksums_of_shards(const std::vector<std::string>& paths, const std::string& directory,
-                                          std::ostream& log);
+std::vector<uint64_t> checksums_of_shards(const std::vector<std::string>& paths, int64_t header_bytes,
+                                          const std::string& directory, std::ostream& log);
 
 }  // namespace train_qat

@@ -41,7 +41,7 @@ TEST_CASE("checksums are those of the tokens, whatever the records say", "[shard
     fs::create_directory(directory / ".s3.bin.checksum");  // no place beside it
     std::ostringstream log;
     const std::string out = directory / "out";
-    const auto checksums = [&] { return checksums_of_shards(paths, out, log); };
+    const auto checksums = [&] { return checksums_of_shards(paths, 1024, out, log); };
     const auto expected = [&] {
         std::vector<uint64_t> all;
         for (const std::string& path : paths) all.push_back(checksum_of(bytes_behind_header(path)));
@@ -91,8 +91,9 @@ TEST_CASE("checksums are those of the tokens, whatever the records say", "[shard
 TEST_CASE("a shard that cannot be read is named", "[shard_checksums]") {
     const TemporaryDirectory directory;
     std::ostringstream log;
-    CHECK(mentions(error_of([&] { checksums_of_shards({directory / "none.bin"}, directory / "out", log); }),
-                   {"none.bin: cannot inspect"}));
+    CHECK(mentions(
+        error_of([&] { checksums_of_shards({directory / "none.bin"}, 1024, directory / "out", log); }),
+        {"none.bin: cannot inspect"}));
     CHECK(snapshot(directory / "").empty());
 }
 
