@@ -1,6 +1,7 @@
 #include "kernels/cpu/generation/code_products.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/codes.h"
 
@@ -8,27 +9,43 @@ namespace train_qat {
 
 namespace {
 
+// Adds the j-th codes of `count` bytes times the three pieces of as many numbers.
+template <int bits, typename Count>
+inline void add_products(int32_t (&sums)[piece_count], const uint8_t* bytes, const int8_t* pieces, int j,
+                         Count count) {
+    constexpr int mask = (1 << bits) - 1;
+    int32_t high = 0, middle = 0, low = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t code = bytes[i] >> (j * bits) & mask;
+        high += code * pieces[i];
+        middle += code * pieces[block_bytes + i];
+        low += code * pieces[2 * block_bytes + i];
+    }
+    sums[0] += high, sums[1] += middle, sums[2] += low;
+}
+
 // The sum of codes times numbers over the bytes [first, last) of a row, at most most_summed_columns columns.
 template <int bits>
 int64_t sum_of_products(const uint8_t* codes, const int8_t* pieces, int64_t first, int64_t last) {
     constexpr int in_byte = 8 / bits;
-    constexpr int mask = (1 << bits) - 1;
+    // The lengths that -group and long rows have become whole vectors.
+    using Whole = std::integral_constant<int64_t, block_bytes>;
+    using Quarter = std::integral_constant<int64_t, block_bytes / 4>;
     int32_t sums[piece_count] = {};
     while (first < last) {
         const int64_t block = first / block_bytes, begin = first % block_bytes;
-        const int64_t end = std::min(block_bytes, last - block * block_bytes);
-        const uint8_t* const bytes = codes + block * block_bytes;
+        const int64_t count = std::min(block_bytes, last - block * block_bytes) - begin;
+        const uint8_t* const bytes = codes + first;
         for (int j = 0; j < in_byte; ++j) {
-            const int8_t* const part = pieces + (block * in_byte + j) * piece_count * block_bytes;
-            for (int piece = 0; piece < piece_count; ++piece) {
-                const int8_t* const numbers = part + piece * block_bytes;
-                int32_t sum = 0;
-                for (int64_t i = begin; i < end; ++i)
-                    sum += static_cast<int32_t>(bytes[i] >> (j * bits) & mask) * numbers[i];
-                sums[piece] += sum;
-            }
+            const int8_t* const part = pieces + (block * in_byte + j) * piece_count * block_bytes + begin;
+            if (count == Whole::value)
+                add_products<bits>(sums, bytes, part, j, Whole());
+            else if (count == Quarter::value)
+                add_products<bits>(sums, bytes, part, j, Quarter());
+            else
+                add_products<bits>(sums, bytes, part, j, count);
         }
-        first = block * block_bytes + end;
+        first += count;
     }
     return (int64_t{sums[0]} << 16) + (int64_t{sums[1]} << 8) + sums[2];
 }

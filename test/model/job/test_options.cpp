@@ -93,6 +93,9 @@ TEST_CASE("defaults of the command line", "[options]") {
     CHECK(options.prompt.empty());
     CHECK(options.sample_tokens == 128);
     CHECK(options.temperature == 0.8);
+    CHECK(options.top_k == 0);
+    CHECK(options.top_p == 1);
+    CHECK_FALSE(options.sample);
 }
 
 TEST_CASE("every flag reaches its option", "[options]") {
@@ -104,7 +107,7 @@ TEST_CASE("every flag reaches its option", "[options]") {
         "-o "
         "runs/a -val_every 5 -val_sequences 6 -save_every 7 -keep 8 -resume -print_every 9 -tensorboard -prompt Once "
         "-sample_tokens 10 "
-        "-temperature 0.5 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 0.99 -eps 1e-6 -clip "
+        "-temperature 0.5 -top_k 40 -top_p 0.9 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 0.99 -eps 1e-6 -clip "
         "3 "
         "-from runs/b/step_00000003 -until 44 -zero 0 -rank_timeout 1.5 -rendezvous shared/meet "
         "-scale_lr 0.25 -seed 18446744073709551615 -device cpu -dtype bf16 -threads 4 "
@@ -150,6 +153,8 @@ TEST_CASE("every flag reaches its option", "[options]") {
     CHECK(options.prompt == "Once");
     CHECK(options.sample_tokens == 10);
     CHECK(options.temperature == 0.5);
+    CHECK(options.top_k == 40);
+    CHECK(options.top_p == 0.9);
     CHECK(options.batch == 11);
     CHECK(options.gradient_accumulation == 12);
     CHECK(options.optimizer.weight_decay == 0.2);
@@ -251,6 +256,13 @@ TEST_CASE("an error is one line that names the flag", "[options]") {
     check("-val_every -1", {"-val_every"});
     check("-save_every -1", {"-save_every"});
     check("-sample_tokens -1", {"-sample_tokens"});
+    check("-top_k -1", {"-top_k"});
+    check("-top_p 0", {"-top_p"});
+    check("-top_p 1.01", {"-top_p"});
+    check("-sample A -tokenizer x.model", {"-sample", "-e"});
+    check("-sample A -e out", {"-sample", "-tokenizer"});
+    check("-e out", {"-e", "-sample"});
+    check("-sample A -e out -tokenizer x.model -plan", {"-sample", "-plan"});
     check("-val_sequences 0", {"-val_sequences"});
     check("-zero 2", {"-zero"});
     check("-rank_timeout 0", {"-rank_timeout"});
