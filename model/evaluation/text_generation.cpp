@@ -39,9 +39,11 @@ void generate_text(const Options& options, Backend& backend, Communicator& commu
                    std::ostream& console) {
     Options one_sequence = options;
     one_sequence.batch = 1;
+    // A Hugging Face folder has its own tokenizer.
+    if (options.data.tokenizer.empty()) one_sequence.data.tokenizer = options.checkpoint;
     TrainedModel trained = open_trained_model(one_sequence, backend, communicator, console);
     if (communicator.rank() != 0) return;
-    const TextSample sample(options, trained.model->config(), *options.sample, "-sample");
+    const TextSample sample(one_sequence, trained.model->config(), *options.sample, "-sample");
     Decoder decoder(*trained.model);
     trained.model.reset();
     const Generation generation =

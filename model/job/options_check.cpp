@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "model/import/hugging_face_config.h"
 #include "model/quantizer.h"
 
 namespace train_qat {
@@ -48,7 +49,7 @@ void check_values(const Options& o) {
         "-sample: continues a text; name the checkpoint with -e (tokens of a run's sample: -sample_tokens)");
     require(o.evaluate_only || o.sample || o.checkpoint.empty(),
             "-e: is for -eval_only and -sample; -from and -resume train further");
-    require(!o.sample || !o.data.tokenizer.empty(),
+    require(!o.sample || !o.data.tokenizer.empty() || is_hugging_face_folder(o.checkpoint),
             "-sample: name the tokenizer of the model's shards with -tokenizer");
     require(
         !o.sample || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&
@@ -108,7 +109,8 @@ void check_initial_model(const Options& o) {
                             flag + " out");
     require(o.law_file.empty(),
             "-law: tells losses of models that begin with new weights; leave it out with -init_from");
-    require(!o.evaluate_only, "-init_from: starts training; -eval_only measures the folder of -e");
+    require(!o.evaluate_only && !o.sample,
+            "-init_from: starts training; -eval_only and -sample take the folder with -e");
 }
 
 void check_exports(const Options& o) {
@@ -124,7 +126,7 @@ void check_exports(const Options& o) {
             "-export: is for one run; export runs of a sweep with scripts/export.py");
     require(o.exports.empty() || !o.until,
             "-export: is for the end of a run; with -until export with scripts/export.py");
-    require(o.exports.empty() || !o.evaluate_only,
+    require(o.exports.empty() || (!o.evaluate_only && !o.sample),
             "-export: is for training; export checkpoints with scripts/export.py");
 }
 

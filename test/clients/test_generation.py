@@ -3,7 +3,6 @@
 
     make test-clients        makes the environment that this needs, then runs it
 """
-import argparse
 import os
 import sys
 import unittest
@@ -57,11 +56,3 @@ class GenerationTest(unittest.TestCase):
                 self.assertEqual((made, empty), (processor.decode(ids), ""))
                 self.assertRegex(speed, "tokens/s")
         self.assertGreater(compared, 5 * TOKENS)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", default="./train_qat")
-    arguments, rest = parser.parse_known_args()
-    fixture.program = os.path.abspath(arguments.program)
-    unittest.main(argv=[sys.argv[0], *rest])
