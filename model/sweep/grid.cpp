@@ -137,6 +137,8 @@ Json parse_grid(const std::string& path) {
         grid = Json::parse(text, watch);
     } catch (const nlohmann::json::parse_error& error) {
         throw_file_error(path, "is no valid JSON near byte " + std::to_string(error.byte));
+    } catch (const nlohmann::json::out_of_range&) {
+        throw_file_error(path, "holds a number too large for any");
     }
     if (!grid.is_object())
         throw_file_error(path, "must be a JSON object such as {\"b\": [2, 4], \"qat_frac\": [0.1, 0.2]}");

@@ -81,6 +81,7 @@ TEST_CASE("errors of a grid name the file and the key", "[sweep_grid]") {
     check(R"({"b": [null]})", {"\"b\"", "null"});
     check(R"({"b": [[2]]})", {"\"b\"", "[2]"});
     check(R"({"b": {"of": 2}})", {"\"b\"", "{\"of\":2}"});
+    check(R"({"seed": [1, 1e999]})", {"grid.json", "number too large"});
     check(R"({"cooldown": 1})", {"\"cooldown\"", "1", "text"});
     check(R"({"cooldown": "cold"})", {"\"cooldown\"", "cold", "fused"});
     check(R"({"n": "5X"})", {"\"n\"", "5X"});
