@@ -31,11 +31,11 @@ TEST_PROGRAMS = train_qat train_qat_test train_qat_kernel_test train_qat_kernel_
 	train_qat_rank_test train_qat_bench train_qat_lint
 BEGIN := $(shell date +%s)
 comma = ,
-# The kernel tests once more, with sanitizers: $(call SANITIZED,directory,sanitizers). Under them GCC warns of the
+# The kernel tests once more, with sanitizers: $(call SANITIZED,directory,sanitizers,other targets). Under them GCC warns of the
 # standard library itself.
 SANITIZED = scripts/configure.sh $(BUILD)/$(1) -DTRAIN_QAT_CUDA=OFF -DTRAIN_QAT_SANITIZE=$(2) \
 	-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1 -Wno-maybe-uninitialized" $(CMAKE_FLAGS) >/dev/null && \
-	MAKEFLAGS=--no-print-directory cmake --build $(BUILD)/$(1) --parallel $(JOBS) --target train_qat_kernel_test
+	MAKEFLAGS=--no-print-directory cmake --build $(BUILD)/$(1) --parallel $(JOBS) --target train_qat_kernel_test $(3)
 INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
@@ -76,7 +76,7 @@ test:
 		{ echo "make test: error: the tests need Catch2: install the package catch2" >&2; exit 2; }
 	@$(BUILD_TARGETS) $(if $(SUITES),$(TEST_PROGRAMS),all)
 	@ln -sfnr $(BUILD)/train_qat train_qat
-	@$(if $(or $(filter address,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,address,address$(comma)undefined))
+	@$(if $(or $(filter address fuzz_cpp,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,address,address$(comma)undefined,train_qat_fuzz))
 	@$(if $(or $(filter thread,$(SUITES)),$(if $(SUITES),,all)),$(call SANITIZED,thread,thread))
 	@$(PYTHON) test/run_all.py --build $(BUILD) --jobs $(JOBS) --since $(BEGIN) $(SUITES)
 
