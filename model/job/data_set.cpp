@@ -69,7 +69,8 @@ void check_data(const Options& options) {
     const DataFiles& data = options.data;
     if (!options.prompt.empty() && data.tokenizer.empty())
         throw std::runtime_error("-prompt: has no tokenizer; name that of the shards with -tokenizer");
-    if (data.training.empty() || data.validation.empty() || options.evaluate_only) return;
+    if (data.training.empty() || data.validation.empty() || options.evaluate_only || options.plan_only)
+        return;
     const auto shared = find_shared_text(expand_patterns(data.validation), expand_patterns(data.training));
     if (!shared) return;
     const auto& [validation, training] = *shared;

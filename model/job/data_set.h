@@ -21,7 +21,7 @@ inline constexpr const char* latest_data_record = "data/cache/latest.json";
 Options with_prepared_data(const Options& options, const std::string& record = latest_data_record);
 
 // For what mistakes of naming do in silence: std::runtime_error when text of -j is trained on too (find_shared_text
-// in data/shared_text.h), and for a -prompt without -tokenizer. Nothing for files that are not given.
+// in data/shared_text.h), and for a -prompt without -tokenizer. Nothing for files that are not given, and of the shards nothing with -plan.
 void check_data(const Options& options);
 
 // A line for people: what is read, and where else it could come from.

@@ -52,7 +52,7 @@ class DataTest(ProgramTest):
     def test_validation_among_training(self):
         shard = self.train.replace("*", "000000")
         shutil.copy(shard, self.path("held_out.bin"))
-        for flags in ("-qat_frac 0.5 -steps 4", "-qat_frac 0.5 -steps 4 -plan"):
+        for flags in ("-qat_frac 0.5 -steps 4", "-qat_frac 0.5 -steps 4 -until 1"):
             self.fails(flags, validation=self.path("held_out.bin"), text=["-j " + self.path("held_out.bin"), "also in " + shard, "-i"])
             self.fails(flags, validation=shard, text=["-j " + shard, "also in -i"])
 
