@@ -15,6 +15,8 @@ SUITES ?=
 QUICK ?=
 SCALE ?= cpu
 BENCH_FLAGS ?=
+# make fuzz: of each fuzzer
+FUZZ_SECONDS ?= 60
 
 # make bundle: BUNDLE_CUDA=0: for CPUs only; the CUDA architectures; the oldest processor; some programs instead of all
 BUNDLE_CUDA ?= 1
@@ -40,7 +42,7 @@ INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := program
 .NOTPARALLEL:
-.PHONY: program all configure dependencies quickstart reproduce tools test test-clients bench bench-ranks bench-gpu bundle clean format help
+.PHONY: program all configure dependencies quickstart reproduce tools test test-clients fuzz bench bench-ranks bench-gpu bundle clean format help
 
 program: configure
 	@$(BUILD_TARGETS) train_qat
@@ -86,6 +88,12 @@ test-clients:
 	@$(BUILD_TARGETS) train_qat_tokenize train_qat_logits
 	@"$$($(PYTHON) test/clients/environment.py $(BUILD)/clients)" test/clients/run.py --program $(BUILD)/train_qat
 
+fuzz:
+	$(INSTALL) test
+	@$(call SANITIZED,address,address$(comma)undefined,train_qat_fuzz)
+	@$(BUILD)/address/train_qat_fuzz --seconds $(FUZZ_SECONDS) --corpus test/fuzz/corpus --findings $(BUILD)/findings
+	@$(PYTHON) test/fuzz/fuzz_prepare.py --seconds $(FUZZ_SECONDS)
+
 bench:
 	$(INSTALL) bench
 	@$(MAKE) --no-print-directory configure
@@ -128,6 +136,7 @@ help:
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
 	@echo "make tools              out/tools: a Python environment for scripts/export.py (60 MB from PyPI)"
 	@echo "make test-clients       exports and imports, with transformers, llama.cpp and compressed-tensors (0.6 GB from PyPI, once)"
+	@echo "make fuzz               mutated inputs of every reader, under sanitizers (FUZZ_SECONDS=$(FUZZ_SECONDS))"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
 	@echo "make bench-ranks        many ranks: bytes sent, step times, a sweep's saving (BENCH_FLAGS='bytes sweep': some)"
 	@echo "make bench-gpu          ours and PyTorch's on a GPU, 124M to 1.56B (PYTHON=: one with PyTorch for CUDA; BENCH_FLAGS=--help)"

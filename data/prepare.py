@@ -2,30 +2,36 @@
 """Turn text into token shards: PREFIX_train_000000.bin …, PREFIX_val_000000.bin …, PREFIX.model and PREFIX.json.
 Notes them in data/cache/latest.json as the data set that train_qat takes when no other is named.
 
-Inputs are files, directories or globs of .txt .md .rst .html .jsonl .json (one object a line), all also .gz, and
-.parquet; or a dataset of the Hugging Face hub. One file is one document, except with --document-separator and in
-JSON lines and Parquet, where a row is one.
+Inputs are files, directories or globs of .txt .md .rst .html .jsonl .json (objects one after another, or an array of
+them), all also .gz, and .parquet; or a dataset of the Hugging Face hub. One file is one document, except with
+--document-separator and in JSON and Parquet, where a row is one. UTF-16 and UTF-32 are recognised.
 
 Tokens: every document is preceded by the tokenizer's begin token (SentencePiece: bos, id 1; GPT-2: <|endoftext|>; of a
 tokenizer.json the one that the files beside it name, else the end token), and follows the previous one without padding. White space is kept as it is, so decoding gives the text back.
 
 Hold-out: whole documents go to the validation set, chosen by the hash of their content (so the choice doesn't depend on
-order, file names or machine); of a single document, its last part. The tokenizer never sees held-out text.
+order, file names or machine); of a single document, or where documents are too unequal, the last part of the longest.
+The tokenizer never sees held-out text.
 """
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the checkout
 sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
 
-from command_line import OneLineParser, describe  # noqa: E402
+import hold_out  # noqa: E402
+import stopping  # noqa: E402
+import streams  # noqa: E402
+import workers  # noqa: E402
+from command_line import OneLineParser  # noqa: E402
 from corpus import Corpus  # noqa: E402
-from documents import UserError  # noqa: E402
 from encoding import encode  # noqa: E402
+from findings import Findings  # noqa: E402
+from locks import Lock  # noqa: E402
+from mistakes import UserError, describe  # noqa: E402
 from shard_files import Outputs, check_platform  # noqa: E402
 from tokenization import load_tokenizer, tokenizer_file, train_sentencepiece  # noqa: E402
 
@@ -60,7 +66,8 @@ def write_manifest(outputs, tokenizer, counts, corpus, arguments):
         "train": counts["train"],
         "val": counts["val"],
         "held_out": "val_files" if corpus.validation_files else "none" if arguments.val_fraction == 0
-                    else "end of the single document" if corpus.single else "documents by content hash",
+                    else "end of the single document" if corpus.cuts and corpus.single
+                    else "end of the longest document" if corpus.cuts else "documents by content hash",
         "duplicates_of_validation_left_out": corpus.left_out,
         "arguments": {name: value for name, value in vars(arguments).items() if name != "record"},
     }
@@ -87,31 +94,57 @@ def record_latest(record, prefix, tokenizer, counts):
     else:
         print("tokenizer: not one that train_qat reads, so it will show no sample of text", file=sys.stderr)
     os.makedirs(folder, exist_ok=True)
-    with open(f"{record}.partial", "w") as file:
-        file.write(json.dumps(latest, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{record}.partial", record)
+    lock = Lock(f"{record}.lock", record, wait=True)  # others that end just now note theirs before or after
+    try:
+        with open(f"{record}.partial", "w") as file:
+            file.write(json.dumps(latest, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{record}.partial", record)
+    finally:
+        lock.release()
+
+
+def say_what_is_cut(corpus):
+    share = f"its last {100 * corpus.hold_out.share:.3g}%"
+    if corpus.single:
+        print(f"a single document: {share} is the validation set", file=sys.stderr)
+    else:
+        print(f"no whole document has about the size to hold out: of the longest, {corpus.longest_path}, {share} is the "
+              "validation set", file=sys.stderr)
+
+
+def report(corpus, counts, outputs, arguments):
+    """The last lines; what is a warning or a note goes to stderr."""
+    corpus.findings.print()
+    if corpus.left_out:
+        print(f"left out of training: {corpus.left_out} documents equal to a validation document", file=sys.stderr)
+    warning = hold_out.warning(counts, arguments.val_fraction, corpus.validation_files)
+    if warning:
+        print(warning, file=sys.stderr)
+    total = sum(count["bytes"] for count in counts.values())
+    for split in "train", "val":
+        count = counts[split]
+        print(f"{split}: {count['documents']} documents, {count['bytes']} bytes ({100 * count['bytes'] / total:.3g}%), "
+              f"{count['tokens']} tokens ({count['bytes_per_token']:.2f} bytes/token) in {len(count['shards'])} shards "
+              f"{outputs.prefix}_{split}_*.bin")
 
 
 def prepare(arguments, outputs):
-    corpus = Corpus(arguments)
+    corpus = Corpus(arguments, Findings())
     corpus.scan()
-    if corpus.single:
-        print(f"a single document: its last {100 * arguments.val_fraction:g}% is the validation set", file=sys.stderr)
+    if corpus.cuts:
+        say_what_is_cut(corpus)
     tokenizer = choose_tokenizer(corpus, outputs, arguments)
     counts = encode(corpus, tokenizer, outputs, arguments)
     write_manifest(outputs, tokenizer, counts, corpus, arguments)
     outputs.commit()
     if arguments.record:
-        record_latest(arguments.record, outputs.prefix, tokenizer, counts)
-    if corpus.left_out:
-        print(f"left out of training: {corpus.left_out} documents equal to a validation document", file=sys.stderr)
-    for split in "train", "val":
-        count = counts[split]
-        print(f"{split}: {count['documents']} documents, {count['bytes'] / 1e6:.2f} MB, {count['tokens']} tokens "
-              f"({count['bytes_per_token']:.2f} bytes/token) in {len(count['shards'])} shards "
-              f"{outputs.prefix}_{split}_*.bin")
+        try:
+            record_latest(arguments.record, outputs.prefix, tokenizer, counts)
+        except OSError as error:  # the work is done all the same
+            print(f"warning: these outputs are not noted as those prepared last: {describe(error)}", file=sys.stderr)
+    report(corpus, counts, outputs, arguments)
 
 
 def unescape(text):
@@ -154,22 +187,34 @@ def check_arguments(parser, arguments):
         parser.error("--val-fraction must be at least 0 and below 1")
     if not 1 <= arguments.shard_tokens < 2**31:
         parser.error("--shard-tokens must be from 1 to 2147483647")
-    if arguments.vocab_size < 300:
-        parser.error("--vocab-size must be at least 300 (256 bytes, control tokens and the characters of the text)")
+    if not 300 <= arguments.vocab_size < 2**31:
+        parser.error("--vocab-size must be at least 300 (256 bytes, control tokens and the characters of the text) and "
+                     "below 2147483648")
     for name in "workers", "train_sample_mb", "max_documents":
         value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive")
+        if value is not None and not 0 < value < 2**40:
+            parser.error(f"--{name.replace('_', '-')} must be a positive number, below a million millions")
     try:
         "".encode(arguments.encoding)
-    except LookupError:
+    except Exception:  # LookupError, mostly; the encoding called "undefined" raises another
         parser.error(f"--encoding {arguments.encoding}: unknown encoding")
+    if arguments.document_separator == "":
+        parser.error("--document-separator: is empty")
 
 
 def main():
+    streams.forgive()
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the partial files are removed
     outputs = None
+
+    def clean_up():
+        """Leaves nothing incomplete; returns whether the outputs are complete. Can be called twice."""
+        workers.kill_all()
+        if outputs:
+            outputs.discard()
+        return bool(outputs) and outputs.complete
+
+    stopping.install(clean_up)
     try:
         check_platform()
         arguments.tokenizer = tokenizer_file(arguments.tokenizer)
@@ -178,12 +223,11 @@ def main():
     except (UserError, OSError, MemoryError) as error:
         print(f"prepare.py: error: {describe(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("prepare.py: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    except stopping.Stopped as stopped:
+        print(stopping.describe(stopped.number, clean_up()), file=sys.stderr)
+        return stopped.status
     finally:
-        if outputs:
-            outputs.discard()
+        clean_up()
     return 0
 
 

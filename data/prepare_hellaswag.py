@@ -20,8 +20,10 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare"))
 
-from command_line import OneLineParser, describe  # noqa: E402
-from documents import UserError, find_files, read_json_objects, read_rows_of_hub  # noqa: E402
+import rows  # noqa: E402
+from command_line import OneLineParser  # noqa: E402
+from documents import find_files, read_rows  # noqa: E402
+from mistakes import UserError, describe, one_line  # noqa: E402
 from progress import Progress  # noqa: E402
 from shard_files import HEADER_INTS, LARGEST_UINT16_VOCABULARY, check_platform  # noqa: E402
 from tokenization import load_tokenizer, tokenizer_file  # noqa: E402
@@ -39,21 +41,27 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def rows(arguments):
+def rows_of(arguments):
     """(where, row) of all examples."""
     if not arguments.input:
-        for number, row in enumerate(read_rows_of_hub(DATASET, None, SPLIT)):
-            yield f"dataset {DATASET}, row {number}", row
-        return
-    for path in find_files(arguments.input):
-        yield from read_json_objects(path)
+        try:
+            yield from rows.hugging_face_rows(DATASET, None, SPLIT)
+        except UserError:
+            raise
+        except Exception as error:  # the hub's errors are of many unrelated classes
+            raise UserError(f"dataset {DATASET}: {one_line(error)}") from None
+    for path in find_files(arguments.input or []):
+        yield from read_rows(path)
 
 
 def example_of(row, place):
     """(context, endings, label)"""
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not an object")
     context, endings = row.get("ctx"), row.get("endings")
     fits = isinstance(context, str) and isinstance(endings, list) and len(endings) == 4 and all(isinstance(text, str) for text in endings)
-    label = str(row.get("label"))
+    label = row.get("label")
+    label = str(int(label) if isinstance(label, float) and label.is_integer() else label)  # readers make floats of all numbers
     if not fits or not context.strip() or label not in ("0", "1", "2", "3"):
         raise UserError(f'{place}: no example {{"ctx": text, "endings": [four texts], "label": 0 to 3}}')
     return context, endings, int(label)
@@ -87,7 +95,7 @@ def write(file, tokenizer, arguments):
     file.write(bytes(4 * HEADER_INTS))  # the real header needs their number
     count = longest = 0
     progress = Progress("tokens")
-    for place, row in rows(arguments):
+    for place, row in rows_of(arguments):
         if count == 65536:
             raise UserError(f"{place}: the format holds no more than 65536 examples")
         words = words_of(tokenizer, count, example_of(row, place), place)

@@ -20,7 +20,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import OneLineParser, UserError, fail, text_of  # noqa: E402
+from errors import OneLineParser, UserError, fail, forgive, import_text, text_of  # noqa: E402
 
 FORMATS = ("hf", "gguf", "gguf-f32", "compressed-tensors")
 PACKAGES = "safetensors gguf numpy ml_dtypes xxhash sentencepiece protobuf"
@@ -129,8 +129,8 @@ def main():
     try:
         export(arguments)
     except ImportError as error:
-        fail("export.py", f"{error}; make a Python that has what exports need: "
-                          f"python3 -m venv out/tools && out/tools/bin/pip install {PACKAGES}")
+        fail("export.py", import_text(error, "make a Python that has what exports need: python3 -m venv out/tools && "
+                                             f"out/tools/bin/pip install {PACKAGES}"))
     except (UserError, OSError) as error:
         fail("export.py", text_of(error))
     except KeyboardInterrupt:
@@ -138,4 +138,5 @@ def main():
 
 
 if __name__ == "__main__":
+    forgive()
     main()

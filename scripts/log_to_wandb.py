@@ -13,7 +13,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import OneLineParser, UserError, fail, text_of  # noqa: E402
+from errors import OneLineParser, UserError, fail, forgive, import_text, text_of  # noqa: E402
 
 
 def metrics_of(record):
@@ -46,9 +46,11 @@ def main():
 
 
 if __name__ == "__main__":
+    forgive()
     try:
         main()
     except ImportError as error:
-        fail("log_to_wandb.py", f"Python has no {error.name}: python3 -m venv out/tools && out/tools/bin/pip install wandb numpy")
+        fail("log_to_wandb.py", import_text(error, "python3 -m venv out/tools && out/tools/bin/pip install wandb numpy, and "
+                                                   "start this with out/tools/bin/python"))
     except (UserError, OSError) as error:
         fail("log_to_wandb.py", text_of(error))

@@ -14,7 +14,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import OneLineParser, UserError, fail, text_of  # noqa: E402
+from errors import OneLineParser, UserError, fail, forgive, import_text, text_of  # noqa: E402
 
 
 def main():
@@ -38,9 +38,10 @@ def main():
 
 
 if __name__ == "__main__":
+    forgive()
     try:
         main()
     except ImportError as error:
-        fail("plot_run.py", f"Python has no {error.name}; install python3-matplotlib and use /usr/bin/python3")
+        fail("plot_run.py", import_text(error))
     except (UserError, OSError) as error:
         fail("plot_run.py", text_of(error))

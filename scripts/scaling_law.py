@@ -17,16 +17,16 @@ import time
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # matrices here are small: threads would only wait
     os.environ.setdefault(_name, "1")
 
+from errors import UserError, fail, forgive, import_text, text_of  # noqa: E402
+
 try:
     import numpy as np
 
     from law import (bootstrap, comparison, cooldown, fraction_fit, law_file, loss_fit, optima, records,  # noqa: E402
                      report)
-    from errors import UserError  # noqa: E402
     from law.prediction import Law, short  # noqa: E402
 except ImportError as missing:
-    sys.exit(f"scaling_law.py: error: {sys.executable} has no package {missing.name}; scripts/install_dependencies.sh "
-             "installs it for /usr/bin/python3")
+    fail("scaling_law.py", import_text(missing))
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
@@ -201,8 +201,10 @@ def main():
 
 
 if __name__ == "__main__":
+    forgive()
     try:
         main()
     except (UserError, OSError) as error:
-        print(f"scaling_law.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail("scaling_law.py", text_of(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -4,7 +4,9 @@ import itertools
 import os
 import zlib
 
-from documents import Document, UserError, find_files, read_documents, read_hugging_face
+from documents import Reading, find_files, read_documents, read_hugging_face
+from hold_out import HoldOut, Survey, cut
+from mistakes import UserError
 
 SAMPLE_CHARACTERS = 1 << 14  # granularity of the tokenizer's training sample
 
@@ -17,16 +19,17 @@ def content_hash(content):
 class Corpus:
     """All documents, each with its split. Files are read anew on every pass, so memory doesn't grow with them."""
 
-    def __init__(self, arguments):
-        self.arguments = arguments
-        self.validation_files = find_files(arguments.val_files or [])
+    def __init__(self, arguments, findings):
+        self.arguments, self.findings = arguments, findings
+        self.reading = Reading(arguments.text_field, arguments.document_separator, arguments.encoding)
+        own = os.path.realpath(arguments.output + ".json")
+        self.validation_files = find_files(arguments.val_files or [], own)
         held_out = {os.path.realpath(path) for path in self.validation_files}
-        self.files = [path for path in find_files(arguments.inputs) if os.path.realpath(path) not in held_out]
-        self.limit = int(arguments.val_fraction * 2**64)
-        # Found by scan(): what to hold out when the fraction alone would take nothing or everything.
-        self.smallest = self.largest = None
-        self.total_bytes = None
-        self.single = False
+        self.files = [path for path in find_files(arguments.inputs, own) if os.path.realpath(path) not in held_out]
+        self.states = {}  # of files when they were read first
+        self.hold_out = HoldOut(int(arguments.val_fraction * 2**64))
+        # Found by scan().
+        self.single, self.longest_path, self.total_bytes = False, None, None
         self.validation_hashes = set()
         self.left_out = 0
 
@@ -34,77 +37,69 @@ class Corpus:
         arguments = self.arguments
         if arguments.hf_dataset:
             source = read_hugging_face(arguments.hf_dataset, arguments.hf_config, arguments.hf_split,
-                                       arguments.text_field)
+                                       arguments.text_field, self.findings)
         else:
             source = itertools.chain.from_iterable(map(self.read, self.files))
         return itertools.islice(source, arguments.max_documents)
 
+    def validation_documents(self):
+        return itertools.chain.from_iterable(map(self.read, self.validation_files))
+
     def read(self, path):
-        return read_documents(path, self.arguments.text_field, self.arguments.document_separator,
-                              self.arguments.encoding)
+        """The documents of one file; UserError when it is not what it was when it was read first."""
+        self.check_unchanged(path)
+        yield from read_documents(path, self.reading, self.findings)
+        self.check_unchanged(path)
+
+    def check_unchanged(self, path):
+        status = os.stat(path)
+        state = status.st_size, status.st_mtime_ns, status.st_ino
+        if self.states.setdefault(path, state) != state:
+            raise UserError(f"{path}: has changed while it was read; start again when nobody writes it")
 
     def scan(self):
         """One pass over the files: their size, and what the hold-out needs. A streamed dataset isn't read twice."""
         validation_bytes = 0
-        for document in itertools.chain.from_iterable(map(self.read, self.validation_files)):
+        for document in self.validation_documents():
             self.validation_hashes.add(content_hash(document.content))
             validation_bytes += len(document.content.encode())
         if self.validation_files and not self.validation_hashes:
             raise UserError("--val-files: these files hold no text")
         if self.arguments.hf_dataset:
             return
-        documents = held_out = 0
-        self.total_bytes = validation_bytes
+        survey = Survey(self.arguments.val_fraction)
         for document in self.documents():
-            value = content_hash(document.content)
-            documents += 1
-            held_out += value < self.limit
-            self.total_bytes += len(document.content.encode())
-            self.smallest = value if self.smallest is None else min(self.smallest, value)
-            self.largest = value if self.largest is None else max(self.largest, value)
-        if documents == 0:
+            survey.add(content_hash(document.content), len(document.content.encode()), document.path)
+        if survey.documents == 0:
             raise UserError("the input holds no text to train on")
-        if self.validation_files or self.limit == 0:
-            return
-        self.single = documents == 1
-        if documents > 1 and self.smallest == self.largest:
-            raise UserError(f"all {documents} documents have the same content, so none can be held out; "
-                            "pass --val-files or --val-fraction 0")
-        if held_out == 0:
-            self.limit = self.smallest + 1
-        elif held_out == documents:
-            self.limit = self.largest
+        self.single, self.longest_path = survey.documents == 1, survey.longest[2]
+        self.total_bytes = validation_bytes + survey.bytes
+        if not self.validation_files:
+            self.hold_out = survey.choose()
+
+    @property
+    def cuts(self):
+        """Whether the end of one document is held out, instead of whole ones."""
+        return self.hold_out.cut is not None
 
     def with_splits(self):
         """Yields (split, document); a validation document that is also among the rest is left out of training."""
-        for document in itertools.chain.from_iterable(map(self.read, self.validation_files)):
+        for document in self.validation_documents():
             yield "val", document
         self.left_out = 0
         for document in self.documents():
-            if self.single:
-                yield from self.cut(document)
-            elif self.validation_files:
-                if content_hash(document.content) in self.validation_hashes:
+            value = content_hash(document.content)
+            if self.validation_files:
+                if value in self.validation_hashes:
                     self.left_out += 1
                 else:
                     yield "train", document
+            elif value == self.hold_out.cut:
+                train, val = cut(document, self.hold_out.share)
+                yield "train", train
+                yield "val", val
             else:
-                yield "val" if content_hash(document.content) < self.limit else "train", document
-
-    def cut(self, document):
-        """A single document: its last part is held out, from the start of a line, or else of a word."""
-        text = document.text()
-        place = int(len(text) * (1 - self.arguments.val_fraction))
-        for boundary in "\n", " ":
-            found = text.find(boundary, place)
-            if 0 < found < len(text) - 1:
-                place = found + 1
-                break
-        place = min(max(place, 1), len(text) - 1)
-        if len(text) < 2:
-            raise UserError(f"{document.path}: one character can't be divided into training and validation text")
-        yield "train", Document(text[:place], False, document.path)
-        yield "val", Document(text[place:], False, document.path)
+                yield "val" if value < self.hold_out.limit else "train", document
 
     def tokenizer_sample(self, size):
         """Lines of the training split, about `size` bytes, spread evenly and chosen the same on every run."""

@@ -3,19 +3,19 @@
 The shards depend neither on the number of workers nor on which of them is faster.
 """
 import collections
-import concurrent.futures
-import signal
 
 from corpus import pieces_at_newlines
-from documents import Document, UserError
+from documents import Document
+from mistakes import UserError
 from progress import Progress
 from shard_files import ShardWriter
 from tokenization import load_tokenizer
+from workers import in_order
 
 JOB_CHARACTERS = 1 << 20     # text handed to a worker at a time
 PIECE_CHARACTERS = 1 << 18   # a long document is encoded in pieces of about this size
 
-Piece = collections.namedtuple("Piece", "split starts_document content is_html")
+Piece = collections.namedtuple("Piece", "split starts_document content is_html path")
 
 
 def encoding_jobs(corpus, splittable):
@@ -25,7 +25,7 @@ def encoding_jobs(corpus, splittable):
         cut = splittable and not document.is_html
         contents = pieces_at_newlines(document.content, PIECE_CHARACTERS) if cut else [document.content]
         for index, content in enumerate(contents):
-            job.append(Piece(split, index == 0, content, document.is_html))
+            job.append(Piece(split, index == 0, content, document.is_html, document.path))
             size += len(content)
             if size >= JOB_CHARACTERS:
                 yield job
@@ -34,43 +34,21 @@ def encoding_jobs(corpus, splittable):
         yield job
 
 
-worker_tokenizer = None
+def encoder(source):
+    """What a worker process does with jobs: returns [(split, documents, bytes of text, tokens as bytes)], bytes read."""
+    tokenizer = load_tokenizer(source)
 
+    def encode_job(job):
+        results, read = [], 0
+        for piece in job:
+            text = Document(piece.content, piece.is_html, piece.path).text()
+            size = len(text.encode())
+            read += len(piece.content.encode()) if piece.is_html else size
+            tokens = tokenizer.encode(text, piece.starts_document)
+            results.append((piece.split, int(piece.starts_document), size, tokens))
+        return results, read
 
-def start_worker(source):
-    global worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    worker_tokenizer = load_tokenizer(source)
-
-
-def encode_job(job):
-    """Returns [(split, documents, bytes of text, tokens as bytes)], and the bytes read."""
-    results, read = [], 0
-    for piece in job:
-        text = Document(piece.content, piece.is_html, "").text()
-        size = len(text.encode())
-        read += len(piece.content.encode()) if piece.is_html else size
-        tokens = worker_tokenizer.encode(text, piece.starts_document)
-        results.append((piece.split, int(piece.starts_document), size, tokens))
-    return results, read
-
-
-def in_order(function, jobs, source, workers):
-    """Results in the order of the jobs, whatever the number of workers; only a few jobs are in memory."""
-    executor = concurrent.futures.ProcessPoolExecutor(workers, initializer=start_worker, initargs=(source,))
-    try:
-        window = collections.deque()
-        for job in jobs:
-            window.append(executor.submit(function, job))
-            if len(window) >= 2 * workers + 2:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError("a worker process was killed, probably for lack of memory; use fewer --workers") from None
-    finally:
-        executor.shutdown(cancel_futures=True)
+    return encode_job
 
 
 def encode(corpus, tokenizer, outputs, arguments):
@@ -80,7 +58,7 @@ def encode(corpus, tokenizer, outputs, arguments):
     counts = {split: {"documents": 0, "bytes": 0} for split in writers}
     progress = Progress("encode", corpus.total_bytes)
     jobs = encoding_jobs(corpus, tokenizer.splittable)
-    for results, read in in_order(encode_job, jobs, tokenizer.source, arguments.workers):
+    for results, read in in_order(("encoding", "encoder", (tokenizer.source,)), jobs, arguments.workers):
         for split, documents, size, tokens in results:
             counts[split]["documents"] += documents
             counts[split]["bytes"] += size

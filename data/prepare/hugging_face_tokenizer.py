@@ -4,7 +4,7 @@ import functools
 import json
 import os
 
-from documents import UserError, one_line
+from mistakes import UserError, import_package, one_line
 from shard_files import fnv1a_64, type_code_for
 
 CONFIGURATIONS = "tokenizer_config.json", "special_tokens_map.json", "config.json"
@@ -13,15 +13,9 @@ CONFIGURATIONS = "tokenizer_config.json", "special_tokens_map.json", "config.jso
 def import_tokenizers(path):
     # Documents are divided among processes already.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        import tokenizers
-        return tokenizers
-    except ImportError:
-        model = os.path.join(os.path.dirname(path), "tokenizer.model")
-        hint = f"; {model}, which lies beside it, needs no such package" if os.path.exists(model) else ""
-        raise UserError(f"--tokenizer {path}: needs the Python package tokenizers; Debian has none, so install it beside "
-                        "this system's Python: python3 -m venv out/tools && out/tools/bin/pip install tokenizers, then "
-                        f"out/tools/bin/python data/prepare.py ...{hint}") from None
+    model = os.path.join(os.path.dirname(path), "tokenizer.model")
+    hint = f" ({model}, which lies beside it, needs no such package)" if os.path.exists(model) else ""
+    return import_package("tokenizers", f"--tokenizer {path}{hint}:")
 
 
 class HuggingFaceTokenizer:

@@ -1,12 +1,15 @@
 """Writes token shards (the format is described in shard.h) and keeps outputs atomic. prepare.py's writing half."""
 import array
+import contextlib
 import glob
 import os
 import re
 import struct
 import sys
 
-from documents import UserError
+import stopping
+from locks import Lock
+from mistakes import UserError
 
 LARGEST_UINT16_VOCABULARY = 65536
 HEADER_INTS = 256
@@ -26,26 +29,49 @@ def fnv1a_64(data):
 
 
 class Outputs:
-    """The files of one run: written as NAME.partial, and given their names only when all of them are complete."""
+    """The files of one run: written as NAME.partial, and given their names only when all of them are complete.
+
+    Nobody else writes them meanwhile: a lock is held from the beginning to commit() or discard()."""
+
+    NAMES = re.compile(r"(_(train|val)_\d{6}\.bin|\.model|\.json)(\.partial)?")  # after the prefix
 
     def __init__(self, prefix, overwrite, keep=None):
         """keep: a file that is an input of this run, so neither an obstacle nor replaced."""
         self.prefix, self.keep = prefix, keep
         self.pending = {}  # name -> open file
+        self.complete = False
         directory, name = os.path.split(prefix)
         if not name:
             raise UserError(f"--output {prefix}: expected a prefix, for example {os.path.join(prefix, 'corpus')}")
+        if any("\ud800" <= character <= "\udfff" for character in prefix):
+            raise UserError(f"--output {prefix}: is not valid UTF-8")
         self.directory = directory or "."
+        self.made = self.make_directories()
+        self.lock = Lock(prefix + ".lock", f"--output {prefix}")
+        try:
+            names = self.existing()
+            self.previous = [name for name in names if not name.endswith(".partial")]
+            if self.previous and not overwrite:
+                raise UserError(f"{self.previous[0]} exists already; choose another --output, or pass --overwrite")
+            for name in set(names) - set(self.previous):
+                os.unlink(name)  # what a killed run has left
+        except BaseException:
+            self.discard()
+            raise
+
+    def make_directories(self):
+        """Returns those that were not there, the deepest first."""
+        made, directory = [], os.path.abspath(self.directory)
+        while not os.path.lexists(directory):
+            made.append(directory)
+            directory = os.path.dirname(directory)
         os.makedirs(self.directory, exist_ok=True)
-        self.previous = self.existing()
-        if self.previous and not overwrite:
-            raise UserError(f"{self.previous[0]} exists already; choose another --output, or pass --overwrite")
+        return made
 
     def existing(self):
-        shard = re.compile(r"_(train|val)_\d{6}\.bin")
+        """Outputs with this prefix, and the beginnings of such."""
         names = glob.glob(glob.escape(self.prefix) + "*")
-        return sorted(name for name in names if not self.is_kept(name)
-                      and (shard.fullmatch(name[len(self.prefix):]) or name[len(self.prefix):] in (".model", ".json")))
+        return sorted(name for name in names if not self.is_kept(name) and self.NAMES.fullmatch(name[len(self.prefix):]))
 
     def is_kept(self, path):
         return bool(self.keep) and os.path.realpath(path) == os.path.realpath(self.keep)
@@ -67,24 +93,31 @@ class Outputs:
     def commit(self):
         for file in self.pending.values():
             self.finish(file)
-        for path in self.previous:
-            if path not in self.pending:
-                os.unlink(path)  # for example the higher shards of a longer earlier run
-        for path in self.pending:
-            os.replace(path + ".partial", path)
-        self.pending = {}
+        with stopping.held_back():
+            for path in self.pending:
+                os.replace(path + ".partial", path)
+            for path in self.previous:
+                if path not in self.pending:
+                    os.unlink(path)  # for example the higher shards of a longer earlier run
+            self.pending, self.complete = {}, True
         descriptor = os.open(self.directory, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+        self.lock.release()
 
     def discard(self):
-        for path, file in self.pending.items():
-            try:
-                file.close()
-            except OSError:
-                pass  # what it still buffered isn't wanted
-            os.unlink(path + ".partial")
+        """Removes what is not complete; can be called again, and after commit()."""
+        for path, file in list(self.pending.items()):
+            with contextlib.suppress(OSError):
+                file.close()  # what it still buffered isn't wanted
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + ".partial")
         self.pending = {}
+        self.lock.release()
+        if not self.complete:
+            for directory in self.made:
+                with contextlib.suppress(OSError):  # another run has written into it
+                    os.rmdir(directory)
 
 
 class ShardWriter:

@@ -3,22 +3,18 @@ import array
 import io
 import os
 
-from documents import UserError, one_line
 from hugging_face_tokenizer import HuggingFaceTokenizer
+from long_words import LONGEST_LINE, divide_long_lines
+from mistakes import UserError, import_package, one_line
 from shard_files import fnv1a_64, type_code_for
+from workers import run_apart
 
-LONGEST_LINE = 1 << 16  # characters of a line of the training sample; longer ones are divided
 # The texts that decide whether a long document may be encoded in pieces.
 PROBES = "one two\nthree", "one \n two", "one\n\n\ntwo", "\n\none", "one\n", "a.\n\t \n b  \n\n  c", "é\n中 文\n"
 
 
 def import_sentencepiece():
-    try:
-        import sentencepiece
-        return sentencepiece
-    except ImportError:
-        raise UserError("the Python package sentencepiece is missing: install python3-sentencepiece (Debian, "
-                        "Ubuntu), or pip install sentencepiece") from None
+    return import_package("sentencepiece", "a SentencePiece tokenizer", "python3-sentencepiece")
 
 
 class SentencePieceTokenizer:
@@ -70,10 +66,7 @@ class GPT2Tokenizer:
     kind, model, source, splittable = "gpt2", None, "gpt2", False
 
     def __init__(self):
-        try:
-            import tiktoken
-        except ImportError:
-            raise UserError("--tokenizer gpt2 needs the Python package tiktoken: pip install tiktoken") from None
+        tiktoken = import_package("tiktoken", "--tokenizer gpt2")
         try:
             self.encoding = tiktoken.get_encoding("gpt2")
         except Exception as error:  # whatever its download raises
@@ -112,28 +105,32 @@ def load_tokenizer(source):
     return SentencePieceTokenizer(content, source)
 
 
-def divide_long_lines(lines):
-    for line in lines:
-        for begin in range(0, len(line), LONGEST_LINE):
-            yield line[begin : begin + LONGEST_LINE]
-
-
 def train_sentencepiece(lines, vocabulary_size):
+    """The bytes of the model file of a tokenizer trained on these lines, in a process of its own: the trainer can't be
+    interrupted, and may end its process."""
+    sample = list(divide_long_lines(lines))
+    if not any(sample):
+        raise UserError("the training sample of the tokenizer is empty; raise --train-sample-mb")
+    return run_apart(("tokenization", "trainer", (vocabulary_size,)), sample)
+
+
+def trainer(vocabulary_size):
+    return lambda lines: train_here(lines, vocabulary_size)
+
+
+def train_here(lines, vocabulary_size):
     """Trains a byte-pair encoding with Llama's settings and returns the bytes of the model file.
 
     Lossless: no normalization, white space stays, and what the vocabulary lacks becomes bytes. unk 0, bos 1, eos 2.
     """
     model = io.BytesIO()
-    sample = list(divide_long_lines(lines))  # first, because the trainer would garble the errors of an iterator
-    if not any(sample):
-        raise UserError("the training sample of the tokenizer is empty; raise --train-sample-mb")
     try:
         import_sentencepiece().SentencePieceTrainer.train(
-            sentence_iterator=iter(sample), model_writer=model, model_type="bpe",
+            sentence_iterator=iter(lines), model_writer=model, model_type="bpe",
             vocab_size=vocabulary_size, byte_fallback=True, split_digits=True, character_coverage=0.9999,
             normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
             unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=8 * LONGEST_LINE, minloglevel=2)
-    except RuntimeError as error:
+    except (RuntimeError, OverflowError, TypeError) as error:  # the latter two: a number that C++ can't hold
         reason = one_line(error)
         if "too high" in reason or "too small" in reason or "required_chars" in reason:
             advice = "larger" if "too small" in reason or "required_chars" in reason else "smaller"

@@ -7,23 +7,17 @@ import contextlib
 import gzip
 import json
 import os
-import random
 import resource
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PREPARE = os.path.join(ROOT, "data", "prepare.py")
-sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
-sys.dont_write_bytecode = True
+from prepare_fixture import PREPARE, ROOT, PrepareFixture, make_text
 
-import sentencepiece  # noqa: E402
+import sentencepiece
 
 try:
     import tokenizers
@@ -32,111 +26,11 @@ except ImportError:  # no Debian package
 
 import prose_corpus  # noqa: E402
 from debian_packages import CorpusError  # noqa: E402
-from documents import html_to_text  # noqa: E402
+from html_text import html_to_text  # noqa: E402
 from shard_files import Outputs, ShardWriter, fnv1a_64  # noqa: E402
 
-WORDS = "amber birch cedar delta ember fjord grove haven inlet juniper kelp lagoon meadow north ocean pine".split()
 
-
-def make_text(seed, lines):
-    """Prose-like lines with blank lines, indentation, digits and some characters that no vocabulary holds."""
-    generator = random.Random(seed)
-    result = []
-    for number in range(lines):
-        line = " ".join(generator.choice(WORDS) + generator.choice(["", "s", "ing", "ed"]) for _ in range(9))
-        result.append(generator.choice(["", "", "", "  ", "\t"]) + line + generator.choice([".", "!", "", "  "]))
-        if generator.random() < 0.2:
-            result.append("")
-        if number % 50 == 17:
-            result.append(f"{seed} – naïve 中文 🙂 {number * 7919}")
-    return "\n".join(result) + "\n"
-
-
-def read_shard(path):
-    """(header integers, tokens), with nothing shared with the code under test."""
-    with open(path, "rb") as file:
-        data = file.read()
-    header = struct.unpack("<256i", data[:1024])
-    code = {(20240520, 1): "H", (20240801, 7): "I"}[header[:2]]
-    return header, struct.unpack(f"<{(len(data) - 1024) // struct.calcsize(code)}{code}", data[1024:])
-
-
-class Preparation(unittest.TestCase):
-    """Runs prepare.py in a temporary directory and reads what it leaves."""
-
-    def setUp(self):
-        self.temporary = tempfile.TemporaryDirectory(prefix="train_qat_test_")
-        self.addCleanup(self.temporary.cleanup)
-        self.directory = self.temporary.name
-
-    def path(self, *names):
-        return os.path.join(self.directory, *names)
-
-    def write(self, name, content):
-        path = self.path(name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        if isinstance(content, str):
-            content = content.encode()
-        with (gzip.open if name.endswith(".gz") else open)(path, "wb") as file:
-            file.write(content)
-        return path
-
-    def read(self, name):
-        with open(self.path(name), "rb") as file:
-            return file.read()
-
-    def run_prepare(self, *arguments, **options):
-        # No trace in the checkout: what a user has prepared last is not what a test has.
-        return subprocess.run([sys.executable, PREPARE, "--record", "", *map(str, arguments)], capture_output=True,
-                              text=True, cwd=self.directory, **options)
-
-    def prepare(self, *arguments):
-        """Runs it successfully; vocabulary 400 unless the arguments say otherwise."""
-        result = self.run_prepare("--vocab-size", 400, *arguments)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertEqual([name for name in os.listdir(self.directory) if name.endswith(".partial")], [])
-        return result
-
-    def fails(self, *arguments, text, **options):
-        """It exits with 2 after one line that holds every one of `text`, and leaves no output."""
-        before = sorted(os.listdir(self.directory))
-        result = self.run_prepare(*arguments, **options)
-        self.assertEqual(result.returncode, 2, result.stderr)
-        lines = [line for line in result.stderr.splitlines() if "MB/s" not in line and not
-                 line.startswith(("tokenizer:", "a single document:"))]
-        self.assertEqual(len(lines), 1, result.stderr)
-        self.assertTrue(lines[0].startswith("prepare.py: error: "), lines[0])
-        for part in text:
-            self.assertIn(part, lines[0])
-        self.assertEqual(sorted(os.listdir(self.directory)), before)
-        return lines[0]
-
-    def shards(self, prefix, split):
-        names = sorted(name for name in os.listdir(self.directory) if name.startswith(f"{prefix}_{split}_"))
-        return [read_shard(self.path(name)) for name in names]
-
-    def documents(self, prefix, split):
-        """The texts of a split, decoded from its shards."""
-        processor = sentencepiece.SentencePieceProcessor(model_file=self.path(prefix + ".model"))
-        tokens = [token for _, shard in self.shards(prefix, split) for token in shard]
-        texts, current = [], None
-        for token in tokens + [1]:
-            if token == 1:
-                if current is not None:
-                    texts.append(processor.decode(current))
-                current = []
-            else:
-                current.append(token)
-        return texts
-
-    def write_documents(self, count=6, lines=60):
-        texts = {f"d{index}.txt": make_text(index, lines) for index in range(count)}
-        for name, text in texts.items():
-            self.write(f"in/{name}", text)
-        return texts
-
-
-class PrepareTest(Preparation):
+class PrepareTest(PrepareFixture):
     def test_text_comes_back_from_the_shards(self):
         texts = self.write_documents()
         self.prepare("in", "-o", "out")
@@ -283,11 +177,6 @@ class PrepareTest(Preparation):
             html_to_text(self.read("in/a.html").decode()), "# Title\n\ntext\n",
             "row one \ufffd", "row two", "dos\nlines\n", "Section\n=======\n"])
 
-    def tokenizer(self):
-        self.write("tokenizer_text/t.txt", make_text(5, 300))
-        self.prepare("tokenizer_text", "-o", "shared")
-        return "shared.model"
-
     def test_html(self):
         page = ("<head><title>t</title></head><body><h1>A&nbsp;b</h1><p>One &amp;\n  two<br>three</p>"
                 "<script>if (a < b) no()</script><pre>x  y\n z</pre>end")
@@ -375,23 +264,6 @@ class PrepareTest(Preparation):
         self.fails("in", "bad", "-o", "out", "--overwrite", text=["bad/x.jsonl, line 2"])
         self.assertEqual(self.read("out_train_000000.bin"), before)
 
-    def test_interruption_leaves_nothing(self):
-        self.write_documents(6, 20000)
-        model = self.tokenizer()
-        before = sorted(os.listdir(self.directory))
-        for number, code in (signal.SIGINT, 130), (signal.SIGTERM, 143):
-            # Whoever is started in the background of a script inherits that Ctrl-C is ignored.
-            process = subprocess.Popen([sys.executable, PREPARE, "--record", "", "in", "-o", "out", "--tokenizer", model],
-                                       cwd=self.directory, stderr=subprocess.PIPE, text=True,
-                                       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-            while process.poll() is None and "out_train_000000.bin.partial" not in os.listdir(self.directory):
-                time.sleep(0.01)
-            process.send_signal(number)
-            _, stderr = process.communicate()
-            self.assertEqual(process.returncode, code, stderr)
-            self.assertNotIn("Traceback", stderr)
-            self.assertEqual(sorted(os.listdir(self.directory)), before)
-
     def test_full_disk(self):
         self.write_documents(6, 2000)
 
@@ -406,7 +278,7 @@ class PrepareTest(Preparation):
         self.write("empty.txt", " \n")
         self.write("latin.txt", b"caf\xe9 au lait\n")
         self.write("rows.jsonl", '{"content": "x"}\n')
-        self.write("array.json", '["a",\n"b"]\n')
+        self.write("array.json", '[{"text": "a"},\n{broken}]\n')
         self.write("damaged.txt.gz", "text")
         with open(self.path("damaged.txt.gz"), "wb") as file:
             file.write(b"not gzip")
@@ -423,7 +295,7 @@ class PrepareTest(Preparation):
         self.fails("empty.txt", *out, text=["no text"])
         self.fails("latin.txt", *out, text=["latin.txt", "not valid utf-8", "0xe9", "--encoding"])
         self.fails("rows.jsonl", *out, text=["rows.jsonl, line 1", "'text'", "content", "--text-field"])
-        self.fails("array.json", *out, text=["array.json, line 1", "not a JSON object on one line"])
+        self.fails("array.json", *out, text=["array.json, line 2", "not JSON"])
         self.fails("damaged.txt.gz", *out, text=["damaged.txt.gz", "gzip"])
         self.fails("twins", *out, text=["same content", "--val-files"])
         self.fails("in", *out, "--val-files", "in/*.txt", text=["no text to train on"])
@@ -452,7 +324,7 @@ class PrepareTest(Preparation):
 
 
 @unittest.skipUnless(tokenizers, "the Python package tokenizers is not installed")
-class HuggingFaceTokenizerTest(Preparation):
+class HuggingFaceTokenizerTest(PrepareFixture):
     """Byte-level BPE that the package itself has trained."""
 
     def setUp(self):

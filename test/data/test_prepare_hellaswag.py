@@ -94,7 +94,7 @@ class PrepareHellaswagTest(unittest.TestCase):
         for name, content, words in (("label", [*good, {**good[0], "label": 4}], "line 3: no example"),
                                      ("three", [{**good[0], "endings": ["a", "b", "c"]}], "line 1: no example"),
                                      ("empty", [{**good[0], "ctx": " "}], "no example"), ("none", "", "holds no examples"),
-                                     ("json", "{", "not a JSON object"), ("list", "[1]", "not a JSON object"),
+                                     ("json", "{", "line 1: not JSON"), ("list", "[1]", "element 1: not an object"),
                                      ("long", [{**good[0], "ctx": "word " * 40000}], "more than 65535 bytes")):
             with self.subTest(name=name):
                 result = self.run_command("--input", self.write(name + ".jsonl", content), "--tokenizer", self.tokenizer, "-o", output)

@@ -110,6 +110,14 @@ class PlotRunTest(unittest.TestCase):
                 self.assertIn(text, message)
                 self.assertEqual(message.count("\n"), 1, message)
 
+    def test_streams_that_are_ascii_or_not_read(self):
+        run = self.write_run("läuft", 3, 2)
+        script = os.path.join(ROOT, "scripts", "plot_run.py")
+        for command in '"$0" "$1" "$2"', '"$0" "$1" "$2" | true; exit ${PIPESTATUS[0]}', '"$0" "$1" "$2" >&-':
+            result = subprocess.run(["bash", "-c", command, sys.executable, script, run], capture_output=True, text=True, timeout=120,
+                                    env={**os.environ, "PYTHONIOENCODING": "ascii"})
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+
 
 if __name__ == "__main__":
     unittest.main()
