@@ -112,7 +112,7 @@ def faulty_line(path, gzipped, encoding):
                 line.decode(encoding)
     except UnicodeError:
         return number
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, zlib.error, LookupError):  # LookupError: a name that codecs have in their errors alone
         pass
     return None
 

@@ -171,7 +171,10 @@ void add_data_flags(CLI::App& app, Options& o, Texts& t) {
 
 void add_sample_flags(CLI::App& app, Options& o) {
     const char* group = "Text of the model";
-    app.add_option("--sample", o.sample, "continue this text with the checkpoint -e, and exit")->group(group);
+    app.add_option(
+           "--sample", o.sample,
+           "continue this text with the checkpoint -e, and exit; of a training run a number: -sample_tokens")
+        ->group(group);
     app.add_option("--prompt", o.prompt, "begin of the sample of text at a run's end")->group(group);
     app.add_option("--sample_tokens", o.sample_tokens,
                    "tokens to add, 0: none; where the context is full, its last half is read again")
@@ -288,8 +291,9 @@ void check_numbers(const CLI::App& app) {
         const std::string refusal = name_of(*option) + " " + text + ": must be ";
         if (type == "FLOAT") {
             const auto number = parse_number<double>(text);
-            require(number && std::isfinite(*number) && std::abs(*number) <= std::numeric_limits<float>::max(),
-                    refusal + "a finite number");
+            require(
+                number && std::isfinite(*number) && std::abs(*number) <= std::numeric_limits<float>::max(),
+                refusal + "a finite number");
         } else if (type == "UINT") {
             require(parse_number<uint64_t>(text) == option->as<uint64_t>(),
                     refusal + "a whole number from 0 to " + std::to_string(UINT64_MAX));
@@ -329,6 +333,15 @@ void read_texts(const Texts& t, Options& o) {
             "-qat_frac: cannot read '" + t.qat_fraction + "': give a number from 0 to 1, or auto");
 }
 
+// Of a run that trains, or is measured, -sample is how long its sample is: the flag's first meaning.
+void read_sample(Options& o) {
+    if (!o.sample || (!o.checkpoint.empty() && !o.evaluate_only)) return;
+    const auto tokens = parse_number<int64_t>(*o.sample);
+    if (!tokens) return;
+    o.sample_tokens = *tokens;
+    o.sample.reset();
+}
+
 }  // namespace
 
 std::optional<Options> parse_command_line(const std::vector<std::string>& arguments, std::ostream& help) {
@@ -361,6 +374,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     check_numbers(app);
     read_texts(texts, options);
     options.bits_given = app.count("-b") > 0;
+    read_sample(options);
     if (!options.resume_from.empty()) options.resume = true;
     check_options(options);
     return options;

@@ -105,9 +105,11 @@ TEST_CASE("every flag reaches its option", "[options]") {
         "2e-4 "
         "-final_lr_frac 0.1 -qat_lr 3e-4 -qat_warmup 0.07 -plan -i train*.bin -j val*.bin -tokenizer x.model "
         "-o "
-        "runs/a -val_every 5 -val_sequences 6 -save_every 7 -keep 8 -resume -print_every 9 -tensorboard -prompt Once "
+        "runs/a -val_every 5 -val_sequences 6 -save_every 7 -keep 8 -resume -print_every 9 -tensorboard "
+        "-prompt Once "
         "-sample_tokens 10 "
-        "-temperature 0.5 -top_k 40 -top_p 0.9 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 0.99 -eps 1e-6 -clip "
+        "-temperature 0.5 -top_k 40 -top_p 0.9 -batch 11 -grad_accum 12 -weight_decay 0.2 -beta1 0.8 -beta2 "
+        "0.99 -eps 1e-6 -clip "
         "3 "
         "-from runs/b/step_00000003 -until 44 -zero 0 -rank_timeout 1.5 -rendezvous shared/meet "
         "-scale_lr 0.25 -seed 18446744073709551615 -device cpu -dtype bf16 -threads 4 "
@@ -191,6 +193,14 @@ TEST_CASE("one dash, two dashes and = are the same", "[options]") {
     CHECK(spoken->data.training == "a b,c");
 }
 
+TEST_CASE("-sample is a text of a checkpoint, and how long the sample of a run is", "[options]") {
+    const Options run = parse("-sample 0");
+    CHECK(run.sample_tokens == 0);
+    CHECK_FALSE(run.sample);
+    CHECK(parse("-eval_only -e out -sample 12").sample_tokens == 12);
+    CHECK(parse("-sample 1984 -e out -tokenizer x.model").sample == "1984");
+}
+
 TEST_CASE("negative numbers are values, not flags", "[options]") {
     // Read as numbers, then refused as such, by the flag's own check.
     CHECK(parse("-lr -1").plan.learning_rate == -1);
@@ -259,6 +269,7 @@ TEST_CASE("an error is one line that names the flag", "[options]") {
     check("-top_k -1", {"-top_k"});
     check("-top_p 0", {"-top_p"});
     check("-top_p 1.01", {"-top_p"});
+    check("-sample -1", {"-sample_tokens"});
     check("-sample A -tokenizer x.model", {"-sample", "-e"});
     check("-sample A -e out", {"-sample", "-tokenizer"});
     check("-e out", {"-e", "-sample"});
