@@ -49,10 +49,10 @@ class StoppingTest(PrepareFixture):
 
     def start(self, *arguments):
         """In a group of its own, in the middle of its work."""
-        # Whoever is started in the background of a script inherits that Ctrl-C is ignored.
+        # Whoever is started by nohup or in the background of a script inherits that these are ignored.
         process = subprocess.Popen([sys.executable, PREPARE, "--record", "", "in.txt", "-o", "out", *arguments],
                                    cwd=self.directory, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+                                   preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)])
         self.addCleanup(process.stderr.close)
         return process
 
