@@ -11,6 +11,7 @@ import stopping
 from locks import Lock
 from mistakes import UserError
 
+
 LARGEST_UINT16_VOCABULARY = 65536
 HEADER_INTS = 256
 
@@ -80,7 +81,8 @@ class Outputs:
         path = self.prefix + suffix
         if self.is_kept(path):
             raise UserError(f"--output {self.prefix}: {path} is the tokenizer; choose another prefix")
-        self.pending[path] = open(path + ".partial", "wb")
+        with stopping.held_back():  # no signal between the file and the note of it, by which it is removed
+            self.pending[path] = open(path + ".partial", "wb")
         return self.pending[path]
 
     def finish(self, file):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Tests of what becomes of data/prepare.py, its workers and its outputs when processes die, are stopped, or are two."""
+import contextlib
 import os
 import signal
 import socket
@@ -59,6 +60,8 @@ class StoppingTest(PrepareFixture):
     def start_encoding(self):
         process = self.start("--tokenizer", self.model, "--workers", "2")
         wait_until(lambda: os.path.exists(self.path("out_train_000000.bin.partial")) or process.poll() is not None)
+        for worker in children(process):
+            os.kill(worker, signal.SIGSTOP)  # in the middle of its work, however fast the machine is
         return process
 
     def check_end(self, process, status, text):
@@ -96,7 +99,10 @@ class StoppingTest(PrepareFixture):
     def test_a_worker_is_killed(self):
         for number, text in (signal.SIGKILL, "lack of memory; use fewer --workers"), (signal.SIGSEGV, "died of SIGSEGV"):
             process = self.start_encoding()
-            os.kill(children(process)[-1], number)
+            for worker in children(process):  # an idle one is not missed
+                os.kill(worker, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGCONT)  # only SIGKILL reaches a stopped process
             self.check_end(process, 2, text)
 
     def test_workers_end_with_a_killed_run_and_the_next_one_cleans_up(self):
