@@ -29,6 +29,7 @@
 #include "model/run/setup.h"
 #include "model/storage/output_lock.h"
 #include "model/sweep/sweep.h"
+#include "model/units.h"
 
 namespace train_qat {
 namespace {

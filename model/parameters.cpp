@@ -26,20 +26,22 @@ bool writes_to_residual(const std::string& name) {
 void draw_normal(Backend& backend, const ParameterRows& rows, const NormalSequence& sequence) {
     constexpr int64_t piece = int64_t{1} << 20;
     std::vector<float> values(static_cast<size_t>(std::min(piece, rows.elements())));
-    std::vector<bfloat16> narrow(rows.narrow_master != nullptr ? values.size() : 0);
     for (int64_t done = 0; done < rows.elements(); done += piece) {
         const int64_t count = std::min(piece, rows.elements() - done);
         fill_normal(values.data(), rows.first_element + done, count, sequence);
-        if (narrow.empty()) {
-            backend.copy_to_device(rows.master + done, values.data(), count * size_of(DType::float32));
-            continue;
-        }
-        for (int64_t i = 0; i < count; ++i) narrow[i] = values[i];
-        backend.copy_to_device(rows.narrow_master + done, narrow.data(), count * size_of(DType::bfloat16));
+        set_masters(backend, rows, done, values.data(), count);
     }
 }
 
 }  // namespace
+
+void set_masters(Backend& backend, const ParameterRows& rows, int64_t first, const float* values,
+                 int64_t count) {
+    if (rows.narrow_master == nullptr)
+        return backend.copy_to_device(rows.master + first, values, count * size_of(DType::float32));
+    const std::vector<bfloat16> narrow(values, values + count);
+    backend.copy_to_device(rows.narrow_master + first, narrow.data(), count * size_of(DType::bfloat16));
+}
 
 Parameters::Parameters(const ModelConfig& config, const QuantizationConfig& quantization, DType compute_type,
                        const Backend& backend, Arena& arena, const StateShard& shard, ModelUse use)
@@ -243,8 +245,7 @@ void Parameters::initialize(Backend& backend, uint64_t seed) {
             const std::vector<float> values(static_cast<size_t>(parameter.whole.columns),
                                             parameter.name.ends_with(".bias") ? 0.0f : 1.0f);
             // Every process reads it, whoever keeps it.
-            backend.copy_to_device(parameter.whole.master, values.data(),
-                                   static_cast<int64_t>(values.size() * sizeof(float)));
+            set_masters(backend, parameter.whole, 0, values.data(), parameter.whole.columns);
             continue;
         }
         const double deviation = 0.02 * (writes_to_residual(parameter.name) ? residual_factor : 1.0);

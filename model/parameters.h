@@ -35,6 +35,11 @@ struct Parameter {
     ParameterRows whole;
 };
 
+// Sets `count` masters of `rows`, from their element `first` on, rounded where they are narrow. values: host memory, free
+// again when this returns.
+void set_masters(Backend& backend, const ParameterRows& rows, int64_t first, const float* values,
+                 int64_t count);
+
 // One matmul's weight: one parameter, or several that share their input and stand one below the other.
 struct LinearWeight {
     Tensor gradient;  // (N, K) float32, with respect to the levels until ste_backward_and_norm

@@ -46,6 +46,9 @@ struct LogitOptions {
 int64_t logit_chunk_rows(const Backend& backend, const ModelConfig& config, int64_t batch,
                          const LogitOptions& asked);
 
+// Fills tables of rotations, both (T, D/2) float32 on the device.
+void fill_rotations(Backend& backend, const ModelConfig& config, const Tensor& cosines, const Tensor& sines);
+
 class Transformer {
   public:
     // Lays out all memory for micro-batches of up to `batch` sequences, allocates nothing. shard: of the optimizer's
@@ -95,7 +98,6 @@ class Transformer {
     void place_gradients();
     // The advice in the error of a model that needs more than `bytes`.
     std::string what_would_fit(int64_t bytes) const;
-    void fill_rope_tables();
     void set_sequences(int64_t sequences, int64_t positions);
     void upload_tokens(const int32_t* inputs, const int32_t* targets);
 

@@ -132,7 +132,7 @@ void Transformer::allocate() {
     activation_arena_.allocate(backend_);
     if (use_ == ModelUse::inference) std::fill(layers_.begin() + 1, layers_.end(), layers_.front());
     parameters_.bind();
-    fill_rope_tables();
+    fill_rotations(backend_, config_, cosines_, sines_);
 }
 
 std::string Transformer::what_would_fit(int64_t bytes) const {
@@ -159,11 +159,11 @@ std::string Transformer::what_would_fit(int64_t bytes) const {
            "); -grad_accum keeps the tokens of a step";
 }
 
-void Transformer::fill_rope_tables() {
-    std::vector<float> cosines(cosines_.elements()), sines(cosines.size());
-    rotations(config_, cosines.data(), sines.data());
-    backend_.copy_to_device(cosines_.data, cosines.data(), cosines_.bytes());
-    backend_.copy_to_device(sines_.data, sines.data(), sines_.bytes());
+void fill_rotations(Backend& backend, const ModelConfig& config, const Tensor& cosines, const Tensor& sines) {
+    std::vector<float> of_cosines(cosines.elements()), of_sines(sines.elements());
+    rotations(config, of_cosines.data(), of_sines.data());
+    backend.copy_to_device(cosines.data, of_cosines.data(), cosines.bytes());
+    backend.copy_to_device(sines.data, of_sines.data(), sines.bytes());
 }
 
 }  // namespace train_qat

@@ -71,6 +71,10 @@ std::string format_bytes(int64_t bytes) {
     return scaled(bytes, {" bytes", " kB", " MB", " GB", " TB"});
 }
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 std::string format_duration(double seconds) {
     if (!(seconds >= 0) || seconds > 1e12) return "?";
     if (seconds < 59.95) return formatted("%.1fs", seconds);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <charconv>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
@@ -38,6 +39,8 @@ std::string format_bytes(int64_t bytes);
 
 // "8.2s", "3m12s", "1h02m", "2d03h"; "?" for what is no duration.
 std::string format_duration(double seconds);
+
+double seconds_since(std::chrono::steady_clock::time_point start);
 
 // The time now: "2025-01-31T12:00:00Z".
 std::string utc_time();

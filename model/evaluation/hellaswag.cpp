@@ -63,8 +63,8 @@ class Progress {
         const Clock::time_point now = Clock::now();
         if (now - shown_ < std::chrono::seconds(10)) return;
         shown_ = now;
-        const double seconds = std::chrono::duration<double>(now - start_).count();
-        const double left = seconds * static_cast<double>(rows_ - done) / static_cast<double>(done);
+        const double left =
+            seconds_since(start_) * static_cast<double>(rows_ - done) / static_cast<double>(done);
         console_ << "  " << format_exact(static_cast<int64_t>(done)) << " of "
                  << format_exact(static_cast<int64_t>(rows_)) << " completions, " << format_duration(left)
                  << " left\n"

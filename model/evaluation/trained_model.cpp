@@ -1,5 +1,6 @@
 #include "model/evaluation/trained_model.h"
 
+#include <optional>
 #include <stdexcept>
 
 #include "kernels/ranks/agreement.h"
@@ -54,6 +55,7 @@ TrainedModel planned_model(const Options& options, const Description& descriptio
 // Of a folder of another program, with the bits of -b if they are given.
 TrainedModel open_folder(const Options& options, Backend& backend, Communicator& communicator,
                          std::ostream& console) {
+    std::optional<HuggingFaceWeights> weights;
     const auto opened = [&] {
         Description description;
         description.config = read_hugging_face_config(options.checkpoint, options.sequence_length);
@@ -61,12 +63,12 @@ TrainedModel open_folder(const Options& options, Backend& backend, Communicator&
         description.quantization.group = options.group;
         TrainedModel trained = planned_model(options, description, backend, console);
         trained.path = options.checkpoint;
-        HuggingFaceWeights(options.checkpoint).check(trained.model->parameters());
+        weights.emplace(options.checkpoint).check(trained.model->parameters());
         trained.model->allocate();
         return trained;
     };
     TrainedModel trained = run_together(communicator, opened);
-    HuggingFaceWeights(options.checkpoint).load(backend, communicator, trained.model->parameters());
+    weights->load(backend, communicator, trained.model->parameters());
     return trained;
 }
 

@@ -25,10 +25,7 @@ Decoder::Decoder(Transformer& model)
     }
     place_activations();
     arena_.allocate(backend_);
-    std::vector<float> cosines(static_cast<size_t>(cosines_.elements())), sines(cosines.size());
-    rotations(config_, cosines.data(), sines.data());
-    backend_.copy_to_device(cosines_.data, cosines.data(), cosines_.bytes());
-    backend_.copy_to_device(sines_.data, sines.data(), sines_.bytes());
+    fill_rotations(backend_, config_, cosines_, sines_);
 }
 
 void Decoder::place_activations() {

@@ -5,15 +5,13 @@
 #include <span>
 #include <stdexcept>
 
+#include "model/units.h"
+
 namespace train_qat {
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // The tokens that a decoder begins with: all, or those that leave half of its positions.
 std::span<const int32_t> fitting(const std::vector<int32_t>& tokens, int64_t capacity, bool all_may_fit) {

@@ -70,17 +70,6 @@ const float* read_values(const SafetensorsFile& file, const std::string& name, i
     return staging.values.data();
 }
 
-void store(Backend& backend, const ParameterRows& rows, int64_t first, const float* values, int64_t count) {
-    if (rows.narrow_master == nullptr) {
-        backend.copy_to_device(rows.master + first, values, count * size_of(DType::float32));
-    } else {
-        std::vector<bfloat16> narrow(static_cast<size_t>(count));
-        for (int64_t i = 0; i < count; ++i) narrow[i] = values[i];
-        backend.copy_to_device(rows.narrow_master + first, narrow.data(), count * size_of(DType::bfloat16));
-    }
-    backend.synchronize();  // the staging buffer is used again
-}
-
 }  // namespace
 
 HuggingFaceWeights::HuggingFaceWeights(const std::string& directory) {
@@ -215,7 +204,7 @@ void HuggingFaceWeights::load_rows(Backend& backend, const Parameter& parameter,
                                  "tensor " + in_quotes(copy) + " differs from " + in_quotes(parameter.name) +
                                      ", but config.json ties them (tie_word_embeddings)");
         }
-        store(backend, rows, done, values, count);
+        set_masters(backend, rows, done, values, count);
     }
 }
 

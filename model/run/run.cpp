@@ -4,14 +4,11 @@
 #include <numeric>
 
 #include "kernels/ranks/agreement.h"
+#include "model/units.h"
 
 namespace train_qat {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // ---- begin
 

@@ -9,8 +9,6 @@
 
 namespace train_qat {
 
-double seconds_since(std::chrono::steady_clock::time_point start);
-
 // Everything that is not const is collective.
 class Run {
   public:

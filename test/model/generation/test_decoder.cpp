@@ -23,14 +23,9 @@ bool is_slow(const BackendUnderTest& device) {
 
 // Every kind of layer that a model may have.
 std::vector<ModelConfig> configs() {
-    ModelConfig plain = tiny_config();
-    ModelConfig other = plain;
-    other.tied = false;
-    other.attention_biases = true;
-    other.head_norms = true;
-    other.head_dim = 10;
+    ModelConfig other = tiny_other_config();
     other.sequence_length = 80;
-    return {plain, other};
+    return {tiny_config(), other};
 }
 
 std::vector<int32_t> random_tokens(const ModelConfig& config, int64_t count) {
