@@ -1,24 +1,17 @@
-#!/usr/bin/env python3
-"""Llama, Qwen2 and Qwen3 of odd sizes: exports of them, read by transformers and llama.cpp.
-
-    make test-clients        makes the environment that this needs, then runs it
-"""
+"""Llama, Qwen2 and Qwen3 of odd sizes: exports of them, read by transformers and llama.cpp."""
 import os
 import random
 import subprocess
-import sys
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import architectures  # noqa: E402
-import fixture  # noqa: E402
-import gguf  # noqa: E402
-import llama_cpp  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import architectures
+import fixture
+import gguf
+import llama_cpp
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)

@@ -1,9 +1,5 @@
-#!/usr/bin/env python3
 """Exports and curves, read by the programs that they are for: transformers, llama.cpp, compressed-tensors, TensorBoard,
-Weights & Biases.
-
-    make test-clients        makes the environment that this needs, then runs it
-"""
+Weights & Biases."""
 import ctypes
 import glob
 import json
@@ -13,15 +9,13 @@ import subprocess
 import sys
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import fixture  # noqa: E402
-import gguf  # noqa: E402
-import llama_cpp  # noqa: E402
-import numpy as np  # noqa: E402
-import sentencepiece  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import fixture
+import gguf
+import llama_cpp
+import numpy as np
+import sentencepiece
+import torch
+import transformers
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -1,18 +1,10 @@
-#!/usr/bin/env python3
-"""Text of -sample beside that of transformers, which reads the exported weights in float32: the likeliest token each time.
-
-    make test-clients        makes the environment that this needs, then runs it
-"""
-import os
-import sys
+"""Text of -sample beside that of transformers, which reads the exported weights in float32: the likeliest token each time."""
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import fixture  # noqa: E402
-import sentencepiece  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import fixture
+import sentencepiece
+import torch
+import transformers
 
 transformers.utils.logging.disable_progress_bar()
 

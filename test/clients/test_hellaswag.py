@@ -1,18 +1,10 @@
-#!/usr/bin/env python3
-"""-hellaswag: its right answers are those that transformers finds with the exported weights.
-
-    make test-clients        makes the environment that this needs, then runs it
-"""
-import os
-import sys
+"""-hellaswag: its right answers are those that transformers finds with the exported weights."""
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import fixture  # noqa: E402
-import stories  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import fixture
+import stories
+import torch
+import transformers
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)

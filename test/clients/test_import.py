@@ -1,19 +1,12 @@
-#!/usr/bin/env python3
-"""Folders that transformers has written, read by the trainer: its mean loss is transformers' own.
-
-    make test-clients        makes the environment that this needs, then runs it
-"""
+"""Folders that transformers has written, read by the trainer: its mean loss is transformers' own."""
 import os
 import re
-import sys
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import architectures  # noqa: E402
-import fixture  # noqa: E402
-import torch  # noqa: E402
-from test_exports import transformers_loss  # noqa: E402
+import architectures
+import fixture
+import torch
+from test_exports import transformers_loss
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 SHARDS = {"max_shard_size": "60KB"}

@@ -1,20 +1,13 @@
-#!/usr/bin/env python3
 """scripts/lm_eval.sh: lm-evaluation-harness finds the right answers that -hellaswag counts. Without its environment, which
-LM_EVAL_ENVIRONMENT names (out/lm_eval), the test is skipped: scripts/lm_eval.sh makes it.
-
-    make test-clients        makes the environment that the other tests need, then runs it
-"""
+LM_EVAL_ENVIRONMENT names (out/lm_eval), the test is skipped: scripts/lm_eval.sh makes it."""
 import glob
 import json
 import os
 import subprocess
-import sys
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import fixture  # noqa: E402
-import stories  # noqa: E402
+import fixture
+import stories
 
 SCRIPT = os.path.join(fixture.ROOT, "scripts", "lm_eval.sh")
 ENVIRONMENT = os.environ.get("LM_EVAL_ENVIRONMENT", os.path.join(fixture.ROOT, "out", "lm_eval"))

@@ -1,38 +1,19 @@
 """The tokens of a tokenizer.json, ours and those of Hugging Face's own library: byte-level BPE as GPT-2, Llama 3, Qwen and
-others divide text, trained here on this project's pages."""
-import glob
+others divide text, trained on this project's pages."""
 import json
 import os
 import random
 import subprocess
 import unittest
 
+import architectures
 import fixture
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 SEED = random.randrange(10**6)
-ByteLevel = pre_tokenizers.ByteLevel
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def by(pattern):
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"),
-                                    ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-# normalizer, pre-tokenizer, whether whole words come before merges
-KINDS = {
-    "gpt2": (None, ByteLevel(add_prefix_space=False), False),
-    "space_first": (None, ByteLevel(add_prefix_space=True), False),
-    "llama3": (None, by(rf"{CONTRACTIONS}|\p{{N}}{{1,3}}|{REST}"), True),
-    "qwen": (normalizers.NFC(), by(rf"{CONTRACTIONS}|\p{{N}}|{REST}"), False),
-    "digits": (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                              ByteLevel(add_prefix_space=False, use_regex=True)]), False),
-}
 DIFFICULT = [
     "", "a", " ", "\n", "  two  spaces\n\n\n and\ttabs \r\n", "It's we'll I'VE don'T", "12345 1,234.5 ½²³ ٣٤",
-    "naïve e\u0301 n\u0303 \ufb01 \u212b 가 \u1100\u1161", "日本語 中文。العربية हिन्दी", "<|endoftext|>x<|im_start|>hi<|im_end|><|end",
+    "naïve e\u0301 n\u0303 \ufb01 \u212b 가 \u1100\u1161", "日本語 中文。العربية हिन्दी", "<|begin|>x<|end|>hi<tool><|end",
     "👨‍👩‍👧‍👦🏳️‍🌈", "\u00a0nbsp\u2003em\u3000ideographic \u0085nel \x0bvt \x0cff", "a" * 3000, "  " * 400, "\x00nul\x7f", "ẞ ſ İ ı", "\u200bzero\ufeff",
 ]
 WORDS = "the of and .. ,, !! 's 'S 123 45 \n \n\n \t é ü 中 ß ' \" ( — … 0 A _ - = # \u0301 \u00a0 \u2028".split(" ")
@@ -52,28 +33,26 @@ def ours(folder, texts):
 
 
 class ByteLevelTokens(unittest.TestCase):
-    def trained(self, kind):
-        normalizer, divider, whole_words_first = KINDS[kind]
-        tokenizer = Tokenizer(models.BPE(ignore_merges=whole_words_first))
-        if normalizer:
-            tokenizer.normalizer = normalizer
-        tokenizer.pre_tokenizer, tokenizer.decoder = divider, decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-                                      initial_alphabet=ByteLevel.alphabet(), show_progress=False)
-        tokenizer.train(sorted(glob.glob(os.path.join(fixture.ROOT, "model", "**", "*.md"), recursive=True)), trainer)
+    def library(self, kind):
+        """A tokenizer of this kind, with a token that begins like others; "space_first": as "gpt-2", and texts begin with a
+        space."""
+        folder = architectures.byte_tokenizer("gpt-2" if kind == "space_first" else kind)
+        tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+        if kind == "space_first":
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.add_tokens([AddedToken("<|end", normalized=False)])
         return tokenizer
 
     def test_are_those_of_the_library(self):
         texts = DIFFICULT + list(random_texts(random.Random(SEED)))
-        for kind in KINDS:
-            tokenizer, folder = self.trained(kind), os.path.join(fixture.directory, "tokenizer_" + kind)
+        for kind in (*architectures.PRE_TOKENIZERS, "space_first"):
+            tokenizer, folder = self.library(kind), os.path.join(fixture.directory, f"tokens of {kind}")
             os.makedirs(folder)
             tokenizer.save(os.path.join(folder, "tokenizer.json"))
             with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as file:
-                json.dump({"bos_token": None, "eos_token": {"content": "<|endoftext|>"}}, file)
+                json.dump({"bos_token": None, "eos_token": {"content": "<|end|>"}}, file)
             found = ours(folder, texts)
-            self.assertEqual((found["vocabulary"], found["bos"], found["eos"]), (tokenizer.get_vocab_size(), -1, 0))
+            self.assertEqual((found["vocabulary"], found["bos"], found["eos"]), (tokenizer.get_vocab_size(), -1, tokenizer.token_to_id("<|end|>")))
             for text, result in zip(texts, found["results"]):
                 ids = tokenizer.encode(text, add_special_tokens=False).ids
                 with self.subTest(kind=kind, text=text, seed=SEED):
