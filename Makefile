@@ -134,7 +134,7 @@ help:
 	@echo "make quickstart         trains a small $(BITS)-bit model on a CPU, in minutes (BITS=1, 1.58, 2, 3, 4, 5, 6, 8; STEPS=)"
 	@echo "make reproduce          sweeps of small models, fits of the laws, plots: hours (QUICK=1: ten minutes; SCALE=gpu)"
 	@echo "make test               builds and runs all tests (SUITES='cpp emulated': some of them)"
-	@echo "make tools              out/tools: a Python environment for scripts/export.py (60 MB from PyPI)"
+	@echo "make tools              out/tools: a Python environment for scripts/export.py (31 MB from PyPI)"
 	@echo "make test-clients       exports and imports, with transformers, llama.cpp and compressed-tensors (0.6 GB from PyPI, once)"
 	@echo "make fuzz               mutated inputs of every reader, under sanitizers (FUZZ_SECONDS=$(FUZZ_SECONDS))"
 	@echo "make bench              a training step, ours and PyTorch's, side by side (BENCH_FLAGS=--quick, --smoke, ...)"
