@@ -25,7 +25,7 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 # product, and test also dev. ("." is the driver.)
 CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights", "generation")]
-KERNELS = ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/generation", "kernels/ranks", CUDA, *CUDA_ROOMS,
+KERNELS = ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/products", "kernels/cpu/generation", "kernels/ranks", CUDA, *CUDA_ROOMS,
            f"{CUDA}/platform"]
 MODEL = ["model", "model/generation", "model/plan", "model/storage", "model/import", "model/job", "model/run", "model/sweep",
          "model/evaluation"]
@@ -33,8 +33,9 @@ TOOLKIT = "dev/emulator"
 LOWER = {
     "data": [],
     "kernels": [],
-    "kernels/cpu/platform": [],
-    "kernels/cpu": ["kernels", "kernels/cpu/platform"],
+    "kernels/cpu/platform": ["kernels"],
+    "kernels/cpu/products": ["kernels", "kernels/cpu/platform"],
+    "kernels/cpu": ["kernels", "kernels/cpu/platform", "kernels/cpu/products"],
     "kernels/cpu/generation": ["kernels", "kernels/cpu", "kernels/cpu/platform"],
     "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
     # The emulator is what CUDA's toolkit is otherwise, by its headers in the include path (TOOLKIT).

@@ -7,14 +7,16 @@
 # enough. Exit code 2 with one line of explanation where packages are missing and cannot be installed.
 set -euo pipefail
 
-build=(g++ cmake make 'pkg-config|pkgconf' 'libdnnl-dev|libonednn-dev' libcli11-dev nlohmann-json3-dev
+build=(g++ cmake make 'pkg-config|pkgconf' libcli11-dev nlohmann-json3-dev
        libsentencepiece-dev libpcre2-dev libutf8proc-dev libxxhash-dev 'libopenmpi-dev|libmpich-dev' 'openmpi-bin|mpich' ca-certificates)
 quickstart=(python3 python3-numpy python3-sentencepiece python3-matplotlib)
 reproduce=(python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece)
-test=(catch2 python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece python3-torch python3-xxhash)
+test=(catch2 python3 python3-numpy python3-scipy python3-matplotlib python3-sentencepiece python3-torch python3-xxhash
+      'libdnnl-dev|libonednn-dev')
 # Without a fast BLAS PyTorch would be compared at a fraction of its speed. The newest PyTorch goes into a virtual
 # environment; its compiler needs Python's headers.
-bench=(python3 python3-numpy python3-torch 'libopenblas0-openmp|libopenblas0-pthread' python3-venv python3-dev binutils)
+# oneDNN's products are compared with ours, nothing else asks for them.
+bench=('libdnnl-dev|libonednn-dev' python3 python3-numpy python3-torch 'libopenblas0-openmp|libopenblas0-pthread' python3-venv python3-dev binutils)
 # test/clients/: the rest is in its virtual environment.
 clients=(python3 python3-venv python3-dev binutils)
 # Fetched and unpacked, not installed, by data/prepare/*_corpus.py: apt only has to know one of each goal.

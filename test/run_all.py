@@ -76,7 +76,7 @@ def suites(build):
         "processes": Suite("data preparation whose processes die, are stopped, or are two",
                            [python, "test/data/test_prepare_processes.py"]),
         "hellaswag": Suite("HellaSwag's preparation", [python, "test/data/test_prepare_hellaswag.py"]),
-        "scan": Suite("oneDNN's matmuls on all small shapes", [kernels, "[.scan]"], {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
+        "scan": Suite("the CPU's matmuls of all small shapes", [kernels, "[.scan]"], {"TRAIN_QAT_TEST_DEVICES": "cpu"}),
         "rooms": Suite("which folder may include which, and that each header compiles alone", [python, "dev/rooms.py"]),
     }
 

@@ -128,14 +128,12 @@ def peers_of(name, python, shape, newest):
     return peers
 
 
-def versions(program, groups):
+def versions(groups):
     """Lines that say what was compared on what."""
     model = re.search(r"^model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    libraries = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
-    dnnl = re.search(r"=> (\S*libdnnl\S*)", libraries)
     compiler = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
     yield f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    yield f"train_qat: g++ {compiler}, {pathlib.Path(dnnl[1]).resolve().name if dnnl else 'oneDNN, static'}"
+    yield f"train_qat: g++ {compiler}"
     for name, peers in groups.items():
         yield f"{name}: {peers[0].banner}"
 
@@ -197,7 +195,7 @@ def main():
     everyone = contestants + [peer for peers in groups.values() for peer in peers]
     race(everyone, rounds)
 
-    print(*versions(program, groups), sep="\n")
+    print(*versions(groups), sep="\n")
     peak = float(re.search(r"peak ([0-9.]+)", contestants[0].banner)[1])
     print(", ".join(f"{name} {size}" for name, size in sizes.items()) + f"; {arguments.threads} threads")
     print(f"{rounds} rounds in turn, medians; measured matmul peak {peak:.0f} GFLOP/s (bf16)\n")

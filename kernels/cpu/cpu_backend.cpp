@@ -10,9 +10,9 @@
 #include <fstream>
 #include <stdexcept>
 
-#include "kernels/cpu/matmul_cache.h"
-#include "kernels/cpu/platform/illegal_instruction.h"
+#include "kernels/cpu/platform/matrix_tiles.h"
 #include "kernels/cpu/platform/worker_pool.h"
+#include "kernels/cpu/products/elements.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -52,19 +52,17 @@ bool cpu_has_bfloat16_dot_product() {
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads) : CpuBackend(threads, cpu_has_amx_bfloat16()) {}
+CpuBackend::CpuBackend(int threads)
+    : CpuBackend(threads, may_use_matrix_tiles() ? MatmulUnit::tiles : MatmulUnit::vectors) {}
 
-CpuBackend::CpuBackend(int threads, bool amx) : threads_(threads > 0 ? threads : omp_get_max_threads()) {
-    explain_illegal_instructions(cpu_model());
+CpuBackend::CpuBackend(int threads, MatmulUnit unit)
+    : threads_(threads > 0 ? threads : omp_get_max_threads()), matmul_unit_(unit) {
     omp_set_num_threads(threads_);
     flush_denormals_on_all_threads(threads_);
-    thread_scratch_.resize(threads_, {nullptr, 0});
-    matmuls_ = std::make_unique<MatmulCache>(threads_, amx);
+    thread_scratch_.resize(threads_);
 }
 
-CpuBackend::~CpuBackend() {
-    for (const auto& [memory, bytes] : thread_scratch_) std::free(memory);
-}
+CpuBackend::~CpuBackend() = default;
 
 std::unique_ptr<Backend> make_cpu_backend(int threads) {
     return std::make_unique<CpuBackend>(threads);
@@ -92,8 +90,7 @@ int64_t CpuBackend::available_memory() const {
 
 bool CpuBackend::supports(DType compute_type) const {
     return compute_type == DType::float32 ||
-           (compute_type == DType::bfloat16 && cpu_has_bfloat16_dot_product() &&
-            matmuls_->supports(compute_type));
+           (compute_type == DType::bfloat16 && built_for_bfloat16 && cpu_has_bfloat16_dot_product());
 }
 
 // More cost cache, fewer cost efficiency of the matmuls: 128 rows 12% of a step.
@@ -130,17 +127,7 @@ WorkerPool& CpuBackend::workers() {
 }
 
 float* CpuBackend::thread_scratch(int64_t count) {
-    auto& [memory, bytes] = thread_scratch_[omp_get_thread_num()];
-    const int64_t needed = (count * static_cast<int64_t>(sizeof(float)) + 4095) / 4096 * 4096;
-    if (needed > bytes) {
-        std::free(memory);
-        memory = std::aligned_alloc(4096, static_cast<size_t>(needed));
-        bytes = memory != nullptr ? needed : 0;
-        // No exception may leave a parallel region.
-        if (memory == nullptr)
-            std::fprintf(stderr, "train_qat: error: out of memory for scratch\n"), std::abort();
-    }
-    return static_cast<float*>(memory);
+    return thread_scratch_[omp_get_thread_num()].at_least(count);
 }
 
 void CpuBackend::copy_to_device(void* device, const void* host, int64_t bytes) {

@@ -1,28 +1,28 @@
-// The CPU backend: one class, one source file per operation. Matmuls go through oneDNN; everything else is
-// plain C++ that the compiler vectorizes.
+// The CPU backend: one class, one source file per operation; plain C++ that the compiler vectorizes, and a few
+// instructions for matmuls.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/checks.h"
+#include "kernels/cpu/aligned_memory.h"
 
 namespace train_qat {
 
-// oneDNN's objects, kept out of this header.
-class MatmulCache;
 class WorkerPool;
+
+// What multiplies matrices of bfloat16: vector registers, or the matrix tiles of AMX (platform/matrix_tiles.h).
+enum class MatmulUnit { vectors, tiles, emulated_tiles };
 
 class CpuBackend : public Backend {
   public:
     explicit CpuBackend(int threads);
-    // amx: whether matmuls keep to the shapes that oneDNN multiplies rightly with AMX (matmul_cache.h).
-    CpuBackend(int threads, bool amx);
+    CpuBackend(int threads, MatmulUnit unit);
     ~CpuBackend() override;
 
     std::string describe() const override;
@@ -112,10 +112,20 @@ class CpuBackend : public Backend {
     // At least `count` floats that belong to the calling thread of a parallel_for; kept between calls.
     float* thread_scratch(int64_t count);
 
+    // Calls function.operator()<Unit>() with the unit (products/units.h) that multiplies matrices of T.
+    template <typename T, typename Function>
+    void with_matmul_unit(Function&& function) const;
+    template <typename T, typename Out>
+    void multiply_packed(Out* out, const T* x, const void* panels, int64_t rows, int64_t inner,
+                         int64_t columns);
+    template <typename Unit, typename T>
+    void add_weight_gradient(float* dq, const T* dz, const T* x, int64_t rows, int64_t dz_columns,
+                             int64_t x_columns, bool accumulate);
     int threads_;
-    std::unique_ptr<MatmulCache> matmuls_;
-    std::unique_ptr<WorkerPool> workers_;                    // made where it is first used
-    std::vector<std::pair<void*, int64_t>> thread_scratch_;  // memory and bytes of each thread
+    MatmulUnit matmul_unit_;
+    AlignedMemory matmul_memory_;                // operands of a matmul that all threads lay out
+    std::unique_ptr<WorkerPool> workers_;        // made where it is first used
+    std::vector<AlignedMemory> thread_scratch_;  // of each thread
     double peak_float32_ = 0;
     double peak_bfloat16_ = 0;
 };

@@ -1,80 +1,13 @@
 // Small dense products on tiles that sit in a core's caches, for attention: c (+)= a b with a float32 result.
 //
-// Operands are packed into elements. In float32 an element is one number. In bfloat16, on processors with a dot
-// product of pairs, it is two neighbours of the summed index: one instruction multiplies and adds both.
+// Operands are packed into elements (products/elements.h):
 //   left operand  (rows, inner)     [row][inner / width]
 //   right operand (inner, columns)  [inner / width][column]
-// An odd end of the inner index is filled with zero.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
-#include "kernels/tensor.h"
+#include "kernels/cpu/products/elements.h"
 
 namespace train_qat {
-
-// Sixteen floats; compilers split it where registers are narrower.
-using FloatVector = float __attribute__((vector_size(64)));
-inline constexpr int64_t vector_lanes = 16;
-
-// Two bfloat16 numbers, the first in the lower half.
-struct BFloat16Pair {
-    uint32_t bits;
-};
-
-template <typename Element>
-inline constexpr int64_t element_width = 1;
-template <>
-inline constexpr int64_t element_width<BFloat16Pair> = 2;
-
-// The element for tiles of a compute type.
-template <typename T>
-struct TileElement {
-    using type = float;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct TileElement<bfloat16> {
-    using type = BFloat16Pair;
-};
-#endif
-
-inline int64_t round_up(int64_t value, int64_t multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
-
-// Elements that hold `count` numbers.
-template <typename Element>
-inline int64_t elements_for(int64_t count) {
-    return (count + element_width<Element> - 1) / element_width<Element>;
-}
-
-inline FloatVector load_vector(const float* source) {
-    FloatVector vector;
-    std::memcpy(&vector, source, sizeof vector);
-    return vector;
-}
-inline void store_vector(float* destination, const FloatVector& vector) {
-    std::memcpy(destination, &vector, sizeof vector);
-}
-
-// sum += left * right for sixteen columns.
-inline void multiply_add(FloatVector& sum, float left, const float& right) {
-    sum += left * load_vector(&right);
-}
-#if defined(__AVX512BF16__)
-inline void multiply_add(FloatVector& sum, BFloat16Pair left, const BFloat16Pair& right) {
-    sum = reinterpret_cast<FloatVector>(
-        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
-                         reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(left.bits))),
-                         reinterpret_cast<__m512bh>(_mm512_loadu_si512(&right))));
-}
-#endif
 
 // A block of c in registers: each step of the inner loop reads `vectors` vectors of b and broadcasts `rows`
 // of a.
@@ -129,23 +62,6 @@ inline void tile_multiply(float* c, int64_t c_stride, const Element* a, int64_t 
 
 // ---- packing
 
-template <typename T>
-inline uint32_t bfloat16_bits(T value) {
-    return bfloat16(static_cast<float>(value)).bits;
-}
-inline uint32_t bfloat16_bits(bfloat16 value) {
-    return value.bits;
-}
-
-template <typename T>
-inline void join(float& element, T value, T) {
-    element = static_cast<float>(value);
-}
-template <typename T>
-inline void join(BFloat16Pair& element, T first, T second) {
-    element.bits = bfloat16_bits(first) | bfloat16_bits(second) << 16;
-}
-
 // Left operand from rows (rows, inner): neighbours within a row become an element.
 template <typename Element, typename T>
 inline void pack_left(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
@@ -157,24 +73,6 @@ inline void pack_left(Element* __restrict packed, int64_t packed_stride, const T
         const int64_t whole = inner / width;
         for (int64_t k = 0; k < whole; ++k) join(out[k], in[width * k], in[width * k + width - 1]);
         if (whole * width < inner) join(out[whole], in[inner - 1], T());
-    }
-}
-
-// Right operand from rows (inner, columns): two rows become a row of elements. Columns up to packed_stride
-// and the missing row of an odd end are zero.
-template <typename Element, typename T>
-inline void pack_right(Element* __restrict packed, int64_t packed_stride, const T* __restrict source,
-                       int64_t stride, int64_t inner, int64_t columns) {
-    constexpr int64_t width = element_width<Element>;
-    for (int64_t k = 0; k < inner; k += width) {
-        Element* __restrict out = packed + k / width * packed_stride;
-        const T* __restrict first = source + k * stride;
-        const T* __restrict second = source + (k + width - 1) * stride;
-        if (k + width <= inner)
-            for (int64_t c = 0; c < columns; ++c) join(out[c], first[c], second[c]);
-        else
-            for (int64_t c = 0; c < columns; ++c) join(out[c], first[c], T());
-        for (int64_t c = columns; c < packed_stride; ++c) join(out[c], T(), T());
     }
 }
 

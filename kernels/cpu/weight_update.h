@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/matmul_cache.h"
-#include "kernels/cpu/packed_weight.h"
+#include "kernels/cpu/products/packed_weight.h"
 
 namespace train_qat {
 
@@ -60,98 +59,13 @@ float quantize_row(const ParameterRows& parameter, int64_t row, T* __restrict ou
     }
 }
 
-// A parameter's place in its packed weight.
-struct PackedDestination {
-    PackedDestination(MatmulCache& matmuls, const ComputeWeight& weight)
-        : pack(packed_weight(matmuls, weight)),
-          forward(&matmuls.packed_offsets(weight.dtype, weight.columns, weight.rows)),
-          backward(&matmuls.packed_offsets(weight.dtype, weight.rows, weight.columns)),
-          rows(weight.rows),
-          pairs(weight.dtype == DType::bfloat16 && pairs_adjacent(forward->inner) &&
-                pairs_adjacent(backward->inner)) {}
-
-    // bfloat16 layouts keep two neighbours of the summed index side by side, for dot products of pairs.
-    static bool pairs_adjacent(const std::vector<int64_t>& offsets) {
-        for (size_t i = 0; i + 1 < offsets.size(); i += 2)
-            if (offsets[i + 1] != offsets[i] + 1) return false;
-        return true;
-    }
-
-    // Rows [row, row + count) of `levels` (count, columns), and zeros into the padding beside and, after the
-    // last row, below.
-    template <typename T>
-    void write(int64_t row, int64_t count, const T* levels, int64_t columns) const {
-        if (pack.rows != nullptr)
-            std::memcpy(static_cast<T*>(pack.rows) + row * columns, levels, count * columns * sizeof(T));
-        for (int64_t r = 0; r < count; ++r) write_forward(row + r, levels + r * columns, columns);
-        for (int64_t r = 0; r < count;) {
-            const bool pair = pairs && (row + r) % 2 == 0 && r + 1 < count;
-            if (pair)
-                write_backward_pair(row + r, levels + r * columns, columns);
-            else
-                write_backward(row + r, levels + r * columns, columns);
-            r += pair ? 2 : 1;
-        }
-        for (int64_t r = row; r < row + count; ++r) clear<T>(r, columns);
-        if (row + count == rows)
-            for (int64_t r = rows; r < std::ssize(forward->columns) || r < std::ssize(backward->inner); ++r)
-                clear<T>(r, 0);
-    }
-
-    // Zeros from column `first` of a row to the end of the padding; `row` may itself be padding.
-    template <typename T>
-    void clear(int64_t row, int64_t first) const {
-        if (row < std::ssize(forward->columns))
-            for (int64_t k = first; k < std::ssize(forward->inner); ++k)
-                static_cast<T*>(pack.forward)[forward->columns[row] + forward->inner[k]] = 0.0f;
-        if (row < std::ssize(backward->inner))
-            for (int64_t k = first; k < std::ssize(backward->columns); ++k)
-                static_cast<T*>(pack.backward)[backward->inner[row] + backward->columns[k]] = 0.0f;
-    }
-
-    template <typename T>
-    void write_forward(int64_t row, const T* __restrict levels, int64_t columns) const {
-        T* __restrict out = static_cast<T*>(pack.forward) + forward->columns[row];
-        const int64_t* __restrict offsets = forward->inner.data();
-        int64_t k = 0;
-        if (pairs)
-            for (; k + 2 <= columns; k += 2) std::memcpy(out + offsets[k], levels + k, 2 * sizeof(T));
-        for (; k < columns; ++k) out[offsets[k]] = levels[k];
-    }
-    template <typename T>
-    void write_backward(int64_t row, const T* __restrict levels, int64_t columns) const {
-        T* __restrict out = static_cast<T*>(pack.backward) + backward->inner[row];
-        const int64_t* __restrict offsets = backward->columns.data();
-        for (int64_t k = 0; k < columns; ++k) out[offsets[k]] = levels[k];
-    }
-    template <typename T>
-    void write_backward_pair(int64_t row, const T* __restrict levels, int64_t columns) const {
-        T* __restrict out = static_cast<T*>(pack.backward) + backward->inner[row];
-        const int64_t* __restrict offsets = backward->columns.data();
-        for (int64_t k = 0; k < columns; ++k) {
-            const T two[2] = {levels[k], levels[columns + k]};
-            std::memcpy(out + offsets[k], two, sizeof two);
-        }
-    }
-
-    PackedWeight pack;
-    const MatmulCache::PackedOffsets *forward, *backward;
-    int64_t rows;
-    bool pairs;
-};
-
 // Fills the ComputeWeights of `parameters`. make_row.operator()<grid, T>(index of the parameter, row, out)
 // writes a row of levels in the compute type T and returns the factor that leaves the matmul;
 // make_row.begin(index, first, last) comes before the rows of a block.
 template <typename MakeRow>
 void CpuBackend::write_levels(std::span<const ParameterRows> parameters, MakeRow&& make_row) {
-    std::vector<std::unique_ptr<PackedDestination>> destinations;
-    for (const ParameterRows& p : parameters) {
-        destinations.push_back(
-            p.compute != nullptr ? std::make_unique<PackedDestination>(*matmuls_, *p.compute) : nullptr);
-        if (p.compute == nullptr) continue;
-        p.compute->scaled = p.grid != Grid::none && p.group == p.columns;
-    }
+    for (const ParameterRows& p : parameters)
+        if (p.compute != nullptr) p.compute->scaled = p.grid != Grid::none && p.group == p.columns;
     const std::vector<RowBlock> blocks = row_blocks(parameters);
     parallel_for(static_cast<int64_t>(blocks.size()), 1, [&](int64_t index, int64_t) {
         const RowBlock& block = blocks[index];
@@ -159,16 +73,18 @@ void CpuBackend::write_levels(std::span<const ParameterRows> parameters, MakeRow
         make_row.begin(block.parameter, block.first, block.last);
         if (p.compute == nullptr) return;
         with_compute_type("quantize", p.compute->dtype, [&]<typename T>() {
+            const PackedWeight packed = packed_weight(*p.compute);
             constexpr int64_t rows_at_a_time = 16;
             T* levels = reinterpret_cast<T*>(thread_scratch(rows_at_a_time * p.columns));
             with_grid(p.grid, [&]<Grid grid>() {
-                for (int64_t row = block.first; row < block.last; row += rows_at_a_time) {
-                    const int64_t count = std::min(rows_at_a_time, block.last - row);
+                for (int64_t row = block.first, count = 0; row < block.last; row += count) {
+                    // Whole sixteens of the matrix, in which these rows may begin anywhere.
+                    count = std::min(rows_at_a_time - (p.first_row + row) % rows_at_a_time, block.last - row);
                     for (int64_t r = 0; r < count; ++r)
                         p.compute->scale_storage[p.first_row + row + r] =
                             make_row.template operator()<grid, T>(block.parameter, row + r,
                                                                   levels + r * p.columns);
-                    destinations[block.parameter]->write(p.first_row + row, count, levels, p.columns);
+                    write_packed(packed, p.first_row + row, count, levels);
                 }
             });
         });
