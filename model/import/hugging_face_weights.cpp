@@ -131,7 +131,7 @@ uint64_t HuggingFaceWeights::fingerprint() const {
         checksum.update(text.data(), static_cast<int64_t>(text.size()));
         const int64_t last = std::max<int64_t>(0, info.bytes - sample_bytes);
         for (int64_t i = 0; i < samples; ++i) {
-            const int64_t first = last / (samples - 1) * i;
+            const int64_t first = last * i / (samples - 1);  // the last bytes too
             const int64_t count = std::min(sample_bytes, info.bytes - first);
             file.read(name, first, buffer.data(), count);
             checksum.update(buffer.data(), count);

@@ -20,7 +20,7 @@ class HuggingFaceWeights {
     // or damaged, the index and the shards differ, or there are weights of another format only.
     explicit HuggingFaceWeights(const std::string& directory);
 
-    // Of names, dtypes, shapes and samples of every tensor's numbers (evenly spread, up to 16 KiB of each), however they
+    // Of names, dtypes, shapes and samples of every tensor's numbers (evenly spread from the first to the last, up to 16 KiB of each), however they
     // are divided among files: tells models apart without reading all of them.
     uint64_t fingerprint() const;
 

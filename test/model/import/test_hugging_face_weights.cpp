@@ -197,6 +197,13 @@ TEST_CASE("a fingerprint tells weights apart and not how they are stored", "[imp
         others.at(name).bytes[5] ^= 1;
         CHECK(fingerprint(others, 1) != first);
     }
+    // The last bytes too, however long a tensor is.
+    for (const int64_t rows : {5, 4096, 6001, 12289}) {
+        const FolderTensor large{"BF16", {rows, 3}, std::string(static_cast<size_t>(6 * rows), 'x')};
+        FolderTensor other = large;
+        other.bytes.back() ^= 1;
+        CHECK(fingerprint({{"large", large}}, 1) != fingerprint({{"large", other}}, 1));
+    }
     CHECK(fingerprint(folder_tensors(odd_config(), "BF16", 4), 1) != first);
     FolderTensors with_frequencies = tensors;
     with_frequencies["model.layers.0.self_attn.rotary_emb.inv_freq"] = {"F32", {1}, "1234"};
