@@ -4,13 +4,27 @@
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 
 namespace train_qat {
 
+namespace {
+
+void check_finite(std::span<const float> logits) {
+    const auto bad =
+        std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
+    if (bad == logits.end()) return;
+    throw std::runtime_error("sampling: the model's logit of token " + std::to_string(bad - logits.begin()) +
+                             " is " + (std::isnan(*bad) ? "NaN" : "infinite") +
+                             "; its weights are damaged, or too large for its arithmetic");
+}
+
+}  // namespace
+
 int32_t Sampler::draw(std::span<const float> logits) {
+    if (logits.empty()) throw std::logic_error("Sampler: no logits");
+    check_finite(logits);  // of a comparison with NaN nothing can be told
     const auto likeliest = std::max_element(logits.begin(), logits.end());
-    if (logits.empty() || !std::isfinite(*likeliest))
-        throw std::runtime_error("sampling: the model's logits are not finite; its weights are damaged");
     if (options_.temperature == 0) return static_cast<int32_t>(likeliest - logits.begin());
 
     tokens_.resize(logits.size());

@@ -20,8 +20,8 @@ class Sampler {
     explicit Sampler(const SamplingOptions& options) : options_(options), random_(options.seed) {}
 
     // A token with probability softmax(logits / temperature), of the top_k likeliest, and of these of the fewest that reach
-    // top_p of their probability (arXiv 1904.09751). Of equally likely tokens the lowest goes first. std::runtime_error when
-    // the largest logit is not finite.
+    // top_p of their probability (arXiv 1904.09751). Of equally likely tokens the lowest goes first. std::runtime_error that
+    // names the first logit that is not finite.
     int32_t draw(std::span<const float> logits);
 
   private:

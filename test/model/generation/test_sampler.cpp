@@ -1,11 +1,14 @@
 // Sampler: how often each token is drawn, and which never.
 #include <cmath>
 #include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "model/generation/sampler.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
+#include "test/support/errors.h"
 
 using namespace train_qat;
 using namespace train_qat::test;
@@ -87,7 +90,18 @@ TEST_CASE("seeds decide what is drawn", "[sampler][generation]") {
 
 TEST_CASE("logits that are no numbers are refused", "[sampler][generation]") {
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    Sampler sampler({.temperature = 0});
-    CHECK_THROWS_AS(sampler.draw(std::vector<float>{nan, 1.0f}), std::runtime_error);
-    CHECK_THROWS_AS(sampler.draw(std::vector<float>{HUGE_VALF, 1.0f}), std::runtime_error);
+    for (const SamplingOptions& options :
+         {SamplingOptions{.temperature = 0}, SamplingOptions{.temperature = 1},
+          SamplingOptions{.temperature = 1, .top_k = 2}, SamplingOptions{.temperature = 1, .top_p = 0.5}}) {
+        Sampler sampler(options);
+        for (const auto& [bad, name] :
+             {std::pair(nan, "NaN"), std::pair(HUGE_VALF, "infinite"), std::pair(-HUGE_VALF, "infinite")})
+            for (size_t at = 0; at < 3; ++at) {  // wherever the largest is
+                std::vector<float> spoilt = {0.5f, 2.0f, 1.0f};
+                spoilt[at] = bad;
+                const std::string error = error_of([&] { sampler.draw(spoilt); });
+                CHECK(error.find("logit of token " + std::to_string(at) + " is " + name) !=
+                      std::string::npos);
+            }
+    }
 }
