@@ -114,6 +114,18 @@ void measure_all(Transformer& model, std::vector<Row>& rows, std::ostream& conso
     }
 }
 
+// Of a loss that is no number it can't be told whether it is the least.
+void check_losses(const std::vector<HellaswagExample>& examples, int64_t first,
+                  const std::vector<Row>& rows) {
+    for (size_t at = 0, i = static_cast<size_t>(first); at < rows.size(); ++i)
+        for (size_t choice = 0; choice < examples[i].completions.size(); ++choice, ++at)
+            if (!std::isfinite(rows[at].loss))
+                throw std::runtime_error(
+                    "-hellaswag: the loss of completion " + std::to_string(choice) + " of example " +
+                    std::to_string(i) + " is " + (std::isnan(rows[at].loss) ? "NaN" : "infinite") +
+                    "; the model's weights are damaged, or too large for its arithmetic");
+}
+
 struct Counts {
     double by_mean = 0, by_sum = 0;  // right answers
 };
@@ -147,6 +159,7 @@ Counts right_answers(const std::vector<HellaswagExample>& examples, Transformer&
         for (size_t choice = 0; choice < examples[i].completions.size(); ++choice)
             rows.push_back(row_of(examples[i], choice, model.config().sequence_length));
     measure_all(model, rows, console);
+    run_together(communicator, [&] { check_losses(examples, first, rows); });
     const Counts mine = count_right(examples, first, rows);
     const std::vector<double> by_mean = gather_numbers(communicator, mine.by_mean);
     const std::vector<double> by_sum = gather_numbers(communicator, mine.by_sum);

@@ -121,6 +121,24 @@ class EvaluationTest(ProgramTest):
             with self.subTest(arguments=arguments):
                 self.check_error(self.start([self.program, *arguments]), words)
 
+    def test_losses_that_are_no_numbers(self):
+        self.run_program("-b 16 -steps 1 -sample_tokens 0 -dtype fp32")
+        shutil.copy(os.path.join(checkpoint(self.path("out"), 1), "model.safetensors"), self.path("model.safetensors"))
+        with open(self.path("config.json"), "w") as file:
+            json.dump({"model_type": "llama", "hidden_size": fixture.WIDTH, "intermediate_size": fixture.FFN,
+                       "num_hidden_layers": fixture.LAYERS, "num_attention_heads": fixture.HEADS, "rms_norm_eps": 1e-5,
+                       "vocab_size": fixture.VOCABULARY, "max_position_embeddings": fixture.SEQUENCE, "tie_word_embeddings": True}, file)
+        data = bytearray(read_bytes(self.path("model.safetensors")))
+        length = struct.unpack("<Q", data[:8])[0]
+        first, _ = json.loads(data[8:8 + length])["model.norm.weight"]["data_offsets"]
+        for place in range(fixture.WIDTH):  # finite, but no product with them is
+            struct.pack_into("<f", data, 8 + length + first + 4 * place, 3e38)
+        with open(self.path("model.safetensors"), "wb") as file:
+            file.write(data)
+        result = self.start([self.program, "-eval_only", "-device", "cpu", "-dtype", "fp32", "-e", self.directory, "-seq_len",
+                             str(fixture.SEQUENCE), "-hellaswag", self.write_hellaswag("examples.bin", 3)])
+        self.check_error(result, "-hellaswag: the loss of completion 0 of example 0 is ")
+
     def test_refusals(self):
         self.run_program("-b 4 -steps 4 -qat_frac 0.5 -sample_tokens 0")
         run, common = self.path("out"), ["-device", "cpu", "-j", self.validation]
