@@ -12,6 +12,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 #include "model/storage/checksum.h"
@@ -110,9 +111,14 @@ class Computation {
     std::vector<uint64_t> run() {
         const size_t wanted = std::min<size_t>(
             {missing_.size(), most_threads, std::max(1u, std::thread::hardware_concurrency())});
-        std::vector<std::thread> threads;
-        for (size_t i = 0; i < wanted; ++i) threads.emplace_back([this] { work(); });
-        for (std::thread& thread : threads) thread.join();
+        {
+            std::vector<std::jthread> threads;  // which are waited for
+            try {
+                while (threads.size() < wanted) threads.emplace_back([this] { work(); });
+            } catch (const std::system_error&) {  // no more threads for this user or container
+            }
+            if (threads.empty()) work();
+        }
         if (error_) std::rethrow_exception(error_);
         return checksums_;
     }

@@ -21,10 +21,19 @@ uint32_t number_of(uint64_t state) {
 }  // namespace
 
 WorkerPool::WorkerPool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    } catch (...) {
+        end();
+        throw;
+    }
 }
 
 WorkerPool::~WorkerPool() {
+    end();
+}
+
+void WorkerPool::end() {
     ended_.store(true);
     state_.store(uint64_t{number_of(state_.load()) + 1} << 32);
     state_.notify_all();

@@ -42,6 +42,7 @@ class WorkerPool {
     // Takes and does blocks of the job of this number until none is left.
     void work(uint32_t number);
     void serve();
+    void end();
 
     std::vector<std::thread> workers_;
     Job job_;  // read by who has taken a block of it: it does not change before that block is done

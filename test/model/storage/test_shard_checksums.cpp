@@ -1,12 +1,15 @@
 // Checksums of shards: kept as long as nothing was written to the file.
 #include "model/storage/shard_checksums.h"
 
+#include <fcntl.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <fcntl.h>
 #include <filesystem>
 #include <sstream>
+#include <system_error>
+#include <thread>
 
 #include "model/storage/checksum.h"
 #include "test/support/catch.h"
@@ -27,6 +30,49 @@ void let_rest() {
 
 std::string bytes_behind_header(const std::string& path) {
     return read_bytes(path).substr(1024);
+}
+
+// While it lives no thread can be started: there is no place for its stack.
+class NoThreads {
+  public:
+    NoThreads() {
+        ::pthread_attr_init(&attributes_);
+        ::pthread_getattr_default_np(&attributes_);
+        ::pthread_attr_getstacksize(&attributes_, &stack_bytes_);
+        set(size_t{1} << 47);
+    }
+    ~NoThreads() {
+        set(stack_bytes_);
+        ::pthread_attr_destroy(&attributes_);
+    }
+    NoThreads(const NoThreads&) = delete;
+    NoThreads& operator=(const NoThreads&) = delete;
+
+  private:
+    void set(size_t bytes) {
+        ::pthread_attr_setstacksize(&attributes_, bytes);
+        ::pthread_setattr_default_np(&attributes_);
+    }
+    pthread_attr_t attributes_;
+    size_t stack_bytes_ = 0;
+};
+
+TEST_CASE("checksums need no threads", "[shard_checksums]") {
+    const TemporaryDirectory directory;
+    std::vector<std::string> paths;
+    for (const uint32_t i : {1u, 2u, 3u}) {
+        paths.push_back(directory / ("s" + std::to_string(i) + ".bin"));
+        write_shard(paths.back(), std::vector<uint32_t>(100 + i, i), 50, 7);
+    }
+    std::ostringstream log;
+    std::vector<uint64_t> checksums;
+    {
+        const NoThreads none;
+        REQUIRE_THROWS_AS(std::thread([] {}).detach(), std::system_error);
+        checksums = checksums_of_shards(paths, 1024, directory / "out", log);
+    }
+    for (size_t i = 0; i < paths.size(); ++i)
+        CHECK(checksums[i] == checksum_of(bytes_behind_header(paths[i])));
 }
 
 TEST_CASE("checksums are those of the tokens, whatever the records say", "[shard_checksums]") {
