@@ -79,9 +79,15 @@ OutputLock::OutputLock(const std::string& output_directory, const std::string& w
     clean_up_after_dead_runs(directory_, true);
 }
 
+int OutputLock::open_lock_file() {
+    const int created = ::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    created_ = created >= 0;
+    return created_ ? created : ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+}
+
 // False: the file was removed by the one who held it, while this process waited for its lock.
 bool OutputLock::take() {
-    FileDescriptor file(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+    FileDescriptor file(open_lock_file());
     if (file.get() < 0) {
         const int error = errno;
         remove_created_directories(directory_, first_created_);
@@ -110,7 +116,8 @@ bool OutputLock::is_file_of_path() const {
 }
 
 OutputLock::~OutputLock() {
-    if (held_ || descriptor_ >= 0) ::unlink(path_.c_str());
+    // Without locks it may be another process's.
+    if (held_ || (descriptor_ >= 0 && created_)) ::unlink(path_.c_str());
     if (descriptor_ >= 0) ::close(descriptor_);
     remove_created_directories(directory_, first_created_);
 }

@@ -29,12 +29,14 @@ class OutputLock {
     bool is_held() const { return held_; }
 
   private:
+    int open_lock_file();
     bool take();
     bool is_file_of_path() const;
 
     const std::string directory_, path_;
     std::string first_created_;  // of the directories; empty: all were there
     int descriptor_ = -1;
+    bool created_ = false;  // the file, by this process
     bool held_ = false;
 };
 

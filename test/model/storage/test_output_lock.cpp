@@ -1,9 +1,14 @@
 // One process at a time in an output directory, and what the next one finds.
+#include <sys/file.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <filesystem>
+#include <iostream>
+#include <sstream>
 
 #include "model/storage/output_lock.h"
 #include "test/support/catch.h"
@@ -11,10 +16,41 @@
 #include "test/support/files.h"
 #include "test/support/sweep_fixture.h"
 
+namespace {
+
+bool has_locks = true;
+
+}  // namespace
+
+// In place of the system's: some file systems have none.
+extern "C" int flock(int file, int operation) noexcept {
+    if (has_locks) return static_cast<int>(::syscall(SYS_flock, file, operation));
+    errno = ENOLCK;
+    return -1;
+}
+
 namespace train_qat::test {
 namespace {
 
 namespace fs = std::filesystem;
+
+TEST_CASE("without locks a process removes only what it has created", "[output_lock]") {
+    const TemporaryDirectory directory;
+    const std::string output = directory / "run";
+    std::ostringstream warnings;
+    std::streambuf* const errors = std::cerr.rdbuf(warnings.rdbuf());
+    has_locks = false;
+    {
+        const OutputLock first(output, "run");
+        CHECK_FALSE(first.is_held());
+        { const OutputLock second(output, "run"); }
+        CHECK(fs::exists(output + "/.lock"));
+    }
+    CHECK_FALSE(fs::exists(output));
+    has_locks = true;
+    std::cerr.rdbuf(errors);
+    CHECK(warnings.str().find("this file system has no locks") != std::string::npos);
+}
 
 TEST_CASE("one process at a time is at work in a directory", "[output_lock]") {
     const TemporaryDirectory directory;
