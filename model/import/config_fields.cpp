@@ -90,6 +90,13 @@ std::string ConfigFields::text(const char* name) {
     return string.get<std::string>();
 }
 
+std::vector<nlohmann::json> ConfigFields::list(const char* name) {
+    const nlohmann::json& array = value(name);
+    if (array.is_null()) return {};
+    if (!array.is_array()) refuse(name, "it must be a list");
+    return array.get<std::vector<nlohmann::json>>();
+}
+
 void ConfigFields::require(const char* name, const nlohmann::json& only, const std::string& supported) {
     const nlohmann::json& found = value(name);
     if (!found.is_null() && found != only) refuse(name, supported);

@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace train_qat {
 
@@ -30,6 +31,7 @@ class ConfigFields {
     std::optional<double> optional_positive(const char* name);
     bool flag(const char* name, bool otherwise);
     std::string text(const char* name);
+    std::vector<nlohmann::json> list(const char* name);  // empty when it is absent
 
     // Refuses a field that has another value than this one. `otherwise`: what is supported, for the message.
     void require(const char* name, const nlohmann::json& only, const std::string& supported);

@@ -114,7 +114,7 @@ void refuse_unsupported(ConfigFields& fields, const Architecture& architecture) 
     if (architecture.model_type == std::string("llama"))
         fields.require("sliding_window", nullptr, "only full attention is supported");
     fields.value("sliding_window");
-    for (const nlohmann::json& layer : fields.value("layer_types"))
+    for (const nlohmann::json& layer : fields.list("layer_types"))
         if (layer != "full_attention") fields.refuse("layer_types", "only full attention is supported");
     fields.require("pretraining_tp", 1, "only 1 is supported");
     fields.require("partial_rotary_factor", 1.0, "only heads that turn whole are supported");
