@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "data/byte_pairs.h"
+#include "data/file_bytes.h"
 #include "data/text_pattern.h"
 #include "data/tokenizer_model.h"
 
@@ -173,8 +173,10 @@ BytePairs read_pairs(const json& file) {
 // ---- begin and end, which other files say
 
 json read_beside(const std::string& path, const char* name) {
-    std::ifstream file(std::filesystem::path(path).replace_filename(name));
-    return file ? json::parse(file, nullptr, false) : json();
+    const std::filesystem::path file = std::filesystem::path(path).replace_filename(name);
+    if (!std::filesystem::exists(file)) return json();
+    const std::string advice = "copy it again from where " + path + " is from";
+    return json::parse(read_file(file.string(), "what goes with the tokenizer", advice), nullptr, false);
 }
 
 // The text of `key` in tokenizer_config.json: a string, or an object with it; empty: there is none.

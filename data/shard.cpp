@@ -8,9 +8,10 @@
 #include <array>
 #include <bit>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <stdexcept>
+
+#include "data/file_bytes.h"
 
 namespace train_qat {
 namespace {
@@ -97,14 +98,13 @@ void Shard::Unmap::operator()(const std::byte* map) const {
 
 // Null for an empty file.
 Shard::Mapping Shard::map_file(const std::string& path) {
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rbe"), &std::fclose);
-    if (!file) fail_errno(path, "open token shard");
+    std::string why_not;
+    const FileDescriptor file(open_regular_file(path, why_not));
+    if (file.get() < 0) fail(path, "cannot open token shard: " + why_not);
     struct stat status;
-    if (::fstat(::fileno(file.get()), &status) != 0) fail_errno(path, "inspect token shard");
-    if (!S_ISREG(status.st_mode)) fail(path, "not a regular file, expected a token shard");
+    if (::fstat(file.get(), &status) != 0) fail_errno(path, "inspect token shard");
     if (status.st_size == 0) return {nullptr, Unmap{0}};
-    void* map =
-        ::mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, ::fileno(file.get()), 0);
+    void* map = ::mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, file.get(), 0);
     if (map == MAP_FAILED) fail_errno(path, "map token shard into memory");
     return {static_cast<const std::byte*>(map), Unmap{status.st_size}};
 }

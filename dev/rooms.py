@@ -49,7 +49,7 @@ LOWER = {
     "dev/emulated_cuda": ["kernels", f"{CUDA}/platform", "dev/emulator", "dev/emulator/machine"],
     "model": ["data", "kernels", "kernels/ranks"],
     "model/plan": ["model", "kernels", "kernels/ranks"],
-    "model/storage": ["model", "kernels", "kernels/ranks"],
+    "model/storage": ["model", "data", "kernels", "kernels/ranks"],
     "model/generation": ["model", "kernels"],
     "model/import": ["model", "model/storage", "kernels", "kernels/ranks"],
     "model/job": ["model", "model/plan", "model/storage", "model/import", "data", "kernels", "kernels/ranks", f"{CUDA}/platform"],

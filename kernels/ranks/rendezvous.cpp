@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <optional>
@@ -230,6 +231,9 @@ std::string share_by_file(const std::string& path, int rank, int size,
                           const std::function<std::string()>& make, double timeout_seconds) {
     if (rank < 0 || rank >= size) throw std::logic_error("share_by_file: a rank that does not exist");
     if (size == 1) return make();
+    std::error_code ignored;
+    if (std::filesystem::exists(path, ignored) && !std::filesystem::is_regular_file(path, ignored))
+        throw std::runtime_error("-rendezvous " + path + ": is not a regular file; name a new one");
     Meeting meeting(path, rank, size, timeout_seconds);
     return rank == 0 ? meeting.offer(make()) : meeting.accept();
 }

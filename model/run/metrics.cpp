@@ -57,7 +57,7 @@ MetricsWriter::MetricsWriter(const std::string& output_directory, std::optional<
         if (kept.size() != text.size()) write_file_atomically(path_, kept);
     }
     descriptor_ = std::make_unique<FileDescriptor>(
-        ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+        ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666));
     if (descriptor_->get() < 0) throw_file_error(path_, std::string("cannot open: ") + std::strerror(errno));
     bytes_ = static_cast<int64_t>(std::filesystem::file_size(path_));
 }

@@ -11,7 +11,6 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
-#include <utility>
 
 #include "model/units.h"
 
@@ -54,14 +53,6 @@ int64_t available_disk_bytes(const std::string& path) {
     struct statvfs status;
     if (::statvfs(path.c_str(), &status) != 0) throw_errno(path, "ask for the free disk space");
     return static_cast<int64_t>(status.f_bavail) * static_cast<int64_t>(status.f_frsize);
-}
-
-FileDescriptor::~FileDescriptor() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-}
-
-int FileDescriptor::release() {
-    return std::exchange(descriptor_, -1);
 }
 
 void write_all(int descriptor, const std::string& path, const void* data, int64_t bytes,
@@ -145,12 +136,20 @@ void OutputFile::finish() {
     keep();
 }
 
-InputFile::InputFile(const std::string& path)
-    : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (descriptor_.get() < 0) throw_errno(path, "open");
+namespace {
+
+int open_or_throw(const std::string& path) {
+    std::string why_not;
+    const int descriptor = open_regular_file(path, why_not);
+    if (descriptor < 0) throw_file_error(path, "cannot open: " + why_not);
+    return descriptor;
+}
+
+}  // namespace
+
+InputFile::InputFile(const std::string& path) : path_(path), descriptor_(open_or_throw(path)) {
     struct stat status;
     if (::fstat(descriptor_.get(), &status) != 0) throw_errno(path, "inspect");
-    if (!S_ISREG(status.st_mode)) throw_file_error(path, "not a regular file");
     bytes_ = status.st_size;
 }
 

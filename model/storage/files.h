@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "data/file_bytes.h"
+
 namespace train_qat {
 
 [[noreturn]] void throw_file_error(const std::string& path, const std::string& message);
@@ -17,20 +19,6 @@ std::string in_quotes(const std::string& text);
 
 // Bytes that an unprivileged process can still write to the file system of `path`.
 int64_t available_disk_bytes(const std::string& path);
-
-// Owns a POSIX file descriptor.
-class FileDescriptor {
-  public:
-    explicit FileDescriptor(int descriptor = -1) : descriptor_(descriptor) {}
-    ~FileDescriptor();
-    FileDescriptor(const FileDescriptor&) = delete;
-    FileDescriptor& operator=(const FileDescriptor&) = delete;
-    int get() const { return descriptor_; }
-    int release();
-
-  private:
-    int descriptor_;
-};
 
 // Writes all bytes, or throws; at `offset`, or with -1 where the file stands. A full disk is reported with
 // what is missing: the rest of `data` plus `bytes_to_follow`.

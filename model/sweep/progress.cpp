@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -108,8 +109,9 @@ void write_progress(const std::string& queue_directory, const SweepJob& job, con
 }
 
 std::optional<JobProgress> read_progress(const std::string& queue_directory, const SweepJob& job) {
-    std::ifstream file(progress_path(queue_directory, job));
-    if (!file) return std::nullopt;
+    const std::string path = progress_path(queue_directory, job);
+    if (!std::filesystem::is_regular_file(path)) return std::nullopt;
+    std::ifstream file(path);
     const Json json = Json::parse(file, nullptr, false);
     if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) return std::nullopt;
     return JobProgress{json["step"].get<int64_t>(), number_at(json, "loss"),

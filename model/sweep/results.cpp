@@ -58,7 +58,8 @@ std::string key_of(const Json& record) {
 }  // namespace
 
 void append_result(const std::string& path, const nlohmann::ordered_json& record) {
-    const FileDescriptor descriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+    const FileDescriptor descriptor(
+        ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666));
     if (descriptor.get() < 0) throw_errno(path, "open");
     int locked;
     do locked = ::flock(descriptor.get(), LOCK_EX);

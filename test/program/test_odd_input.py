@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, ProgramTest, checkp
                              snapshot, write_shards)
 
 RUN = "-qat_frac 0.5 -steps 12 -save_every 4 -keep 0 -sample_tokens 0"
+
+CONFIG = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+          "vocab_size": 61, "max_position_embeddings": 8, "rms_norm_eps": 1e-5}
 
 
 class OnePlaceTest(ProgramTest):
@@ -97,6 +101,61 @@ class DataTest(ProgramTest):
         self.assertIn("warning: other", self.run_program(RUN, "-resume -val_sequences 3", validation=other))
 
 
+class FileTest(ProgramTest):
+    """A pipe nobody writes to, a folder, a socket, an endless device: where a file is expected, none is waited for."""
+
+    def odd_files(self):
+        """(path, word of the error)"""
+        os.mkfifo(self.path("pipe"))
+        os.mkdir(self.path("folder"))
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(self.path("socket"))
+        return [(self.path("pipe"), "a pipe"), (self.path("folder"), "a folder"), (self.path("socket"), "a socket"), ("/dev/zero", "a device")]
+
+    def refused(self, command, *words):
+        result = subprocess.run(command, capture_output=True, text=True, cwd=self.directory, timeout=20)
+        self.check_error(result, *words)
+
+    def test_files_of_flags(self):
+        self.run_program(RUN, output="run")
+        evaluation = [self.program, "-eval_only", "-device", "cpu", "-e", self.path("run")]
+        for path, kind in self.odd_files():
+            with self.subTest(path=path):
+                of_shards = "is a directory" if kind == "a folder" else kind
+                self.refused(self.command(RUN, train=path), of_shards, path)
+                self.refused(self.command(RUN, validation=path), of_shards, path)
+                self.refused([*evaluation, "-hellaswag", path], kind, path)
+                self.refused(self.command(RUN, "-sweep", path), kind, path)
+                self.refused(self.command(f"-b 4 -tokens 1M -plan -law {path} -qat_frac auto"), kind, path)
+                if kind != "a folder":
+                    self.refused(self.command(RUN, "-tokenizer", path), kind, path)
+        self.refused([self.program, "-eval_only", "-e", self.path("pipe"), "-j", self.validation], self.path("pipe"))
+
+    def test_files_of_folders(self):
+        self.run_program(RUN, output="run")
+        os.makedirs(self.path("data", "cache"))
+        os.mkfifo(self.path("data", "cache", "latest.json"))
+        self.refused([self.program, "-steps", "4", "-layers", "2", "-width", "32", "-heads", "2"], "latest.json", "a pipe")
+        for name in ("manifest.json", "model.safetensors", "optimizer.safetensors"):
+            shutil.copytree(self.path("run"), self.path("out"))
+            os.remove(os.path.join(checkpoint(self.path("out"), 12), name))
+            os.mkfifo(os.path.join(checkpoint(self.path("out"), 12), name))
+            # As of any checkpoint that is not whole: the one before it.
+            result = subprocess.run(self.command(RUN, "-resume"), capture_output=True, text=True, timeout=20)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("resume: step 8", result.stdout)
+            shutil.rmtree(self.path("out"))
+        for name in ("config.json", "model.safetensors"):
+            folder = self.path("of_" + name)
+            os.mkdir(folder)
+            with open(os.path.join(folder, "config.json"), "w") as file:
+                json.dump(CONFIG, file)
+            if os.path.exists(os.path.join(folder, name)):
+                os.remove(os.path.join(folder, name))
+            os.mkfifo(os.path.join(folder, name))
+            self.refused([self.program, "-sample", "x", "-e", folder, "-seq_len", "8"], name, "a pipe")
+
+
 class FlagTest(ProgramTest):
 
     def test_numbers(self):
@@ -137,4 +196,4 @@ class ResumeFromTest(ProgramTest):
 
 
 if __name__ == "__main__":
-    sys.exit(run_tests(__doc__, sys.modules[__name__], ["OnePlaceTest", "DataTest", "FlagTest", "ResumeFromTest"]))
+    sys.exit(run_tests(__doc__, sys.modules[__name__], ["OnePlaceTest", "DataTest", "FileTest", "FlagTest", "ResumeFromTest"]))

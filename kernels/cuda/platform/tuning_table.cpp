@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -35,6 +36,9 @@ bool replace_end(const std::string& file, int64_t offset, const std::string& tex
 TuningTable::TuningTable(std::string file, std::string device)
     : file_(std::move(file)), device_(std::move(device)) {
     if (file_.empty()) return;
+    std::error_code ignored;
+    if (std::filesystem::exists(file_, ignored) && !std::filesystem::is_regular_file(file_, ignored))
+        throw std::runtime_error(file_ + ": is no tuning table of train_qat, and not even a regular file");
     std::ifstream stream(file_, std::ios::binary);
     const std::string text{std::istreambuf_iterator<char>(stream), {}};
     // The start of a title is a table whose first line was cut off.
