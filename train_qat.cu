@@ -130,7 +130,7 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     const Options asked = job.run_together([&] { return with_law(with_prepared_data(given)); });
     job.run_together([&] { check_data(asked); });
     if (asked.data.training != given.data.training) console << describe_prepared_data(asked.data) << "\n";
-    if (!asked.plan_only && !asked.evaluate_only) lock_output(asked, job);
+    if (!asked.plan_only && !asked.evaluate_only && !asked.sample) lock_output(asked, job);
     if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : interrupted_exit_code;
     const ResolvedOptions resolved = job.run_together([&] { return resolve_choices(asked, job.size()); });
     const Options& options = resolved.options;

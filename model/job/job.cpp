@@ -94,8 +94,10 @@ std::unique_ptr<Backend> Job::make_backend(const Options& options, int ranks, st
         cuda.attention = attention_kernels(options.attention);
         cuda.matmul_rows = run_layout(options, ranks).batch * options.sequence_length;
         const std::string own = launch_.rank == 0 ? "" : "_rank" + text(launch_.rank);
-        cuda.tuning_file =
-            (std::filesystem::path(options.output_directory) / ("cuda_tuning" + own + ".txt")).string();
+        // Modes that only print write nothing, also not beside a run that is at work in -o.
+        if (!options.evaluate_only && !options.sample)
+            cuda.tuning_file =
+                (std::filesystem::path(options.output_directory) / ("cuda_tuning" + own + ".txt")).string();
         cuda.report = [&log](const std::string& line) { log << line << std::endl; };
         std::unique_ptr<Backend> backend = make_cuda_backend(cuda);
         log << "device: " << backend->describe() << "\n";
