@@ -7,6 +7,7 @@
 // All ranks of a run execute the same steps, each on its own part of every batch; rank 0 writes and prints.
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -86,8 +87,7 @@ bool train_ranges(Setup& setup, Run& run, const StepObserver& on_step) {
     if (run.part_is_done()) return run.stop();
     if (plan.qat_steps > 0) run.switch_to_quantization();
     if (!train_range(Phase::quantization_aware, plan.total_steps, setup, run, on_step)) return run.stop();
-    run.finish();
-    return true;
+    return run.finish();
 }
 
 // ---- a run
@@ -105,14 +105,13 @@ RunOutcome train(const Options& options, Backend& backend, Communicator& communi
     const Clock::time_point start = Clock::now();
     Run run(*setup);
     if (run.is_done_already()) return {};
+    save_on_stop_signals();
     run.begin();
     const bool finished = train_ranges(*setup, run, on_step);
     return {finished, run.results(), seconds_since(start)};
 }
 
 // ---- the program
-
-constexpr int interrupted_exit_code = 130;
 
 // Until all ranks have ended: one that is interrupted must not let another run in.
 void lock_output(const Options& options, Job& job) {
@@ -131,7 +130,7 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     job.run_together([&] { check_data(asked); });
     if (asked.data.training != given.data.training) console << describe_prepared_data(asked.data) << "\n";
     if (!asked.plan_only && !asked.evaluate_only && !asked.sample) lock_output(asked, job);
-    if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : interrupted_exit_code;
+    if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : stop_exit_code();
     const ResolvedOptions resolved = job.run_together([&] { return resolve_choices(asked, job.size()); });
     const Options& options = resolved.options;
     console << resolved.report;
@@ -150,9 +149,9 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     }
     const RunOutcome outcome =
         end_job_on_failure(job, [&] { return train(options, *backend, *communicator, console, {}); });
-    if (!outcome.finished) return interrupted_exit_code;
-    if (job.rank() == 0 && !options.plan_only) write_exports(options, console);
-    return 0;
+    if (!outcome.finished) return stop_exit_code();
+    if (job.rank() != 0 || options.plan_only) return 0;
+    return write_exports(options, console) ? 0 : stop_exit_code();
 }
 
 }  // namespace
@@ -160,7 +159,8 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
 
 int main(int argc, char** argv) {
     train_qat::limit_openmp_spinning(argv);
-    train_qat::catch_stop_signals();
+    train_qat::end_on_stop_signals(train_qat::rank_of_launch() == 0);
+    std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whatever ends the process, its lines are out
     std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is an error of the write, with a message
     return train_qat::run_to_exit_code({argv + 1, argv + argc}, train_qat::run);
 }

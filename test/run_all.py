@@ -61,6 +61,8 @@ def suites(build):
         "export": Suite("-export, at the end of a run", [python, "test/program/test_export.py", "--program", "./train_qat"]),
         "odd_input": Suite("odd input, shared places, recovery",
                            [python, "test/program/test_odd_input.py", "--program", "./train_qat"]),
+        "ending": Suite("signals, and output that goes nowhere",
+                        [python, "test/program/test_ending.py", "--program", "./train_qat"]),
         "fuzz_cpp": Suite("mutated inputs of every C++ reader, with AddressSanitizer and UndefinedBehaviorSanitizer",
                           [f"{build}/address/train_qat_fuzz", "--seconds", "2.5", "--corpus", "test/fuzz/corpus"]),
         "recipes": Suite("recipes and launchers", [python, "test/program/test_recipes.py", "--program", "./train_qat"]),

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/evaluation/process.h"
+#include "model/job/stop_signal.h"
 #include "model/units.h"
 
 namespace train_qat {
@@ -51,7 +52,8 @@ std::string last_line(const std::string& text) {
 }
 
 // what: a checkpoint, or settings with --check behind them.
-void run_script(const Options& options, const std::string& format, const std::vector<std::string>& what) {
+// False: it was stopped.
+bool run_script(const Options& options, const std::string& format, const std::vector<std::string>& what) {
     const fs::path root = checkout();
     std::vector<std::string> command = {python(root), (root / "scripts" / "export.py").string()};
     command.insert(command.end(), what.begin(), what.end());
@@ -70,7 +72,8 @@ void run_script(const Options& options, const std::string& format, const std::ve
     } catch (const std::runtime_error& error) {
         throw std::runtime_error(prefix + error.what() + "; name a Python with the variable PYTHON");
     }
-    if (result.exit_code == 0) return;
+    if (result.exit_code == 0) return true;
+    if (stop_requested()) return false;
     std::string reason = last_line(result.errors);
     const std::string of_script = "export.py: error: ";
     if (reason.rfind(of_script, 0) == 0) reason.erase(0, of_script.size());
@@ -86,9 +89,14 @@ void check_exports(const Options& options, const nlohmann::ordered_json& setting
         run_script(options, format, {settings.dump(), "--check"});
 }
 
-void write_exports(const Options& options, std::ostream& console) {
+bool write_exports(const Options& options, std::ostream& console) {
     console << std::flush;  // the script writes to the same place
-    for (const std::string& format : options.exports) run_script(options, format, {options.output_directory});
+    for (const std::string& format : options.exports) {
+        if (run_script(options, format, {options.output_directory})) continue;
+        console << "stopped; the run is done, its export is not: scripts/export.py makes it" << std::endl;
+        return false;
+    }
+    return true;
 }
 
 }  // namespace train_qat

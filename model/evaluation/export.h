@@ -14,7 +14,8 @@ namespace train_qat {
 void check_exports(const Options& options, const nlohmann::ordered_json& settings);
 
 // For one rank, after training: the latest checkpoint in all formats, in directories of their names in that of the run, with
-// a line to `console` for each. std::runtime_error as above; checkpoints stay whatever happens.
-void write_exports(const Options& options, std::ostream& console);
+// a line to `console` for each. std::runtime_error as above; checkpoints stay whatever happens. False when it is
+// asked to stop meanwhile: an unfinished export is removed.
+bool write_exports(const Options& options, std::ostream& console);
 
 }  // namespace train_qat

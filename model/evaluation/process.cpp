@@ -1,13 +1,17 @@
 #include "model/evaluation/process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <stdexcept>
+
+#include "model/job/stop_signal.h"
 
 extern char** environ;
 
@@ -34,10 +38,15 @@ pid_t spawn(const std::vector<std::string>& command, int errors) {
     return process;
 }
 
-std::string read_to_the_end(int file) {
+// What the process writes to its errors. When this one is asked to stop, so is the other.
+std::string read_to_the_end(int file, pid_t process) {
+    constexpr int look_milliseconds = 100;
     std::string text;
     char buffer[4096];
-    for (;;) {
+    for (bool told = false;;) {
+        if (!told && stop_requested()) told = ::kill(process, SIGTERM) == 0;
+        pollfd ready{file, POLLIN, 0};
+        if (::poll(&ready, 1, look_milliseconds) <= 0) continue;
         const ssize_t count = ::read(file, buffer, sizeof buffer);
         if (count > 0) text.append(buffer, static_cast<size_t>(count));
         if (count == 0 || (count < 0 && errno != EINTR)) return text;
@@ -59,7 +68,7 @@ ProcessResult run_process(const std::vector<std::string>& command) {
     }
     ::close(ends[1]);
     ProcessResult result;
-    result.errors = read_to_the_end(ends[0]);
+    result.errors = read_to_the_end(ends[0], process);
     ::close(ends[0]);
     int status = 0;
     while (::waitpid(process, &status, 0) < 0 && errno == EINTR) {

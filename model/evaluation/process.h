@@ -11,7 +11,8 @@ struct ProcessResult {
     std::string errors;  // what it wrote to stderr
 };
 
-// command: the program, found in PATH unless it is a path, and its arguments. What it prints goes where this process prints.
+// command: the program, found in PATH unless it is a path, and its arguments. What it prints goes where this process prints;
+// it gets a TERM when this process is asked to stop (model/job/stop_signal.h).
 // std::runtime_error that names the program where it can't be started.
 ProcessResult run_process(const std::vector<std::string>& command);
 

@@ -40,7 +40,7 @@ Generation generate(Decoder& decoder, const std::vector<int32_t>& prompt, const 
     result.prompt_seconds = seconds_since(start);
 
     double positions = 0;
-    for (int64_t i = 0; i < options.tokens; ++i) {
+    for (int64_t i = 0; i < options.tokens && !(options.stop && options.stop()); ++i) {
         start = Clock::now();
         if (i > 0 && decoder.position() == decoder.capacity()) {
             decoder.forget();

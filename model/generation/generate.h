@@ -15,6 +15,7 @@ struct GenerationOptions {
     int32_t end_token = -1;  // stops there
     int64_t vocabulary = 0;  // tokens below it can be drawn: a model's vocabulary may be padded; 0: all
     SamplingOptions sampling;
+    std::function<bool()> stop;  // asked before each token whether to end there; none: never
 };
 
 struct Generation {

@@ -22,6 +22,8 @@ int report(const std::exception& error, const std::string& where) {
     return internal ? internal_error : user_error;
 }
 
+}  // namespace
+
 int rank_of_launch() {
     try {
         return find_launch().rank;
@@ -29,8 +31,6 @@ int rank_of_launch() {
         return 0;  // it shows again where it matters
     }
 }
-
-}  // namespace
 
 int run_to_exit_code(const std::vector<std::string>& arguments, const Program& program) {
     // All ranks have the same command line.

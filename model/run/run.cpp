@@ -77,6 +77,15 @@ double Run::validate(Phase phase, const char* weights) {
     return loss;
 }
 
+std::optional<double> Run::validate_unless_stopped(Phase phase, const char* weights) {
+    const Clock::time_point start = Clock::now();
+    const auto loss = setup_.validation->loss_unless_stopped(*setup_.model, setup_.communicator);
+    if (loss)
+        setup_.log.validation(phase, step_, weights, *loss, setup_.validation->tokens(),
+                              seconds_since(start));
+    return loss;
+}
+
 void Run::save() {
     setup_.log.sync();
     const std::string path = setup_.checkpoints.save({step_, setup_.training_data.position(), results_, ""});
@@ -110,32 +119,38 @@ bool Run::stop() {
     return reached_until();
 }
 
-void Run::finish() {
-    if (setup_.validation) validate_at_the_end();
+bool Run::finish() {
+    if (setup_.validation && !validate_at_the_end()) {
+        stop();
+        return false;
+    }
     DataParallel::StepTraffic& traffic = plan_.qat_steps > 0 ? results_.qat_traffic : results_.fp_traffic;
     traffic = setup_.optimizer.data_parallel().step_traffic();
     save();
     if (is_first_rank() && setup_.sample && options_.sample_tokens > 0)
         results_.sample = setup_.sample->text(*setup_.model);
     setup_.log.end(results_, setup_.console);
+    return true;
 }
 
-// A checkpoint of the last step holds what was measured at it: a resume from there does not measure again.
-void Run::validate_at_the_end() {
+// A checkpoint of the last step holds what was measured at it: a resume from there does not measure again. False: stopped
+// before all was measured.
+bool Run::validate_at_the_end() {
     Optimizer& optimizer = setup_.optimizer;
     Parameters& parameters = setup_.model->parameters();
-    if (parameters.quantized()) {
-        if (!results_.quantized) results_.quantized = validate(Phase::quantization_aware, "quantized");
-        return;
-    }
-    if (results_.full_precision) return;
-    results_.full_precision = validate(Phase::full_precision, "full_precision");
-    if (options_.bits == 16) return;
+    const auto measure = [&](std::optional<double>& loss, Phase phase, const char* weights) {
+        if (!loss) loss = validate_unless_stopped(phase, weights);
+        return loss.has_value();
+    };
+    if (parameters.quantized()) return measure(results_.quantized, Phase::quantization_aware, "quantized");
+    if (!measure(results_.full_precision, Phase::full_precision, "full_precision")) return false;
+    if (options_.bits == 16 || results_.rounded) return true;
     // Full precision only, for a run that names its bits: what rounding costs is still worth knowing.
     optimizer.begin_quantization();
-    results_.rounded = validate(Phase::full_precision, "rounded");
+    const bool measured = measure(results_.rounded, Phase::full_precision, "rounded");
     parameters.use_quantization(false);
     optimizer.quantize();
+    return measured;
 }
 
 }  // namespace train_qat

@@ -41,8 +41,9 @@ class Run {
     void switch_to_quantization();
     // A checkpoint to go on from. Returns whether the run stopped where it was to.
     bool stop();
-    // Last validations, checkpoint, sample of text, and the closing table.
-    void finish();
+    // Last validations, checkpoint, sample of text, and the closing table. False when a signal has ended the validations: the
+    // checkpoint is there, and who resumes it measures what is missing.
+    bool finish();
 
   private:
     bool is_first_rank() const { return setup_.communicator.rank() == 0; }
@@ -50,7 +51,8 @@ class Run {
     bool validation_is_due() const;
     bool save_is_due() const;
     double validate(Phase phase, const char* weights);
-    void validate_at_the_end();
+    std::optional<double> validate_unless_stopped(Phase phase, const char* weights);
+    bool validate_at_the_end();
     void save();
 
     Setup& setup_;

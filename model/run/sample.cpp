@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "data/text_stream.h"
+#include "model/job/stop_signal.h"
 
 namespace train_qat {
 
@@ -12,7 +13,8 @@ GenerationOptions generation_options(const Options& options, const Tokenizer& to
     return {.tokens = options.sample_tokens,
             .end_token = tokenizer.eos_id(),
             .vocabulary = static_cast<int64_t>(tokenizer.vocabulary_size()),
-            .sampling = {options.temperature, options.top_k, options.top_p, options.seed}};
+            .sampling = {options.temperature, options.top_k, options.top_p, options.seed},
+            .stop = stop_requested};
 }
 
 }  // namespace

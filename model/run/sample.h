@@ -19,7 +19,8 @@ class TextSample {
     TextSample(const Options& options, const ModelConfig& config, const std::string& begin,
                const std::string& flag);
 
-    // The begin and what the model continues it with, as its weights are quantized now.
+    // The begin and what the model continues it with, as its weights are quantized now; less of it when the run is asked to
+    // stop meanwhile.
     std::string text(Transformer& model) const;
     // The same, piece by piece as it is made, in whole characters.
     Generation write(Decoder& decoder, const std::function<void(const std::string&)>& write) const;

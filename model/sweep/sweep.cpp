@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "model/job/failure.h"
+#include "model/job/stop_signal.h"
 #include "model/storage/checksum.h"
 #include "model/storage/files.h"
 #include "model/sweep/continuation.h"
@@ -57,6 +58,7 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
     Worker worker(sweep, queue, *backend, *communicator, train, name);
     std::optional<ProgressPrinter> printer;
     if (job.rank() == 0) printer.emplace(queue);
+    save_on_stop_signals();
     const bool finished = end_job_on_failure(job, [&] { return worker.run(); });
     printer.reset();
     console << "\n"

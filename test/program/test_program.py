@@ -352,7 +352,7 @@ class ResumeTest(ProgramTest):
         self.run_program(flags, output="whole")
         out = self.path("stopped")
         status, printed = self.stop_at(flags, line_start, signal_number, "stopped")
-        self.assertEqual(status, 130)
+        self.assertEqual(status, 128 + signal_number)
         message = re.search(r"\nstopped after step (\d+); go on with the same command and -resume\n\Z", printed)
         self.assertTrue(message, printed)
         step = int(message[1])
