@@ -5,6 +5,9 @@
 // the phase, which is reported, and the grid that the optimizer rounds weights to.
 //
 // All ranks of a run execute the same steps, each on its own part of every batch; rank 0 writes and prints.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -113,6 +116,13 @@ RunOutcome train(const Options& options, Backend& backend, Communicator& communi
 
 // ---- the program
 
+// A file opened later must not become the one that is printed to: writes to a closed one fail as before.
+void occupy_standard_files() {
+    for (const int file : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        if (::fcntl(file, F_GETFD) < 0)
+            static_cast<void>(::open("/dev/null", file == 0 ? O_WRONLY : O_RDONLY));
+}
+
 // Until all ranks have ended: one that is interrupted must not let another run in.
 void lock_output(const Options& options, Job& job) {
     job.run_on_rank_0([&] {
@@ -159,6 +169,7 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
 
 int main(int argc, char** argv) {
     train_qat::limit_openmp_spinning(argv);
+    train_qat::occupy_standard_files();
     train_qat::end_on_stop_signals(train_qat::rank_of_launch() == 0);
     std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whatever ends the process, its lines are out
     std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is an error of the write, with a message

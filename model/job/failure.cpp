@@ -1,9 +1,12 @@
 #include "model/job/failure.h"
 
+#include <cstdio>
 #include <exception>
 #include <iostream>
 #include <optional>
 #include <stdexcept>
+#include <string>
+#include <system_error>
 
 #include "kernels/ranks/launch.h"
 
@@ -13,13 +16,30 @@ namespace {
 
 constexpr int internal_error = 1, user_error = 2;
 
+// A thread that the system refuses says only "Resource temporarily unavailable".
+std::string cause_of(const std::exception& error) {
+    const auto* system = dynamic_cast<const std::system_error*>(&error);
+    const bool refused = system != nullptr && system->code() == std::errc::resource_unavailable_try_again;
+    return refused ? "a thread cannot be started (give fewer -threads, or raise `ulimit -u`): " : "";
+}
+
 // Says what went wrong, in one write so that lines of several ranks stay whole. Returns the exit code.
 int report(const std::exception& error, const std::string& where) {
     const bool internal = dynamic_cast<const std::logic_error*>(&error) != nullptr;
     std::cerr << (std::string("train_qat: ") + (internal ? "internal error: " : "error: ") + where +
-                  error.what() + "\n")
+                  cause_of(error) + error.what() + "\n")
               << std::flush;
     return internal ? internal_error : user_error;
+}
+
+// Of a mode whose only result is what it prints (`code` 0: it has none yet): its exit code when that is out.
+int check_printed(int code) {
+    std::cout.flush();
+    // The C library keeps an error that a stream of C++ does not see when it writes line by line.
+    if (code != 0 || (std::cout.good() && std::ferror(stdout) == 0)) return code;
+    return report(std::runtime_error("the standard output cannot be written to, so its text is not whole; "
+                                     "is its disk full?"),
+                  "");
 }
 
 }  // namespace
@@ -42,11 +62,13 @@ int run_to_exit_code(const std::vector<std::string>& arguments, const Program& p
     } catch (const std::runtime_error& error) {
         return first ? report(error, "") : user_error;
     }
-    if (!options) return 0;
+    if (!options) return check_printed(0);
     try {
         Job job(*options);
         try {
-            return end_job_on_failure(job, [&] { return program(arguments, *options, job); });
+            const int code = end_job_on_failure(job, [&] { return program(arguments, *options, job); });
+            const bool only_prints = options->plan_only || options->evaluate_only || options->sample;
+            return only_prints ? check_printed(code) : code;
         } catch (const JointError& error) {
             return job.rank() == 0 ? report(error, "") : user_error;
         }

@@ -19,7 +19,8 @@ using Program = std::function<int(const std::vector<std::string>& arguments, con
 int rank_of_launch();
 
 // Runs it and returns the exit code: its own, 0 when only help was asked for, 2 for a mistake of the user and
-// 1 for one of ours, with one line on the standard error output. Where all ranks fail alike, rank 0 says it.
+// 1 for one of ours, with one line on the standard error output. Where all ranks fail alike, rank 0 says it. A standard output
+// that cannot be written to is an error where nothing else comes of it: training leaves files and goes on.
 int run_to_exit_code(const std::vector<std::string>& arguments, const Program& program);
 
 // Inside a catch block: says the error and ends the whole job; of a job of one rank throws it again.

@@ -125,6 +125,23 @@ class EndingTest(ProgramTest):
         self.assertEqual((process.returncode, errors), (143, b""))
         self.assertEqual(printed, b"stopped; the run is done, its export is not: scripts/export.py makes it\n")
 
+    def test_a_full_disk_behind_the_output(self):
+        self.run_program(RUN)
+        for command in ([self.program, "-h"], self.evaluation("-j", self.validation), self.sample("-sample_tokens", "3"),
+                        self.command(RUN, "-plan")):
+            for redirect in (">/dev/full", ">&-"):
+                with self.subTest(command=command, redirect=redirect):
+                    result = self.start(["sh", "-c", 'exec "$0" "$@" ' + redirect, *command])
+                    self.check_error(result, "the standard output cannot be written to")
+
+    def test_a_run_whose_output_is_lost_goes_on(self):
+        self.run_program(RUN, output="whole")
+        for name, redirect in (("full", ">/dev/full"), ("closed", ">&-"), ("all", "<&- >&- 2>&-")):
+            result = self.start(["sh", "-c", 'exec "$0" "$@" ' + redirect, *self.command(RUN, output=name)])
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            self.same_run(self.path("whole"), self.path(name))
+            self.assertEqual(sorted(os.listdir(self.path("whole"))), sorted(os.listdir(self.path(name))))
+
     def test_a_reader_that_goes(self):
         self.run_program(RUN)
         for command in (self.sample("-sample_tokens", str(MANY)), [self.program, "-h"]):
