@@ -160,8 +160,14 @@ void SweepQueue::release(int job) const {
     remove_file(file(job, ".claim"));
 }
 
-void SweepQueue::request_stop() const {
-    create_exclusively(stop_path(), text_of(process_signature("stop")));
+void SweepQueue::request_stop(const std::string& reason) const {
+    Json request = process_signature("stop");
+    if (!reason.empty()) request["reason"] = reason;
+    create_exclusively(stop_path(), text_of(request));
+}
+
+std::string SweepQueue::stop_reason() const {
+    return text_at(read_json(stop_path()), "reason");
 }
 
 bool SweepQueue::stop_requested() const {

@@ -55,8 +55,10 @@ class SweepQueue {
     void release(int job) const;
 
     // All workers are to end after the step that they are at; until clear_claims().
-    void request_stop() const;
+    // reason: an error that all end with; empty: none, someone has asked for it.
+    void request_stop(const std::string& reason = "") const;
     bool stop_requested() const;
+    std::string stop_reason() const;  // of the first who requested it
 
     // No job is left that could still run: all are done, failed, or not needed. False while others train.
     bool finished() const;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "kernels/ranks/agreement.h"
 #include "model/job/failure.h"
 #include "model/job/stop_signal.h"
 #include "model/storage/checksum.h"
@@ -15,6 +16,7 @@
 #include "model/sweep/progress_printer.h"
 #include "model/sweep/queue.h"
 #include "model/sweep/run_planner.h"
+#include "model/sweep/shard_record.h"
 #include "model/sweep/worker.h"
 
 namespace train_qat {
@@ -49,7 +51,11 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
     if (options.plan_only) return true;
 
     check_ranks_plan_alike(job, sweep.plan);
-    job.run_on_rank_0([&] { continue_sweep(SweepQueue(options.output_directory, sweep.plan), sweep); });
+    job.run_on_rank_0([&] {
+        const SweepQueue begun(options.output_directory, sweep.plan);
+        record_shards(sweep, console);
+        continue_sweep(begun, sweep);
+    });
     const SweepQueue queue(options.output_directory, sweep.plan);
 
     const std::unique_ptr<Communicator> communicator = job.connect(team, *backend);
@@ -62,8 +68,10 @@ bool run_sweep(const std::vector<std::string>& arguments, const Options& options
     const bool finished = end_job_on_failure(job, [&] { return worker.run(); });
     printer.reset();
     console << "\n"
-            << format_progress(sweep.plan, view_of(queue)) << "results  " << results_path(sweep) << "\n"
-            << (finished ? "" : "interrupted; the same command goes on\n") << std::flush;
+            << format_progress(sweep.plan, view_of(queue)) << "results  " << results_path(sweep) << std::endl;
+    const std::string reason = finished ? "" : queue.stop_reason();
+    if (!reason.empty()) throw JointError(reason);
+    if (!finished) console << "interrupted; the same command goes on" << std::endl;
     return finished;
 }
 

@@ -15,6 +15,7 @@
 #include "model/storage/checkpoint.h"
 #include "model/storage/output_lock.h"
 #include "model/sweep/progress.h"
+#include "model/sweep/shard_record.h"
 #include "model/units.h"
 
 namespace train_qat {
@@ -59,12 +60,24 @@ int Worker::claim() {
     if (queue_.stop_requested()) return interrupted;
     if (const std::optional<int> job = queue_.claim(name_)) {
         pause_ = first_pause;
-        return *job;
+        return data_is_as_before(*job) ? *job : interrupted;
     }
     if (queue_.finished()) return none_left;
     std::this_thread::sleep_for(pause_);
     pause_ = std::min(2 * pause_, longest_pause);
     return none_ready;
+}
+
+// Else the job is given back, and all workers stop: what they would train next is no part of this sweep.
+bool Worker::data_is_as_before(int job) const {
+    try {
+        check_shards(sweep_, job);
+        return true;
+    } catch (const std::runtime_error& error) {
+        queue_.release(job);
+        queue_.request_stop(error.what());
+        return false;
+    }
 }
 
 // False when it was interrupted.

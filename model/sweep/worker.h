@@ -28,6 +28,7 @@ class Worker {
     const SweepJob& job_of(int job) const { return sweep_.plan.jobs[job]; }
     int next_job();
     int claim();
+    bool data_is_as_before(int job) const;
     bool run_job(int job);
     StepObserver observer(int job) const;
     void give_back(int job) const;

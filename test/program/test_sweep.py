@@ -16,7 +16,7 @@ import sys
 import time
 
 from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, ProgramTest, RanksTest, checkpoint, checkpoints, parameter_count,
-                             read_bytes, read_metrics, read_run_record, run_tests, snapshot)
+                             read_bytes, read_metrics, read_run_record, run_tests, snapshot, write_shards)
 
 
 class BranchTest(ProgramTest):
@@ -314,6 +314,28 @@ class SweepTest(RanksTest):
         self.assertFalse(os.path.exists(self.path("out", "results.jsonl")))
         # And now it is free.
         self.run_program(SWEEP, self.grid({"tokens": [1920], "qat_frac": [0.5]}))
+
+    def test_shards_that_change(self):
+        """No job begins with other tokens than those before it, in this process or the next."""
+        train = write_shards(self.path("s"), "train", 5000, seed=1)
+        shard = train.replace("*", "000001")
+        flags = ("-b 4 -qat_frac 0.5 -steps 3000 -print_every 1000 -sample_tokens 0", self.grid({"seed": [1, 2]}))
+        job = self.start_job(0, *flags, train=train)
+        self.wait_for(job, self.path("out", "runs"))
+        while not glob.glob(self.path("out", "runs", "*", "metrics.jsonl")):
+            self.assertIsNone(job.process.poll())
+            time.sleep(0.01)
+        tokens = read_bytes(shard)
+        with open(shard, "r+b") as file:  # in place, and not at an end
+            file.seek(1024 + 2 * 1000)
+            file.write(bytes(20))
+        for result in (job.end(), self.start(self.command(*flags, train=train))):
+            self.check_error(result, "-sweep: ", shard, "other tokens", "-o")
+            self.assertEqual(len(glob.glob(self.path("out", "queue", "*.done"))), 1)
+        with open(shard, "r+b") as file:
+            file.write(tokens)
+        self.run_job(0, *flags, train=train)
+        self.assertEqual([record["status"] for record in self.results().values()], ["done", "done"])
 
     def test_idle_teams_keep_in_touch(self):
         # The second team has nothing to do while the first trains the trunk, for longer than ranks wait for an answer.
