@@ -137,7 +137,7 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
     // With -sample the standard output is the text's.
     std::ostream& console = job.rank() == 0 && !given.sample ? std::cout : nowhere;
     const Options asked = job.run_together([&] { return with_law(with_prepared_data(given)); });
-    job.run_together([&] { check_data(asked); });
+    job.run_on_rank_0([&] { check_data(asked); });  // it may read all of the shards
     if (asked.data.training != given.data.training) console << describe_prepared_data(asked.data) << "\n";
     if (!asked.plan_only && !asked.evaluate_only && !asked.sample) lock_output(asked, job);
     if (!asked.sweep.empty()) return run_sweep(arguments, asked, job, train) ? 0 : stop_exit_code();

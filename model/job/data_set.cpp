@@ -71,7 +71,8 @@ void check_data(const Options& options) {
         throw std::runtime_error("-prompt: has no tokenizer; name that of the shards with -tokenizer");
     if (data.training.empty() || data.validation.empty() || options.evaluate_only || options.plan_only)
         return;
-    const auto shared = find_shared_text(expand_patterns(data.validation), expand_patterns(data.training));
+    const auto shared =
+        find_shared_text(expand_patterns(data.validation), expand_patterns(data.training), options.threads);
     if (!shared) return;
     const auto& [validation, training] = *shared;
     throw std::runtime_error(

@@ -10,12 +10,13 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 
-from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, ProgramTest, checkpoint, checkpoints, read_bytes, read_metrics, run_tests,
-                             snapshot, write_shards)
+from program_fixture import (BATCH, LIMIT_SECONDS, SEQUENCE, VOCABULARY, ProgramTest, checkpoint, checkpoints, read_bytes,
+                             read_metrics, run_tests, snapshot, write_shards)
 
 RUN = "-qat_frac 0.5 -steps 12 -save_every 4 -keep 0 -sample_tokens 0"
 
@@ -59,6 +60,15 @@ class DataTest(ProgramTest):
         for flags in ("-qat_frac 0.5 -steps 4", "-qat_frac 0.5 -steps 4 -until 1"):
             self.fails(flags, validation=self.path("held_out.bin"), text=["-j " + self.path("held_out.bin"), "also in " + shard, "-i"])
             self.fails(flags, validation=shard, text=["-j " + shard, "also in -i"])
+
+    def test_validation_from_the_middle_of_training(self):
+        """Another cut of the same text: no beginning or end in common."""
+        train = write_shards(self.path("long"), "train", 60_000, seed=5, shard_tokens=25_000)
+        tokens = read_bytes(self.path("long_train_000001.bin"))[1024:]
+        with open(self.path("cut.bin"), "wb") as file:
+            file.write(struct.pack("<256i", 20240520, 1, 6000, VOCABULARY, *[0] * 252) + tokens[2 * 7001:2 * 13_001])
+        self.fails("-qat_frac 0.5 -steps 4", train=train, validation=self.path("cut.bin"),
+                   text=["-j " + self.path("cut.bin"), "also in " + self.path("long_train_000001.bin")])
 
     def test_passes_over_the_data(self):
         samples = sum((tokens - 1) // SEQUENCE for tokens in (2000, 2000, 1000))
