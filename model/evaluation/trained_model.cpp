@@ -52,7 +52,14 @@ TrainedModel planned_model(const Options& options, const Description& descriptio
     return trained;
 }
 
-// Of a folder of another program, with the bits of -b if they are given.
+// Weights that were never trained so: with the scales that training would begin with.
+void round_to_grid(Parameters& parameters, Backend& backend) {
+    parameters.use_quantization(true);
+    parameters.initialize_scales(backend);
+    parameters.quantize(backend);
+}
+
+// Of a folder of another program, rounded to the bits of -b if they are given.
 TrainedModel open_folder(const Options& options, Backend& backend, Communicator& communicator,
                          std::ostream& console) {
     std::optional<HuggingFaceWeights> weights;
@@ -68,7 +75,9 @@ TrainedModel open_folder(const Options& options, Backend& backend, Communicator&
         return trained;
     };
     TrainedModel trained = run_together(communicator, opened);
-    weights->load(backend, communicator, trained.model->parameters());
+    Parameters& parameters = trained.model->parameters();
+    weights->load(backend, communicator, parameters);
+    if (trained.bits < 16) round_to_grid(parameters, backend);
     return trained;
 }
 
@@ -98,10 +107,12 @@ void for_each_precision(TrainedModel& trained, Backend& backend,
     parameters.quantize(backend);
     measure("full precision");
     if (trained.bits >= 16) return;
-    parameters.use_quantization(true);
-    // Of a full-precision checkpoint there are no scales yet: those that training would begin with.
-    if (!trained.quantized) parameters.initialize_scales(backend);
-    parameters.quantize(backend);
+    if (trained.quantized) {
+        parameters.use_quantization(true);
+        parameters.quantize(backend);
+    } else {
+        round_to_grid(parameters, backend);
+    }
     measure((trained.quantized ? "quantized, " : "rounded to ") + bits_with_unit(trained.bits));
 }
 

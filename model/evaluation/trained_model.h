@@ -23,7 +23,7 @@ struct TrainedModel {
 
 // Collective. The checkpoint of options.checkpoint (-e), or the latest of the run with that output directory, with weights
 // as its last step left them. Of the other options: batch, dtype, -logits. Or the model of that Hugging Face folder, for
-// sequences of -seq_len, with the bits and groups of -b if it was given, else without. std::runtime_error as
+// sequences of -seq_len, rounded to the bits and groups of -b if it was given. std::runtime_error as
 // CheckpointReader's or the folder's, or that starts with -e.
 TrainedModel open_trained_model(const Options& options, Backend& backend, Communicator& communicator,
                                 std::ostream& console);

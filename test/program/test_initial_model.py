@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from program_fixture import (BATCH, FFN, HEADS, LAYERS, SEQUENCE, SHAPE, VOCABULARY, WIDTH, RanksTest, checkpoint,
-                             checkpoints, read_bytes, read_metrics, run_tests, snapshot)
+                             checkpoints, read_bytes, read_metrics, run_tests, sentencepiece_model, snapshot)
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": WIDTH,
           "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
@@ -143,6 +143,23 @@ class InitialModelTest(RanksTest):
         self.assertNotEqual(self.evaluate("-e", self.folder, "-seq_len", 2 * SEQUENCE)["full precision"], round(self.loss, 6))
         # Of a run that began with it.
         self.assertEqual(self.evaluate("-e", self.path("out")).keys(), {"full precision"})
+
+    def test_the_text_of_a_folder_is_that_of_its_bits(self):
+        """A run that has learned nothing has the rounded weights of the folder."""
+        with open(self.path("letters.model"), "wb") as file:
+            file.write(sentencepiece_model(["\u2581", *map(chr, range(48, 44 + VOCABULARY))]))
+        self.run_program("-dtype fp32 -lr 1e-30 -steps 1 -b 1 -qat_frac 1 -sample_tokens 0 -init_from", self.folder)
+        texts = []
+        for flags in (["-e", self.path("out")], ["-e", self.folder, "-b", 1], ["-e", self.folder], ["-e", self.folder, "-b", 16]):
+            flags += ["-seq_len", SEQUENCE] * (self.folder in flags)
+            result = self.start([self.program, "-sample", "AB", "-tokenizer", self.path("letters.model"), "-temperature", "0",
+                                 "-sample_tokens", "9", "-dtype", "fp32", "-device", "cpu", *map(str, flags)])
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+            texts.append(result.stdout.rsplit("\n", 3)[0])
+        run, rounded, whole, unrounded = texts
+        self.assertEqual(run, rounded)
+        self.assertNotEqual(rounded, whole)
+        self.assertEqual(whole, unrounded)
 
     def test_a_plan_needs_the_configuration_alone(self):
         os.remove(os.path.join(self.folder, "model.safetensors"))
