@@ -1,5 +1,7 @@
 #include "data/tokenizer.h"
 
+#include <utf8proc.h>
+
 #include <filesystem>
 #include <stdexcept>
 
@@ -20,6 +22,17 @@ bool is_json(const std::string& content) {
 }
 
 }  // namespace
+
+bool is_utf8(const std::string& text) {
+    const auto* const bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
+    const auto size = static_cast<utf8proc_ssize_t>(text.size());
+    utf8proc_int32_t character = 0;
+    for (utf8proc_ssize_t at = 0, length = 0; at < size; at += length) {
+        length = utf8proc_iterate(bytes + at, size - at, &character);
+        if (length <= 0) return false;
+    }
+    return true;
+}
 
 std::string tokenizer_file(const std::string& path) {
     namespace fs = std::filesystem;

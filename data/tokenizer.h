@@ -40,6 +40,9 @@ class Tokenizer {
     std::unique_ptr<TokenizerModel> model_;
 };
 
+// Whether it is valid UTF-8, as encode needs it: some tokenizers refuse other bytes, some replace them.
+bool is_utf8(const std::string& text);
+
 // The file of a tokenizer: `path` itself, or the tokenizer.json or else tokenizer.model of a folder.
 std::string tokenizer_file(const std::string& path);
 

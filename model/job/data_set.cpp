@@ -33,6 +33,10 @@ LoaderOptions loader_options(const Options& options, const ModelConfig& config) 
     return loader;
 }
 
+void check_text(const std::string& flag, const std::string& text) {
+    if (!is_utf8(text)) throw std::runtime_error(flag + ": is no valid UTF-8; give the text in UTF-8");
+}
+
 // Of the training shards, which there are; 0: they do not say it.
 uint32_t vocabulary_of_shards(const Options& options) {
     return Shard(expand_patterns(options.data.training).front()).vocabulary_size();
@@ -67,6 +71,8 @@ Options with_prepared_data(const Options& options, const std::string& record) {
 
 void check_data(const Options& options) {
     const DataFiles& data = options.data;
+    check_text("-prompt", options.prompt);
+    check_text("-sample", options.sample.value_or(""));
     if (!options.prompt.empty() && data.tokenizer.empty())
         throw std::runtime_error("-prompt: has no tokenizer; name that of the shards with -tokenizer");
     if (data.training.empty() || data.validation.empty() || options.evaluate_only || options.plan_only)

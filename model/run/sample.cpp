@@ -33,7 +33,8 @@ TextSample::TextSample(const Options& options, const ModelConfig& config, const 
     // Without a begin token documents begin behind the end of the one before (data/prepare.py).
     if (prompt_.empty() && tokenizer_.eos_id() >= 0) prompt_.push_back(tokenizer_.eos_id());
     if (prompt_.empty())
-        throw std::runtime_error(flag + ": is empty, and " + path + " has neither a begin nor an end token");
+        throw std::runtime_error(flag + ": holds no token of " + path +
+                                 ", which has neither a begin nor an end token; give some text");
 }
 
 std::string TextSample::text(Transformer& model) const {

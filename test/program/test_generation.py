@@ -112,6 +112,9 @@ class GenerationTest(ProgramTest):
                                  (["-sample", "A", "-e", self.path("nothing"), *tokenizer, "-device", "cpu"], ("nothing",))):
             with self.subTest(arguments=arguments):
                 self.check_error(self.start([self.program, *arguments]), *words)
+        for text in b"\xff", b"A\xc3":
+            self.check_error(self.start([self.program, "-sample", text, *sample[2:], *tokenizer]), "-sample: is no valid UTF-8")
+            self.check_error(self.start([*self.command("-steps 4 -qat_frac 0.5"), *tokenizer, "-prompt", text]), "-prompt: is no valid UTF-8")
 
 
 if __name__ == "__main__":
