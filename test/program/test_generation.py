@@ -3,6 +3,8 @@
 
     test/program/test_generation.py --program ./train_qat
 """
+import fcntl
+import os
 import re
 import sys
 
@@ -115,6 +117,14 @@ class GenerationTest(ProgramTest):
         for text in b"\xff", b"A\xc3":
             self.check_error(self.start([self.program, "-sample", text, *sample[2:], *tokenizer]), "-sample: is no valid UTF-8")
             self.check_error(self.start([*self.command("-steps 4 -qat_frac 0.5"), *tokenizer, "-prompt", text]), "-prompt: is no valid UTF-8")
+
+    def test_beside_a_run_in_the_usual_place(self):
+        """It writes nothing, so that it needs no lock of `out`."""
+        run = self.trained("-b 4")
+        lock = os.open(os.path.join(run, ".lock"), os.O_RDWR | os.O_CREAT)
+        self.addCleanup(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        self.sample(run, "A")
 
 
 if __name__ == "__main__":
