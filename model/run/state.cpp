@@ -21,8 +21,23 @@ nlohmann::json unnamed_setting(const nlohmann::json& saved, const std::string& f
     return flag == "logits" ? nlohmann::json("float32") : unnamed_model_setting(saved, flag);
 }
 
+// What both runs began with, before all that follows from it. Values: null for new weights, else their fingerprint.
+void check_initial_weights(const nlohmann::json& saved, const nlohmann::ordered_json& settings,
+                           const std::string& flag) {
+    if (!settings.contains("init_from")) return;
+    const nlohmann::json its = saved.value("init_from", nlohmann::json()), own = settings.at("init_from");
+    if (its == own) return;
+    throw std::runtime_error(
+        flag + ": the checkpoint was trained with init_from " + its.dump() + ", this run has " + own.dump() +
+        (its.is_null() ? "; it began with new weights: leave -init_from out"
+         : own.is_null()
+             ? "; it began with a Hugging Face folder: add -init_from and that folder"
+             : "; it began with other weights: name their folder with -init_from, as it was then"));
+}
+
 void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& settings, const char* flag,
                     const char* advice) {
+    check_initial_weights(saved, settings, flag);
     for (const auto& [key, value] : settings.items()) {
         const nlohmann::json its = saved.contains(key) ? saved.at(key) : unnamed_setting(saved, key);
         if (its != nlohmann::json(value))

@@ -85,7 +85,8 @@ class InitialModelTest(RanksTest):
                 self.run_program(flags, "-until 8", output=name + "_again")
                 self.run_program(flags, "-resume", output=name + "_again")
                 self.same_run(self.path(name), self.path(name + "_again"))
-                self.fails(flags.replace("-init_from " + self.folder, ""), "-resume", output=name, text=["init_from"])
+                self.fails(flags.replace("-init_from " + self.folder, ""), "-resume", output=name,
+                           text=["-resume", "add -init_from and that folder"])
         # One that has not come to its first checkpoint begins again.
         for step in checkpoints(self.path("straight_again")):
             shutil.rmtree(checkpoint(self.path("straight_again"), step))

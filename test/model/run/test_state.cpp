@@ -65,10 +65,11 @@ TEST_CASE("a resume with another setting is refused by the setting's name", "[st
             CHECK(resume_error(saved, changed).empty());
             continue;
         }
-        CHECK(
-            mentions(resume_error(saved, changed), {"-resume", "trained with " + flag + " " + value.dump(),
-                                                    "this run has " + changed[i].value.dump(),
-                                                    flag == "total_batch" ? "give -total_batch 15" : "-o"}));
+        CHECK(mentions(resume_error(saved, changed), {"-resume", "trained with " + flag + " " + value.dump(),
+                                                      "this run has " + changed[i].value.dump(),
+                                                      flag == "total_batch" ? "give -total_batch 15"
+                                                      : flag == "init_from" ? "leave -init_from out"
+                                                                            : "-o"}));
         nlohmann::json older = saved;  // of a version that did not know the setting
         older["settings"].erase(flag);
         // What had one value only then: logits were float32, models tied, without biases, weights new, ...
