@@ -136,16 +136,17 @@ struct Search {
     }
 };
 
-void check_positive(const std::optional<int64_t>& value, const char* flag) {
+void check_positive(const std::optional<int64_t>& value, const char* flag, int64_t most = 1'000'000) {
     if (value && *value < 1)
         fail(formatted("%s %lld: must be at least 1", flag, static_cast<long long>(*value)));
-    if (value && *value > 1'000'000) {
-        fail(formatted("%s %lld: must be at most 1000000", flag, static_cast<long long>(*value)));
-    }
+    if (value && *value > most)
+        fail(formatted("%s %lld: must be at most %lld", flag, static_cast<long long>(*value),
+                       static_cast<long long>(most)));
 }
 
 void check_overrides(const ConfigOverrides& overrides) {
-    check_positive(overrides.layers, "-layers");
+    // Each layer's tensors have names and places of their own, in a plan too: 10,000 take a quarter of a second.
+    check_positive(overrides.layers, "-layers", 10'000);
     check_positive(overrides.width, "-width");
     check_positive(overrides.heads, "-heads");
     check_positive(overrides.kv_heads, "-kv_heads");
@@ -155,6 +156,11 @@ void check_overrides(const ConfigOverrides& overrides) {
         fail(formatted("-head_dim %lld: must be even and at most %lld",
                        static_cast<long long>(*overrides.head_dim),
                        static_cast<long long>(maximum_head_dim)));
+    constexpr int64_t most_rows = 1'000'000;
+    if (overrides.heads && overrides.head_dim && *overrides.heads * *overrides.head_dim > most_rows)
+        fail(formatted("-heads %lld: times -head_dim %lld must be at most %lld",
+                       static_cast<long long>(*overrides.heads), static_cast<long long>(*overrides.head_dim),
+                       static_cast<long long>(most_rows)));
     if (overrides.heads && overrides.kv_heads && *overrides.heads % *overrides.kv_heads != 0) {
         fail(formatted("-kv_heads %lld: must divide -heads %lld", static_cast<long long>(*overrides.kv_heads),
                        static_cast<long long>(*overrides.heads)));

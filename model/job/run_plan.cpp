@@ -1,11 +1,34 @@
 #include "model/job/run_plan.h"
 
+#include <stdexcept>
+
 #include "data/loader.h"
 #include "model/import/hugging_face_config.h"
 #include "model/job/data_set.h"
 #include "model/units.h"
 
 namespace train_qat {
+
+namespace {
+
+// Of weights, or of a micro-batch's activations, more than that no 64 bits count in bytes.
+void check_countable(const ModelConfig& config, const RunLayout& layout) {
+    constexpr double most = 1e15;
+    const auto width = static_cast<double>(config.width), layers = static_cast<double>(config.layers);
+    const auto heads = static_cast<double>(config.heads) * static_cast<double>(config.head_dim);
+    const double of_layer = 4 * width + 4 * heads + 3 * static_cast<double>(config.ffn);
+    const auto vocabulary = static_cast<double>(config.vocabulary);
+    if (width * (vocabulary + layers * of_layer) > most)
+        throw std::runtime_error(
+            "-layers, -width, -heads, -ffn, -vocab: no memory holds such a model; give less of them");
+    const double tokens = static_cast<double>(layout.batch) * static_cast<double>(config.sequence_length);
+    if (tokens * (width + layers * of_layer) > most)
+        throw std::runtime_error("-batch " + std::to_string(layout.batch) + ", -seq_len " +
+                                 std::to_string(config.sequence_length) +
+                                 ": no memory holds such a micro-batch; give less of them");
+}
+
+}  // namespace
 
 ModelConfig model_config(const Options& options) {
     if (options.initial_model.empty())
@@ -18,6 +41,7 @@ ModelConfig model_config(const Options& options) {
 RunPlan plan_run(const Options& options, int ranks) {
     const RunLayout layout = run_layout(options, ranks);
     const ModelConfig config = model_config(options);
+    check_countable(config, layout);
     PlanRequest request = options.plan;
     request.parameters = parameter_count(config);
     request.tokens_per_step = layout.step_sequences() * config.sequence_length;

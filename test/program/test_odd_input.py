@@ -179,6 +179,18 @@ class FlagTest(ProgramTest):
             self.fails(f"-qat_frac 0.5 -{flag} {value}", text=["-" + flag])
         self.assertIn("tokens D", self.run_program("-steps 4 -qat_frac 0.5 -plan -seed 18446744073709551615"))
 
+    def test_sizes_beyond_any_memory(self):
+        """At once, in one line, and with totals that 64 bits can count."""
+        start = time.monotonic()
+        for flags, words in (("-layers 1000000", ["-layers 1000000", "at most 10000"]),
+                             ("-layers 10000 -width 1000000 -heads 10000 -ffn 1000000", ["-layers", "no memory"]),
+                             ("-layers 10000 -width 1000 -heads 10 -batch 1000000 -seq_len 1000000", ["-batch 1000000", "no memory"]),
+                             ("-heads 1000000 -head_dim 256", ["-heads 1000000", "-head_dim 256"])):
+            self.fails("-steps 4 -qat_frac 0.5 -plan", flags, text=words)
+        printed = self.run_program("-steps 4 -qat_frac 0.5 -plan -layers 2000 -width 4096 -heads 32 -ffn 16384 -batch 10000")
+        self.assertRegex(printed, r"total +[\d.]+ GiB")
+        self.assertLess(time.monotonic() - start, 10)
+
     def test_prompt_without_tokenizer(self):
         self.fails("-steps 4 -qat_frac 0.5 -prompt Once", text=["-prompt", "-tokenizer"])
 
