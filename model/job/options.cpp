@@ -19,24 +19,18 @@ namespace train_qat {
 namespace {
 
 // CLI11 reads names of one letter with one dash and without `=`, and all others with two dashes; llm.c has
-// one dash everywhere. Numbers such as -1 stay as they are.
+// one dash everywhere.
 std::vector<std::string> as_cli11_reads(const std::vector<std::string>& arguments) {
     std::vector<std::string> result;
     for (const std::string& argument : arguments) {
-        const size_t begin = std::min(argument.find_first_not_of('-'), argument.size());
-        const bool named = (begin == 1 || begin == 2) && begin < argument.size() &&
-                           std::isalpha(static_cast<unsigned char>(argument[begin]));
-        const std::string name = argument.substr(begin);
-        if (!named) {
+        const std::optional<std::string> name = flag_name(argument);
+        if (!name) {
             result.push_back(argument);
-        } else if (name.size() == 1) {
-            result.push_back("-" + name);
-        } else if (name[1] == '=') {
-            result.push_back("-" + name.substr(0, 1));
-            result.push_back(name.substr(2));
-        } else {
-            result.push_back("--" + name);
+            continue;
         }
+        const std::string rest = argument.substr(argument.find_first_not_of('-') + name->size());
+        result.push_back((name->size() == 1 ? "-" : "--") + *name + (name->size() == 1 ? "" : rest));
+        if (name->size() == 1 && !rest.empty()) result.push_back(rest.substr(1));
     }
     return result;
 }
@@ -344,6 +338,14 @@ void read_sample(Options& o) {
 
 }  // namespace
 
+std::optional<std::string> flag_name(const std::string& argument) {
+    const size_t begin = std::min(argument.find_first_not_of('-'), argument.size());
+    const bool named = (begin == 1 || begin == 2) && begin < argument.size() &&
+                       std::isalpha(static_cast<unsigned char>(argument[begin]));
+    if (!named) return std::nullopt;
+    return argument.substr(begin, argument.find('=') - begin);
+}
+
 std::optional<Options> parse_command_line(const std::vector<std::string>& arguments, std::ostream& help) {
     Options options;
     Texts texts;
@@ -358,6 +360,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     add_sample_flags(app, options);
     add_run_flags(app, options);
     add_rank_flags(app, options);
+    check_no_value_is_empty(arguments);
     std::vector<std::string> reversed = as_cli11_reads(arguments);
     std::reverse(reversed.begin(), reversed.end());
     try {

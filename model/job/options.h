@@ -89,6 +89,10 @@ struct Options {
     double top_p = 1;
 };
 
+// The name of the flag that an argument is, without dashes and without a value behind '='; nothing for values, among them
+// negative numbers.
+std::optional<std::string> flag_name(const std::string& argument);
+
 // Reads the arguments (without the program's name). Returns nothing when only help was asked for, which is
 // then written to `help`. Throws std::runtime_error with one line that names the flag.
 std::optional<Options> parse_command_line(const std::vector<std::string>& arguments,

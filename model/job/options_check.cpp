@@ -152,6 +152,17 @@ void require(bool condition, const std::string& message) {
     if (!condition) throw std::runtime_error(message);
 }
 
+void check_no_value_is_empty(const std::vector<std::string>& arguments) {
+    for (size_t i = 0; i < arguments.size(); ++i) {
+        const std::string& argument = arguments[i];
+        const bool behind_flag = argument.empty() && i > 0;
+        const auto flag = flag_name(behind_flag ? arguments[i - 1] : argument);
+        if (!flag || *flag == "sample" || *flag == "prompt") continue;
+        require(!behind_flag && argument.find('=') + 1 != argument.size(),
+                "-" + *flag + ": its value is empty; give one, or leave -" + *flag + " out");
+    }
+}
+
 void check_options(const Options& options) {
     check_values(options);
     check_initial_model(options);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "model/job/options.h"
 
@@ -9,6 +10,10 @@ namespace train_qat {
 
 // std::runtime_error with `message` unless `condition`.
 void require(bool condition, const std::string& message);
+
+// std::runtime_error naming the first flag with an empty value: one of a shell's unset variable would count as none given.
+// -sample and -prompt are texts, which may be empty.
+void check_no_value_is_empty(const std::vector<std::string>& arguments);
 
 // std::runtime_error with one line that names the first flag that is wrong and says what would be right.
 void check_options(const Options& options);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <cmath>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -10,6 +9,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "model/job/options.h"
 #include "model/plan/plan.h"
 #include "model/storage/files.h"
 #include "model/units.h"
@@ -150,15 +150,6 @@ size_t run_count(const SweepGrid& grid) {
     size_t count = 1;
     for (const SweepAxis& axis : grid.axes) count = std::min(count * axis.values.size(), largest_sweep + 1);
     return count;
-}
-
-// The name of the flag that an argument is, or nothing for a value; negative numbers are values.
-std::optional<std::string> flag_name(const std::string& argument) {
-    const size_t begin = std::min(argument.find_first_not_of('-'), argument.size());
-    const bool named = (begin == 1 || begin == 2) && begin < argument.size() &&
-                       std::isalpha(static_cast<unsigned char>(argument[begin]));
-    if (!named) return std::nullopt;
-    return argument.substr(begin, argument.find('=') - begin);
 }
 
 }  // namespace

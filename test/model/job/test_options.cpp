@@ -299,6 +299,23 @@ TEST_CASE("an error is one line that names the flag", "[options]") {
     check("-dtype fp8", {"-dtype", "'fp8'"});
 }
 
+TEST_CASE("an empty value is none", "[options]") {
+    for (const char* flag :
+         {"-n",      "-layers",     "-b",         "-tokens",      "-flops",     "-memory",
+          "-warmup", "-qat_warmup", "-init_from", "-law",         "-i",         "-j",
+          "-o",      "-e",          "-export",    "-tokenizer",   "-sweep",     "-lr",
+          "-seed",   "-rendezvous", "-from",      "-resume_from", "-hellaswag", "-device"}) {
+        INFO(flag);
+        const std::string refusal = std::string(flag) + ": its value is empty";
+        CHECK(mentions(error_of([&] { parse_command_line({flag, "", "-steps", "3"}); }), {refusal}));
+        CHECK(mentions(error_of([&] { parse_command_line({std::string("-") + flag, ""}); }), {refusal}));
+        CHECK(mentions(error_of([&] { parse_command_line({std::string(flag) + "="}); }), {refusal}));
+    }
+    CHECK(parse_command_line({"-prompt", ""})->prompt.empty());
+    CHECK(parse_command_line({"-o=o="})->output_directory == "o=");
+    CHECK(parse_command_line({"-sample", "", "-e", "out", "-tokenizer", "x.model"})->sample == "");
+}
+
 TEST_CASE("the limits of the ranges are inside", "[options]") {
     for (const char* line : {"-batch 1",
                              "-batch 1000000",
