@@ -271,9 +271,16 @@ void add_rank_flags(CLI::App& app, Options& o) {
     app.add_flag("--retry_failed", o.retry_failed, "a continued sweep tries failed runs again")->group(group);
 }
 
-// "-lr", as people write it.
+// "lr"
 std::string name_of(const CLI::Option& option) {
-    return "-" + (option.get_lnames().empty() ? option.get_snames() : option.get_lnames()).front();
+    return (option.get_lnames().empty() ? option.get_snames() : option.get_lnames()).front();
+}
+
+std::vector<std::string> given_flags(const CLI::App& app) {
+    std::vector<std::string> names;
+    for (const CLI::Option* option : app.get_options())
+        if (option->count() > 0) names.push_back(name_of(*option));
+    return names;
 }
 
 // CLI11 takes nan and infinity, numbers that fit no float32, whole ones beyond 64 bits, and 010 for 8.
@@ -282,7 +289,7 @@ void check_numbers(const CLI::App& app) {
         const std::string type = option->get_type_name();
         if (option->count() == 0 || (type != "FLOAT" && type != "INT" && type != "UINT")) continue;
         const std::string& text = option->results().front();
-        const std::string refusal = name_of(*option) + " " + text + ": must be ";
+        const std::string refusal = "-" + name_of(*option) + " " + text + ": must be ";
         if (type == "FLOAT") {
             const auto number = parse_number<double>(text);
             require(
@@ -379,6 +386,7 @@ std::optional<Options> parse_command_line(const std::vector<std::string>& argume
     options.bits_given = app.count("-b") > 0;
     read_sample(options);
     if (!options.resume_from.empty()) options.resume = true;
+    check_mode(options, given_flags(app));
     check_options(options);
     return options;
 }

@@ -40,26 +40,16 @@ void check_values(const Options& o) {
     require(o.zero == 0 || o.zero == 1, "-zero: must be 0 or 1, is " + std::to_string(o.zero));
     require(o.rank_timeout > 0, "-rank_timeout: must be positive");
     require(o.sweep_ranks >= 1, "-sweep_ranks: must be at least 1");
-    require(o.sweep.empty() || (o.from.empty() && !o.until && !o.resume),
-            "-sweep: -from, -until and -resume are not for sweeps; a sweep goes on by itself");
     require(!o.evaluate_only || !o.checkpoint.empty(), "-eval_only: name the checkpoint with -e");
-    require(o.evaluate_only || o.hellaswag.empty(), "-hellaswag: is for -eval_only");
     require(
         !o.sample || !o.checkpoint.empty(),
         "-sample: continues a text; name the checkpoint with -e (tokens of a run's sample: -sample_tokens)");
-    require(o.evaluate_only || o.sample || o.checkpoint.empty(),
-            "-e: is for -eval_only and -sample; -from and -resume train further");
     require(!o.sample || !o.data.tokenizer.empty() || is_hugging_face_folder(o.checkpoint),
             "-sample: name the tokenizer of the model's shards with -tokenizer");
-    require(
-        !o.sample || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&
-                      !o.tensorboard && !o.evaluate_only),
-        "-sample: continues a text with one checkpoint; -sweep, -plan, -resume, -from, -until, -tensorboard "
-        "and -eval_only are not for it");
-    require(!o.evaluate_only || (o.sweep.empty() && !o.plan_only && !o.resume && o.from.empty() && !o.until &&
-                                 !o.tensorboard),
-            "-eval_only: measures one checkpoint; -sweep, -plan, -resume, -from, -until and -tensorboard are "
-            "not for it");
+    const bool uses_checkpoint = o.evaluate_only || o.sample;
+    require(!uses_checkpoint || !o.choose_bits, "-b auto: is for training; give a number of bits such as 4");
+    require(!uses_checkpoint || o.group == 0 || (o.bits_given && o.bits < 16),
+            "-group: divides rows of rounded weights; give fewer than 16 bits with -b, or leave -group out");
     require(o.temperature >= 0 && std::isfinite(o.temperature),
             "-temperature: must be 0 or a positive number");
     require(o.top_k >= 0, "-top_k: must not be negative");
@@ -109,8 +99,10 @@ void check_initial_model(const Options& o) {
                             flag + " out");
     require(o.law_file.empty(),
             "-law: tells losses of models that begin with new weights; leave it out with -init_from");
-    require(!o.evaluate_only && !o.sample,
-            "-init_from: starts training; -eval_only and -sample take the folder with -e");
+    require(!o.choose_bits && !o.flops, std::string(o.choose_bits ? "-b auto" : "-flops") +
+                                            ": needs a loss law, which tells losses of models that begin "
+                                            "with new weights; with -init_from give " +
+                                            (o.choose_bits ? "a number of bits" : "-tokens or -steps"));
 }
 
 void check_exports(const Options& o) {
@@ -122,12 +114,8 @@ void check_exports(const Options& o) {
         require(std::find(o.exports.begin(), format, *format) == format,
                 "-export: names " + *format + " twice");
     }
-    require(o.exports.empty() || o.sweep.empty(),
-            "-export: is for one run; export runs of a sweep with scripts/export.py");
     require(o.exports.empty() || !o.until,
             "-export: is for the end of a run; with -until export with scripts/export.py");
-    require(o.exports.empty() || (!o.evaluate_only && !o.sample),
-            "-export: is for training; export checkpoints with scripts/export.py");
 }
 
 // What asks for the law's choice, and what it needs.

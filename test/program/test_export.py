@@ -59,7 +59,7 @@ class ExportTest(ProgramTest):
         self.fails(SHORT, "-export", "pdf", text=["-export: must be gguf", "'pdf'"])
         self.fails(SHORT, "-export", "hf,hf", text=["names hf twice"])
         self.fails(SHORT, "-export", "hf", "-until", "2", text=["-export", "-until"])
-        self.fails(SHORT, "-export", "hf", "-eval_only", "-e", "x", text=["-export: is for training"])
+        self.check_error(self.start([self.program, *"-export hf -eval_only -e x".split()]), "-export: is for training")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ TEST_CASE("what the folder says is not for flags to say", "[initial_model]") {
             mentions(parse_error("-init_from x " + std::string(flag)), {(name + ":").c_str(), "-init_from"}));
     }
     CHECK(mentions(parse_error("-init_from x -law y"), {"-law:", "-init_from"}));
+    CHECK(mentions(parse_error("-init_from x -b auto"), {"-b auto:", "a number of bits"}));
+    CHECK(mentions(parse_error("-init_from x -flops 1e15"), {"-flops:", "-tokens"}));
     CHECK(mentions(parse_error("-init_from x -eval_only -e y"), {"-init_from:", "-e"}));
     CHECK(parse("-init_from x -seq_len 9 -b 2 -qat_frac 1 -resume").initial_model == "x");
     CHECK_FALSE(parse("-init_from x").bits_given);
