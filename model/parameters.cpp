@@ -56,9 +56,11 @@ Parameters::Parameters(const ModelConfig& config, const QuantizationConfig& quan
     if (quantization.enabled() && quantization.group > 0)
         for (int64_t columns : {width, config.heads * config.head_dim, config.ffn})
             if (columns % quantization.group != 0)
-                throw std::runtime_error("-group " + std::to_string(quantization.group) +
-                                         ": does not divide a matrix's " + std::to_string(columns) +
-                                         " input columns; choose a width and ffn that are multiples of it");
+                throw std::runtime_error(
+                    "-group " + std::to_string(quantization.group) + ": does not divide a matrix's " +
+                    std::to_string(columns) +
+                    " input columns; give another one (0: a scale for each row), or of a "
+                    "new model -width and -ffn that are multiples of it");
 
     const double ends_bits = quantization.enabled() ? embedding_bits(quantization.bits) : 16.0;
     place_linear(embedding, config.vocabulary, width, true, backend);

@@ -51,6 +51,17 @@ std::string last_line(const std::string& text) {
     return lines.substr(lines.find_last_of('\n') + 1);  // npos + 1 is 0
 }
 
+// Of a script that has failed: its own line, or what its Python says of itself.
+std::string reason_of(const ProcessResult& result, const std::string& python) {
+    const std::string line = one_line(last_line(result.errors)), of_script = "export.py: error: ";
+    const std::string other = "name another Python with the variable PYTHON";
+    if (line.rfind(of_script, 0) != 0)
+        return python + " ended with exit code " + std::to_string(result.exit_code) +
+               (line.empty() ? "" : " (" + line + ")") + "; " + other;
+    const bool lacks_package = line.find("has no package") != std::string::npos;
+    return line.substr(of_script.size()) + (lacks_package ? "; or " + other : "");
+}
+
 // what: a checkpoint, or settings with --check behind them.
 // False: it was stopped.
 bool run_script(const Options& options, const std::string& format, const std::vector<std::string>& what) {
@@ -74,19 +85,19 @@ bool run_script(const Options& options, const std::string& format, const std::ve
     }
     if (result.exit_code == 0) return true;
     if (stop_requested()) return false;
-    std::string reason = last_line(result.errors);
-    const std::string of_script = "export.py: error: ";
-    if (reason.rfind(of_script, 0) == 0) reason.erase(0, of_script.size());
-    throw std::runtime_error(
-        prefix + (reason.empty() ? command[0] + " ended with exit code " + std::to_string(result.exit_code)
-                                 : one_line(reason)));
+    throw std::runtime_error(prefix + reason_of(result, command[0]));
 }
 
 }  // namespace
 
 void check_exports(const Options& options, const nlohmann::ordered_json& settings) {
-    for (const std::string& format : options.exports)
+    for (const std::string& format : options.exports) {
+        const fs::path made = fs::path(options.output_directory) / format;
+        if (fs::symlink_status(made).type() != fs::file_type::not_found)
+            throw std::runtime_error("-export " + format + ": " + made.string() +
+                                     " is there already; move it away, or leave " + format + " out");
         run_script(options, format, {settings.dump(), "--check"});
+    }
 }
 
 bool write_exports(const Options& options, std::ostream& console) {

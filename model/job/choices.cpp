@@ -45,7 +45,8 @@ Choice choose(const Options& options, const ChoiceRequest& request) {
     if (!fits_group(config, options.group))
         throw std::runtime_error(
             "-group " + std::to_string(options.group) +
-            ": does not divide the rows of all matrices; choose a width and ffn that are multiples of it");
+            ": does not divide the rows of all matrices; give another one (0: a scale for each row), or "
+            "-width and -ffn that are multiples of it");
     PlanRequest plan = options.plan;
     plan.parameters = parameter_count(config);
     plan.tokens_per_step = request.tokens_per_step;

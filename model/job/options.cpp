@@ -294,7 +294,7 @@ void check_numbers(const CLI::App& app) {
             const auto number = parse_number<double>(text);
             require(
                 number && std::isfinite(*number) && std::abs(*number) <= std::numeric_limits<float>::max(),
-                refusal + "a finite number");
+                refusal + "a number from -3.4e38 to 3.4e38");
         } else if (type == "UINT") {
             require(parse_number<uint64_t>(text) == option->as<uint64_t>(),
                     refusal + "a whole number from 0 to " + std::to_string(UINT64_MAX));

@@ -66,23 +66,23 @@ void check_values(const Options& o) {
             "-dtype: must be auto, bf16 or fp32, is '" + o.dtype + "'");
     require(o.logits == "fp32" || o.logits == "bf16", "-logits: must be fp32 or bf16, is '" + o.logits + "'");
     require(o.logits == "fp32" || o.dtype != "fp32",
-            "-logits bf16: -dtype fp32 keeps the logits' gradient in float32; use -dtype bf16");
+            "-logits bf16: -dtype fp32 keeps the logits' gradient in float32; leave one of them out");
     require(o.master == "on" || o.master == "off", "-master: must be on or off, is '" + o.master + "'");
     require(o.master == "on" || o.device != "cpu",
-            "-master off: the CPU backend keeps float32 masters; use -device cuda");
+            "-master off: the CPU backend keeps float32 masters; leave it out, or use -device cuda");
     require(
         o.qat_gemm == "auto" || o.qat_gemm == "fused" || o.qat_gemm == "cublaslt" || o.qat_gemm == "hopper",
         "-qat_gemm: must be auto, fused, cublaslt or hopper, is '" + o.qat_gemm + "'");
     require(o.qat_gemm != "hopper" || o.device != "cpu",
-            "-qat_gemm hopper: needs a card of compute capability 9.0; use -device cuda");
+            "-qat_gemm hopper: needs a card of compute capability 9.0; leave it out, or use -device cuda");
     require(o.gemm == "auto" || o.gemm == "cublaslt" || o.gemm == "hopper",
             "-gemm: must be auto, cublaslt or hopper, is '" + o.gemm + "'");
     require(o.gemm == "auto" || o.device != "cpu",
-            "-gemm " + o.gemm + ": the CPU backend has its own kernels; use -device cuda");
+            "-gemm " + o.gemm + ": the CPU backend has its own kernels; leave it out, or use -device cuda");
     require(o.attention == "auto" || o.attention == "mma" || o.attention == "hopper",
             "-attention: must be auto, mma or hopper, is '" + o.attention + "'");
     require(o.attention != "hopper" || o.device != "cpu",
-            "-attention hopper: the CPU backend has its own kernels; use -device cuda");
+            "-attention hopper: the CPU backend has its own kernels; leave it out, or use -device cuda");
 }
 
 // Of -init_from: the folder says what the model is.

@@ -42,7 +42,9 @@ class ExportTest(ProgramTest):
 
     def test_what_fails_before_leaves_nothing(self):
         for script, words in (('echo "export.py: error: no such type" >&2; exit 2', "-export gguf: no such type"),
-                              ("exit 3", "exit code 3"), ("kill -9 $$", "exit code 137")):
+                              ("exit 3", "exit code 3; name another Python with the variable PYTHON"),
+                              ("echo no such module >&2; exit 1", "exit code 1 (no such module); name another Python"),
+                              ('echo "export.py: error: p has no package x" >&2; exit 2', "has no package x; or name another Python"), ("kill -9 $$", "exit code 137")):
             with self.subTest(script=script):
                 result = self.run_with(self.python("bad", script), SHORT, "-export gguf")
                 self.check_error(result, words)
@@ -60,6 +62,8 @@ class ExportTest(ProgramTest):
         self.fails(SHORT, "-export", "hf,hf", text=["names hf twice"])
         self.fails(SHORT, "-export", "hf", "-until", "2", text=["-export", "-until"])
         self.check_error(self.start([self.program, *"-export hf -eval_only -e x".split()]), "-export: is for training")
+        os.makedirs(self.path("out", "hf"))
+        self.fails(SHORT, "-export", "hf", text=["-export hf: " + self.path("out", "hf"), "move it away"])
 
 
 if __name__ == "__main__":

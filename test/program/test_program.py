@@ -490,7 +490,7 @@ class ErrorTest(ProgramTest):
                 ("-steps 4 -qat_frac 0.5 -logit_rows -1", ["-logit_rows", "from 1"]),
                 ("-steps 4 -qat_frac 0.5 -logit_rows 1000001", ["-logit_rows", "1000000"]),
                 ("-steps 4 -qat_frac 0.5 -logits fp8", ["-logits", "'fp8'"]),
-                ("-steps 4 -qat_frac 0.5 -logits bf16 -dtype fp32", ["-logits bf16", "-dtype bf16"]),
+                ("-steps 4 -qat_frac 0.5 -logits bf16 -dtype fp32", ["-logits bf16", "-dtype fp32"]),
                 ("-steps 4 -qat_frac 0.5 -keep -1", ["-keep"]),
                 ("-steps 4 -qat_frac 0.5 -device tpu", ["-device", "'tpu'"]),
                 ("-steps 4 -qat_frac 0.5 -dtype fp8", ["-dtype", "'fp8'"]),

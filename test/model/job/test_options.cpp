@@ -260,7 +260,7 @@ TEST_CASE("an error is one line that names the flag", "[options]") {
     check("-logit_rows 1000001", {"-logit_rows"});
     check("-logit_rows x", {"logit_rows", "x"});
     check("-logits float32", {"-logits:", "fp32 or bf16", "'float32'"});
-    check("-logits bf16 -dtype fp32", {"-logits bf16:", "-dtype bf16"});
+    check("-logits bf16 -dtype fp32", {"-logits bf16:", "-dtype fp32"});
     check("-print_every 0", {"-print_every"});
     check("-val_every -1", {"-val_every"});
     check("-save_every -1", {"-save_every"});
