@@ -6,7 +6,7 @@
 #include <stdexcept>
 
 #include "data/file_bytes.h"
-#include "data/tokenizer_model.h"
+#include "data/tokenizers/tokenizer_model.h"
 
 namespace train_qat {
 namespace {

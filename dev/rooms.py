@@ -31,7 +31,8 @@ MODEL = ["model", "model/generation", "model/plan", "model/storage", "model/impo
          "model/evaluation"]
 TOOLKIT = "dev/emulator"
 LOWER = {
-    "data": [],
+    "data": ["data/tokenizers"],
+    "data/tokenizers": [],
     "kernels": [],
     "kernels/cpu/platform": ["kernels"],
     "kernels/cpu/products": ["kernels", "kernels/cpu/platform"],
@@ -112,7 +113,7 @@ def rooms_on_a_cycle(edges):
 
 
 def needs_readme(room):
-    return (room in (".", "model", "kernels", "data", "scripts", "test", "dev") or room in ("data/prepare", "scripts/law")
+    return (room in (".", "model", "kernels", "data", "scripts", "test", "dev") or room in ("data/prepare", "data/tokenizers", "scripts/law")
             or re.match(r"(kernels|model|dev)/", room))
 
 

@@ -70,7 +70,7 @@ class HuggingFaceTokenizer:
         return array.array(self.type_code, [self.start_id] * starts_document + ids).tobytes()
 
     def trainer_reads_it(self):
-        """Whether data/byte_level_tokenizer.cpp, which reads byte-level BPE, knows all that the file asks for."""
+        """Whether data/tokenizers/byte_level_tokenizer.cpp, which reads byte-level BPE, knows all that the file asks for."""
         file = json.loads(self.content)
         model = file["model"]
         dividers = parts_of(file.get("pre_tokenizer"), "pretokenizers")

@@ -3,7 +3,7 @@
 
 #include <stdexcept>
 
-#include "data/tokenizer_model.h"
+#include "data/tokenizers/tokenizer_model.h"
 
 namespace train_qat {
 namespace {

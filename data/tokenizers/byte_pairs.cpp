@@ -1,4 +1,4 @@
-#include "data/byte_pairs.h"
+#include "data/tokenizers/byte_pairs.h"
 
 #include <queue>
 #include <stdexcept>

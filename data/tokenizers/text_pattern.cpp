@@ -1,4 +1,4 @@
-#include "data/text_pattern.h"
+#include "data/tokenizers/text_pattern.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>

@@ -10,10 +10,10 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "data/byte_pairs.h"
 #include "data/file_bytes.h"
-#include "data/text_pattern.h"
-#include "data/tokenizer_model.h"
+#include "data/tokenizers/byte_pairs.h"
+#include "data/tokenizers/text_pattern.h"
+#include "data/tokenizers/tokenizer_model.h"
 
 namespace train_qat {
 namespace {
