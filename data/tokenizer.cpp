@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <stdexcept>
 
+#include "data/begin_and_end.h"
 #include "data/file_bytes.h"
 #include "data/tokenizers/tokenizer_model.h"
 
@@ -15,9 +16,11 @@ std::string read_model(const std::string& path) {
     return read_file(path, "the tokenizer model", "data/prepare.py makes one beside the shards (.model)");
 }
 
-// A SentencePiece model is a binary message and begins with the byte of its first field, never with a brace.
+// What a file holds says what it is, never its name; data/prepare/tokenizer_files.py goes by the same. A SentencePiece model
+// is a binary message and begins with the byte of its first field, never with a brace.
 bool is_json(const std::string& content) {
-    const size_t begin = content.find_first_not_of(" \t\r\n");
+    const size_t mark = content.compare(0, 3, "\xef\xbb\xbf") == 0 ? 3 : 0;
+    const size_t begin = content.find_first_not_of(" \t\r\n", mark);
     return begin != std::string::npos && content[begin] == '{';
 }
 
@@ -45,7 +48,8 @@ std::string tokenizer_file(const std::string& path) {
 
 Tokenizer::Tokenizer(const std::string& path) : path_(tokenizer_file(path)) {
     const std::string content = read_model(path_);
-    model_ = is_json(content) ? open_byte_level(path_, content) : open_sentencepiece(path_, content);
+    model_ = is_json(content) ? open_byte_level(path_, content, begin_and_end_beside(path_))
+                              : open_sentencepiece(path_, content);
 }
 
 Tokenizer::~Tokenizer() = default;

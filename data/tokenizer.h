@@ -13,8 +13,8 @@ class TokenizerModel;
 class Tokenizer {
   public:
     // path: a SentencePiece .model, a tokenizer.json (byte-level BPE, as GPT-2, Llama 3 and Qwen have it), or a folder
-    // with one of them. The begin and end tokens of a tokenizer.json are those of the tokenizer_config.json or
-    // config.json beside it. Throws std::runtime_error naming the file if it is missing, none of these, or of a kind that
+    // with one of them; what the file holds says which, not its name. What begins and ends a text with a tokenizer.json
+    // the files beside it say (data/begin_and_end.h). Throws std::runtime_error naming the file if it is missing, none of these, or of a kind that
     // would need what is not supported.
     explicit Tokenizer(const std::string& path);
     ~Tokenizer();

@@ -5,13 +5,12 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-#include "data/file_bytes.h"
 #include "data/tokenizers/byte_pairs.h"
+#include "data/tokenizers/json_fields.h"
 #include "data/tokenizers/text_pattern.h"
 #include "data/tokenizers/tokenizer_model.h"
 
@@ -19,6 +18,8 @@ namespace train_qat {
 namespace {
 
 using nlohmann::json;
+
+constexpr int32_t largest_id = (1 << 24) - 1;
 
 constexpr const char* gpt2_pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
@@ -71,23 +72,27 @@ std::string composed(const std::string& text) {
 
 // ---- reading the file
 
-// The parts of a "Sequence", or the one part that there is; none of null.
-std::vector<json> parts_of(const json& part, const char* list) {
-    if (part.is_null()) return {};
-    if (part.at("type") != "Sequence") return {part};
-    return part.at(list).get<std::vector<json>>();
+// The parts of the "Sequence" that a file holds as `key`, or the one part that there is; none of null.
+std::vector<json> parts_of(const json& file, const char* key, const char* list) {
+    if (!has_field(file, key)) return {};
+    const json& part = object_of(file.at(key), key);
+    if (field_of(part, "type", key) != "Sequence") return {part};
+    std::vector<json> parts = list_of(field_of(part, list, key), place_of(key, list));
+    for (const json& each : parts) object_of(each, place_of(key, list));
+    return parts;
 }
 
 void require_absent(const json& object, const char* key, const std::string& place) {
     const auto found = object.find(key);
     if (found == object.end() || found->is_null() || *found == false || *found == "") return;
-    refuse(place + "." + key + " " + found->dump());
+    refuse(place_of(place, key) + " " + found->dump());
 }
 
 bool read_normalizer(const json& file) {
     bool compose = false;
-    for (const json& part : parts_of(file.value("normalizer", json()), "normalizers")) {
-        if (part.at("type") != "NFC") refuse("normalizer " + part.at("type").dump());
+    for (const json& part : parts_of(file, "normalizer", "normalizers")) {
+        const json& type = field_of(part, "type", "normalizer");
+        if (type != "NFC") refuse("normalizer " + type.dump());
         compose = true;
     }
     return compose;
@@ -99,28 +104,32 @@ struct Divider {
 };
 
 std::string expression_of(const json& pattern) {
-    if (pattern.contains("Regex")) return pattern.at("Regex");
-    return literal_expression(pattern.at("String"));
+    const std::string place = "pre_tokenizer Split.pattern";
+    object_of(pattern, place);
+    if (pattern.contains("Regex")) return text_of(pattern.at("Regex"), place_of(place, "Regex"));
+    return literal_expression(text_of(field_of(pattern, "String", place), place_of(place, "String")));
 }
 
 Divider read_divider(const json& file) {
     Divider divider;
     bool byte_level = false;
-    for (const json& part : parts_of(file.value("pre_tokenizer", json()), "pretokenizers")) {
-        const std::string type = part.at("type");
+    for (const json& part : parts_of(file, "pre_tokenizer", "pretokenizers")) {
+        const std::string type = text_of(field_of(part, "type", "pre_tokenizer"), "pre_tokenizer.type");
+        const std::string place = "pre_tokenizer " + type;
         if (type == "Split") {
-            if (part.at("behavior") != "Isolated")
-                refuse("pre_tokenizer Split " + part.at("behavior").dump());
-            require_absent(part, "invert", "pre_tokenizer Split");
-            divider.patterns.emplace_back(expression_of(part.at("pattern")));
+            const json& behavior = field_of(part, "behavior", place);
+            if (behavior != "Isolated") refuse(place + " " + behavior.dump());
+            require_absent(part, "invert", place);
+            divider.patterns.emplace_back(expression_of(field_of(part, "pattern", place)));
         } else if (type == "Digits") {
-            divider.patterns.emplace_back(part.value("individual_digits", false) ? R"(\p{N})" : R"(\p{N}+)");
+            divider.patterns.emplace_back(flag_of(part, "individual_digits", place, false) ? R"(\p{N})"
+                                                                                           : R"(\p{N}+)");
         } else if (type == "ByteLevel") {
             byte_level = true;
-            divider.space_first = part.value("add_prefix_space", true);
+            divider.space_first = flag_of(part, "add_prefix_space", place, true);
             if (divider.space_first && !divider.patterns.empty())
                 refuse("pre_tokenizer ByteLevel.add_prefix_space behind other parts");
-            if (part.value("use_regex", true)) divider.patterns.emplace_back(gpt2_pattern);
+            if (flag_of(part, "use_regex", place, true)) divider.patterns.emplace_back(gpt2_pattern);
         } else {
             refuse("pre_tokenizer \"" + type + "\"");
         }
@@ -137,11 +146,16 @@ struct AddedToken {
 
 std::vector<AddedToken> read_added_tokens(const json& file) {
     std::vector<AddedToken> tokens;
-    for (const json& token : file.value("added_tokens", json::array())) {
-        const std::string place = "added token " + token.at("content").dump();
+    if (!file.contains("added_tokens")) return tokens;
+    for (const json& token : list_of(file.at("added_tokens"), "added_tokens")) {
+        object_of(token, "added_tokens");
+        const std::string& content =
+            text_of(field_of(token, "content", "added_tokens"), "added_tokens.content");
+        if (content.empty()) refuse("an added token without text");
+        const std::string place = "added token " + json(content).dump();
         for (const char* key : {"single_word", "lstrip", "rstrip"}) require_absent(token, key, place);
-        tokens.push_back({token.at("content"), token.at("id"), token.value("special", false)});
-        if (tokens.back().content.empty()) refuse("an added token without text");
+        tokens.push_back({content, integer_of(field_of(token, "id", place), place + ".id", largest_id),
+                          flag_of(token, "special", place, false)});
     }
     // Where several begin alike, the longest counts.
     std::stable_sort(tokens.begin(), tokens.end(), [](const AddedToken& a, const AddedToken& b) {
@@ -150,63 +164,52 @@ std::vector<AddedToken> read_added_tokens(const json& file) {
     return tokens;
 }
 
+// {token: id}, as the file writes tokens.
+std::unordered_map<std::string, int32_t> read_vocabulary(const json& file) {
+    const json& model = object_of(field_of(file, "model", ""), "model");
+    std::unordered_map<std::string, int32_t> ids;
+    for (const auto& [token, id] : object_of(field_of(model, "vocab", "model"), "model.vocab").items()) {
+        if (!id.is_number_unsigned() || id.get<uint64_t>() > largest_id)
+            integer_of(id, "model.vocab." + json(token).dump(), largest_id);
+        ids.emplace(token, id.get<int32_t>());
+    }
+    return ids;
+}
+
 std::pair<std::string, std::string> read_merge(const json& merge) {
-    if (merge.is_array()) return {bytes_of_token(merge.at(0)), bytes_of_token(merge.at(1))};
-    const std::string text = merge;
+    const char* const place = "model.merges";
+    if (merge.is_array()) {
+        if (merge.size() != 2)
+            throw std::runtime_error(std::string(place) + ": a merge has " + std::to_string(merge.size()) +
+                                     " parts, must have two");
+        return {bytes_of_token(text_of(merge[0], place)), bytes_of_token(text_of(merge[1], place))};
+    }
+    const std::string& text = text_of(merge, place);
     const size_t space = text.find(' ');
-    if (space == std::string::npos) throw std::runtime_error("the merge '" + text + "' has one part");
+    if (space == std::string::npos)
+        throw std::runtime_error(std::string(place) + ": the merge '" + text + "' has one part");
     return {bytes_of_token(text.substr(0, space)), bytes_of_token(text.substr(space + 1))};
 }
 
-BytePairs read_pairs(const json& file) {
+BytePairs read_pairs(const json& file, const std::unordered_map<std::string, int32_t>& vocabulary) {
     const json& model = file.at("model");
-    if (model.value("type", "BPE") != "BPE") refuse("model.type " + model.at("type").dump());
+    if (model.value("type", json("BPE")) != "BPE") refuse("model.type " + model.at("type").dump());
     for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"})
         require_absent(model, key, "model");
     std::unordered_map<std::string, int32_t> tokens;
-    for (const auto& [token, id] : model.at("vocab").items()) tokens[bytes_of_token(token)] = id;
+    for (const auto& [token, id] : vocabulary) tokens[bytes_of_token(token)] = id;
     std::vector<std::pair<std::string, std::string>> merges;
-    for (const json& merge : model.at("merges")) merges.push_back(read_merge(merge));
-    return BytePairs(std::move(tokens), merges, model.value("ignore_merges", false));
-}
-
-// ---- begin and end, which other files say
-
-json read_beside(const std::string& path, const char* name) {
-    const std::filesystem::path file = std::filesystem::path(path).replace_filename(name);
-    if (!std::filesystem::exists(file)) return json();
-    const std::string advice = "copy it again from where " + path + " is from";
-    return json::parse(read_file(file.string(), "what goes with the tokenizer", advice), nullptr, false);
-}
-
-// The text of `key` in tokenizer_config.json: a string, or an object with it; empty: there is none.
-std::string token_text(const json& config, const char* key) {
-    const json token = config.value(key, json());
-    if (token.is_string()) return token;
-    return token.is_object() ? token.value("content", "") : "";
+    for (const json& merge : list_of(field_of(model, "merges", "model"), "model.merges"))
+        merges.push_back(read_merge(merge));
+    const bool whole_words_first =
+        has_field(model, "ignore_merges") && flag_of(model, "ignore_merges", "model", false);
+    return BytePairs(std::move(tokens), merges, whole_words_first);
 }
 
 class ByteLevelModel final : public TokenizerModel {
   public:
-    ByteLevelModel(const std::string& path, const json& file)
-        : path_(path),
-          compose_(read_normalizer(file)),
-          divider_(read_divider(file)),
-          added_(read_added_tokens(file)),
-          pairs_(read_pairs(file)) {
-        int32_t last = -1;
-        for (const auto& [token, id] : file.at("model").at("vocab").items())
-            last = std::max<int32_t>(last, id);
-        for (const AddedToken& token : added_) last = std::max(last, token.id);
-        constexpr int32_t most_tokens = 1 << 24;
-        if (last >= most_tokens) refuse("token id " + std::to_string(last));
-        texts_.resize(static_cast<size_t>(last) + 1);
-        for (const auto& [token, id] : file.at("model").at("vocab").items())
-            texts_.at(id.get<size_t>()) = bytes_of_token(token);
-        for (const AddedToken& token : added_)
-            texts_.at(static_cast<size_t>(token.id)) = token.special ? "" : token.content;
-        find_begin_and_end();
-    }
+    ByteLevelModel(const json& file, const BeginAndEnd& named)
+        : ByteLevelModel(file, named, read_vocabulary(file)) {}
 
     uint32_t vocabulary_size() const override { return static_cast<uint32_t>(texts_.size()); }
     int32_t bos_id() const override { return bos_; }
@@ -260,31 +263,38 @@ class ByteLevelModel final : public TokenizerModel {
                                           [&](std::string_view part) { divide(part, pattern + 1, ids); });
     }
 
-    int32_t id_of(const std::string& text) const {
-        for (const AddedToken& token : added_)
-            if (token.content == text) return token.id;
+    ByteLevelModel(const json& file, const BeginAndEnd& named, std::unordered_map<std::string, int32_t> ids)
+        : compose_(read_normalizer(file)),
+          divider_(read_divider(file)),
+          added_(read_added_tokens(file)),
+          pairs_(read_pairs(file, ids)) {
+        for (const auto& [token, id] : ids) set_text(id, bytes_of_token(token));
+        for (const AddedToken& token : added_) {
+            set_text(token.id, token.special ? "" : token.content);
+            ids[token.content] = token.id;
+        }
+        bos_ = first_known(named.begin, ids);
+        eos_ = first_known(named.end, ids);
+    }
+
+    void set_text(int32_t id, const std::string& text) {
+        if (static_cast<size_t>(id) >= texts_.size()) texts_.resize(static_cast<size_t>(id) + 1);
+        texts_[static_cast<size_t>(id)] = text;
+    }
+
+    // Of what other files name: the first that is a token here; -1 without one.
+    static int32_t first_known(const std::vector<NamedToken>& named,
+                               const std::unordered_map<std::string, int32_t>& ids) {
+        for (const NamedToken& token : named) {
+            const auto found = token.text.empty()
+                                   ? std::find_if(ids.begin(), ids.end(),
+                                                  [&](const auto& known) { return known.second == token.id; })
+                                   : ids.find(token.text);
+            if (found != ids.end()) return found->second;
+        }
         return -1;
     }
 
-    void find_begin_and_end() {
-        const json tokens = read_beside(path_, "tokenizer_config.json");
-        if (tokens.is_object()) {
-            bos_ = id_of(token_text(tokens, "bos_token"));
-            eos_ = id_of(token_text(tokens, "eos_token"));
-            return;
-        }
-        const json config = read_beside(path_, "config.json");
-        const auto number = [&](const char* key) {
-            json id = config.is_object() ? config.value(key, json()) : json();
-            if (id.is_array() && !id.empty()) id = id[0];  // several end a text; the first ends a document
-            const bool known = id.is_number_integer() && id >= 0 && id < texts_.size();
-            return known ? id.get<int32_t>() : -1;
-        };
-        bos_ = number("bos_token_id");
-        eos_ = number("eos_token_id");
-    }
-
-    std::string path_;
     bool compose_;
     Divider divider_;
     std::vector<AddedToken> added_;  // the longest first
@@ -295,13 +305,12 @@ class ByteLevelModel final : public TokenizerModel {
 
 }  // namespace
 
-std::unique_ptr<TokenizerModel> open_byte_level(const std::string& path, const std::string& content) {
+std::unique_ptr<TokenizerModel> open_byte_level(const std::string& path, const std::string& content,
+                                                const BeginAndEnd& named) {
     try {
-        return std::make_unique<ByteLevelModel>(path, json::parse(content));
-    } catch (const json::exception& error) {
-        throw std::runtime_error(path + ": not a tokenizer.json: " + error.what());
+        return std::make_unique<ByteLevelModel>(parse_object(content), named);
     } catch (const std::exception& error) {
-        throw std::runtime_error(path + ": " + error.what());
+        throw std::runtime_error(path + ": not a tokenizer.json that is read here: " + error.what());
     }
 }
 

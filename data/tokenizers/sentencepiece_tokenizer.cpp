@@ -1,6 +1,7 @@
 // SentencePiece models, by their own library.
 #include <sentencepiece_processor.h>
 
+#include <cstdint>
 #include <stdexcept>
 
 #include "data/tokenizers/tokenizer_model.h"
@@ -8,13 +9,48 @@
 namespace train_qat {
 namespace {
 
+// Takes the protobuf message of a model apart as far as its fields; of pieces (1), how it was trained (2), how it normalizes
+// text (3) there must be each. SentencePiece itself takes a model that was cut between fields, with other settings, and
+// an empty file. https://protobuf.dev/programming-guides/encoding/
+class MessageFields {
+  public:
+    explicit MessageFields(const std::string& content) : content_(content) {
+        while (whole_ && at_ < content.size()) {
+            const uint64_t tag = number(), length = number();
+            whole_ = whole_ && tag % 8 == 2 && length <= content.size() - at_;
+            if (!whole_) return;
+            if (tag / 8 < 8) found_ |= 1u << tag / 8;
+            at_ += length;
+        }
+    }
+
+    bool make_a_model() const { return whole_ && (found_ & 0b1110) == 0b1110; }
+
+  private:
+    uint64_t number() {
+        uint64_t value = 0;
+        for (int shift = 0; shift < 64 && at_ < content_.size(); shift += 7) {
+            const auto byte = static_cast<unsigned char>(content_[at_++]);
+            value |= static_cast<uint64_t>(byte & 0x7f) << shift;
+            if (byte < 0x80) return value;
+        }
+        whole_ = false;
+        return 0;
+    }
+
+    const std::string& content_;
+    size_t at_ = 0;
+    bool whole_ = true;
+    unsigned found_ = 0;
+};
+
 class SentencePieceModel final : public TokenizerModel {
   public:
     SentencePieceModel(const std::string& path, const std::string& content) : path_(path) {
-        // SentencePiece accepts an empty file as a model without pieces, hence the second condition.
-        if (!processor_.LoadFromSerializedProto(content).ok() || processor_.GetPieceSize() == 0)
-            throw std::runtime_error(path +
-                                     ": not a SentencePiece model; data/prepare.py makes one (.model)");
+        if (content.empty()) refuse("is empty: ");
+        if (!MessageFields(content).make_a_model() || !processor_.LoadFromSerializedProto(content).ok() ||
+            processor_.GetPieceSize() == 0)
+            refuse("");
     }
 
     uint32_t vocabulary_size() const override { return static_cast<uint32_t>(processor_.GetPieceSize()); }
@@ -48,6 +84,12 @@ class SentencePieceModel final : public TokenizerModel {
     }
 
   private:
+    [[noreturn]] void refuse(const std::string& why) const {
+        throw std::runtime_error(path_ + ": " + why +
+                                 "not a SentencePiece model (or one that is damaged or cut short), nor a "
+                                 "tokenizer.json; data/prepare.py makes a model (.model)");
+    }
+
     std::string path_;
     sentencepiece::SentencePieceProcessor processor_;
 };

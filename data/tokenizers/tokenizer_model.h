@@ -20,8 +20,18 @@ class TokenizerModel {
     virtual int64_t bytes_of(int32_t id) const = 0;
 };
 
+// A begin or end token as a file names it that lies beside the tokenizer's own.
+struct NamedToken {
+    std::string text;  // as a vocabulary writes it; empty: the id says which
+    int32_t id;
+};
+struct BeginAndEnd {
+    std::vector<NamedToken> begin, end;  // of each the first counts that the tokenizer has
+};
+
 // content: the bytes of the file `path`. std::runtime_error naming it where it is no such model.
 std::unique_ptr<TokenizerModel> open_sentencepiece(const std::string& path, const std::string& content);
-std::unique_ptr<TokenizerModel> open_byte_level(const std::string& path, const std::string& content);
+std::unique_ptr<TokenizerModel> open_byte_level(const std::string& path, const std::string& content,
+                                                const BeginAndEnd& named);
 
 }  // namespace train_qat

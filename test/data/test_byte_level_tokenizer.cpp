@@ -164,11 +164,163 @@ TEST_CASE("byte-level: what would give other tokens is refused by name", "[data]
     CHECK(refused("/model/merges/0", "x", "one part"));
     CHECK(refused("/model/merges/0", "x y", "result"));
     CHECK(refused("/model/vocab", {{"a", 0}}, "a byte has no token"));
-    CHECK(refused("/added_tokens/0/id", -1, "range"));
-    CHECK(refused("/added_tokens/0/id", 2000000000, "2000000000"));
     const std::string path = directory.write("tokenizer.json", "{\"model\": ");
     CHECK(mentions(error_of([&] { Tokenizer{path}; }), {"tokenizer.json", "not a tokenizer.json"}));
     CHECK(mentions(error_of([&] { Tokenizer(directory / "nowhere"); }), {"nowhere", "cannot read"}));
     const TemporaryDirectory empty;
     CHECK(mentions(error_of([&] { Tokenizer(std::string(empty / "")); }), {"neither a tokenizer.json"}));
+}
+
+TEST_CASE("byte-level: a field that is missing or of another type is named", "[data]") {
+    const TemporaryDirectory directory;
+    const json absent = json::value_t::discarded;
+    const struct {
+        const char* pointer;
+        json value;
+        std::vector<std::string> words;
+    } table[] = {
+        {"/model", absent, {"model: is missing"}},
+        {"/model", nullptr, {"model: must be an object, not null"}},
+        {"/model/vocab", absent, {"model.vocab: is missing"}},
+        {"/model/vocab", nullptr, {"model.vocab: must be an object, not null"}},
+        {"/model/vocab", json::array({"a"}), {"model.vocab: must be an object, not a list"}},
+        {"/model/vocab/a", 1.5, {"model.vocab.\"a\"", "not 1.5"}},
+        {"/model/vocab/a", 1.0, {"model.vocab.\"a\"", "not 1.0"}},
+        {"/model/vocab/a", -1, {"model.vocab.\"a\"", "from 0 to 16777215, not -1"}},
+        {"/model/vocab/a", (uint64_t{1} << 32) + 97, {"model.vocab.\"a\"", "not 4294967393"}},
+        {"/model/vocab/a", "97", {"model.vocab.\"a\"", "not \"97\""}},
+        {"/model/vocab/a", nullptr, {"model.vocab.\"a\"", "not null"}},
+        {"/model/merges", absent, {"model.merges: is missing"}},
+        {"/model/merges", nullptr, {"model.merges: must be a list, not null"}},
+        {"/model/merges", json::object(), {"model.merges: must be a list, not {}"}},
+        {"/model/merges/0", 5, {"model.merges: must be a text, not 5"}},
+        {"/model/merges/0", json::array({"l"}), {"model.merges: a merge has 1 parts"}},
+        {"/model/merges/0", json::array({"l", "o", "x"}), {"model.merges: a merge has 3 parts"}},
+        {"/model/merges/0", json::array({"l", 3}), {"model.merges: must be a text, not 3"}},
+        {"/model/ignore_merges", "no", {"model.ignore_merges: must be true or false"}},
+        {"/model/type", nullptr, {"model.type null"}},
+        {"/added_tokens", nullptr, {"added_tokens: must be a list, not null"}},
+        {"/added_tokens", json::object(), {"added_tokens: must be a list"}},
+        {"/added_tokens/0", "<end>", {"added_tokens: must be an object"}},
+        {"/added_tokens/0/content", absent, {"added_tokens.content: is missing"}},
+        {"/added_tokens/0/content", 5, {"added_tokens.content: must be a text, not 5"}},
+        {"/added_tokens/0/id", absent, {"added token \"<end>\".id: is missing"}},
+        {"/added_tokens/0/id", -1, {"added token \"<end>\".id", "not -1"}},
+        {"/added_tokens/0/id", 261.5, {"added token \"<end>\".id", "not 261.5"}},
+        {"/added_tokens/0/id", 2000000000, {"added token \"<end>\".id", "not 2000000000"}},
+        {"/added_tokens/0/special", "yes", {"added token \"<end>\".special: must be true or false"}},
+        {"/normalizer", "NFC", {"normalizer: must be an object, not \"NFC\""}},
+        {"/normalizer", json::object(), {"normalizer.type: is missing"}},
+        {"/normalizer", {{"type", "Sequence"}}, {"normalizer.normalizers: is missing"}},
+        {"/normalizer", {{"type", "Sequence"}, {"normalizers", {1}}}, {"normalizer.normalizers: must be"}},
+        {"/pre_tokenizer", json::array(), {"pre_tokenizer: must be an object"}},
+        {"/pre_tokenizer/type", 7, {"pre_tokenizer.type: must be a text, not 7"}},
+        {"/pre_tokenizer/use_regex", 1, {"pre_tokenizer ByteLevel.use_regex: must be true or false, not 1"}},
+        {"/pre_tokenizer/add_prefix_space", nullptr, {"ByteLevel.add_prefix_space: must be true or false"}},
+        {"/pre_tokenizer",
+         {{"type", "Split"}, {"pattern", "x"}},
+         {"pre_tokenizer Split.behavior: is missing"}},
+        {"/pre_tokenizer",
+         {{"type", "Split"}, {"pattern", "x"}, {"behavior", "Isolated"}},
+         {"pre_tokenizer Split.pattern: must be an object, not \"x\""}},
+        {"/pre_tokenizer",
+         {{"type", "Split"}, {"pattern", {{"Regex", 5}}}, {"behavior", "Isolated"}},
+         {"pre_tokenizer Split.pattern.Regex: must be a text, not 5"}}};
+    for (const auto& [pointer, value, words] : table) {
+        json file = tokenizer_file_with(merges);
+        const json::json_pointer place(pointer);
+        if (value.is_discarded())
+            file[place.parent_pointer()].erase(place.back());
+        else
+            file[place] = value;
+        const std::string error = error_of_file(directory, file);
+        INFO(pointer << " " << (value.is_discarded() ? "absent" : value.dump()) << ": " << error);
+        CHECK(mentions(error, {directory / "tokenizer.json"}));
+        for (const std::string& word : words) CHECK(mentions(error, {word}));
+    }
+}
+
+TEST_CASE("byte-level: whatever a field holds, there is a tokenizer or one line", "[data]") {
+    const TemporaryDirectory directory;
+    const json whole = tokenizer_file_with(merges);
+    const std::vector<json> odd = {nullptr,
+                                   true,
+                                   -1,
+                                   1.5,
+                                   uint64_t{1} << 40,
+                                   18446744073709551615u,
+                                   "",
+                                   "x y",
+                                   json::array(),
+                                   json::array({1}),
+                                   json::object(),
+                                   json{{"type", "NFC"}}};
+    std::vector<std::string> places;
+    const json flat = whole.flatten();
+    for (const auto& [place, value] : flat.items())
+        if (place.find("/vocab/") == std::string::npos || place.size() % 7 == 0) places.push_back(place);
+    REQUIRE(places.size() > 20);
+    int refusals = 0;
+    for (const std::string& place : places) {
+        for (const json& value : odd) {
+            json file = whole;
+            file[json::json_pointer(place)] = value;
+            const std::string path = directory.write("tokenizer.json", file.dump());
+            const std::string error = error_of([&] {
+                const Tokenizer tokenizer(path);
+                tokenizer.decode(tokenizer.encode("lo t\xc3\xa9"));
+            });
+            if (error.empty()) continue;
+            ++refusals;
+            INFO(place << " " << value << ": " << error);
+            CHECK(mentions(error, {path}));
+            for (const char* foreign : {"json.exception", "std::", "vector", "_M_"})
+                CHECK(error.find(foreign) == std::string::npos);
+        }
+    }
+    CHECK(refusals > 50);
+}
+
+TEST_CASE("byte-level: files that are empty, no object, or cut short", "[data]") {
+    const TemporaryDirectory directory;
+    const std::string whole = tokenizer_file_with(merges).dump();
+    const auto error_for = [&](const std::string& content) {
+        const std::string path = directory.write("tokenizer.json", content);
+        const std::string error = error_of([&] { Tokenizer{path}; });
+        CHECK(mentions(error, {path}));
+        return error;
+    };
+    CHECK(mentions(error_for(""), {"is empty", "tokenizer.json"}));
+    CHECK(mentions(error_for("[]"), {"nor a tokenizer.json"}));
+    CHECK(mentions(error_for("\xef\xbb\xbf" + whole), {"byte order mark"}));
+    CHECK(mentions(error_for(whole.substr(0, whole.size() / 2)), {"no JSON", "at byte"}));
+    CHECK(mentions(error_for(whole + "x"), {"no JSON", "at byte"}));
+    CHECK(mentions(error_for("{\"model\": 1e999}"), {"no JSON", "too large"}));
+    CHECK(mentions(error_for("{\"model\": " + std::string(100000, '[')), {"no JSON"}));
+}
+
+TEST_CASE("byte-level: files beside it are read in one order", "[data]") {
+    // test/scripts/test_tokenizers.py holds the three readers of them to the same.
+    const TemporaryDirectory directory;
+    const std::string path = directory.write("other_name", tokenizer_file_with(merges).dump());
+    const auto begin_and_end = [&] {
+        const Tokenizer tokenizer(path);
+        return std::pair(tokenizer.bos_id(), tokenizer.eos_id());
+    };
+    directory.write("generation_config.json", R"({"bos_token_id": 3, "eos_token_id": [4, 5]})");
+    CHECK(begin_and_end() == std::pair(3, 4));
+    directory.write("config.json", R"({"bos_token_id": 6})");
+    CHECK(begin_and_end() == std::pair(6, 4));
+    directory.write("tokenizer_config.json",
+                    R"({"bos_token": null, "eos_token": "lo", "added_tokens_decoder": {}})");
+    CHECK(begin_and_end() == std::pair(6, lo));  // of the vocabulary, no added token
+    directory.write("special_tokens_map.json",
+                    R"({"bos_token": {"content": "<note>"}, "eos_token": "<end>"})");
+    CHECK(begin_and_end() == std::pair(note_token, lo));
+    directory.write("tokenizer_config.json", R"({"bos_token": null, "eos_token": "lo"})");
+    CHECK(begin_and_end() == std::pair(note_token, end_token));
+    directory.write("special_tokens_map.json", "{\"bos_token\": 5}");
+    CHECK(mentions(error_of([&] { Tokenizer{path}; }), {"special_tokens_map.json: bos_token", "not 5"}));
+    directory.write("special_tokens_map.json", "{");
+    CHECK(mentions(error_of([&] { Tokenizer{path}; }), {"special_tokens_map.json: no JSON"}));
 }

@@ -119,6 +119,22 @@ TEST_CASE("tokenizer: files that aren't models", "[data]") {
     }
 }
 
+TEST_CASE("tokenizer: a model that is cut short anywhere is refused", "[data]") {
+    const TemporaryDirectory directory;
+    const std::string whole = read_bytes(train_model(directory, 340, false));
+    const auto error_for = [&](const std::string& bytes) {
+        return error_of([path = directory.write("cut.model", bytes)] { Tokenizer tokenizer(path); });
+    };
+    REQUIRE(error_for(whole).empty());
+    // Also between two fields, where it is a whole message, and SentencePiece takes it with other settings.
+    for (size_t cut = 0; cut < whole.size(); cut += cut + 120 < whole.size() ? 37 : 1) {
+        const std::string error = error_for(whole.substr(0, cut));
+        CAPTURE(cut, error);
+        REQUIRE_THAT(error, contains_text("cut.model") && contains_text("not a SentencePiece model"));
+        REQUIRE(error.find('\n') == std::string::npos);
+    }
+}
+
 TEST_CASE("tokenizer: the hash is 64-bit FNV-1a", "[data]") {
     const TemporaryDirectory directory;
     // Published test vectors of the algorithm.

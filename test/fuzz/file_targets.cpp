@@ -69,7 +69,7 @@ std::string sentencepiece() {
                                                    {"a", 1},     {"b", 1},   {"ab", 1}};
     for (const auto& [text, kind] : pieces)
         model += field(1, field(1, text) + std::string{0x15, 0, 0, '\x80', '\xbf', 0x18, kind});
-    return model;
+    return model + field(2, {0x18, 2}) + field(3, "");  // how it was trained: byte-pair encoding
 }
 
 }  // namespace

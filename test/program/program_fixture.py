@@ -58,7 +58,7 @@ def sentencepiece_model(pieces):
     for text, kind in [("<unk>", 2), ("<s>", 3), ("</s>", 3)] + [(piece, 1) for piece in pieces]:
         piece = field(1, 2, text.encode()) + field(2, 5, struct.pack("<f", -1.0)) + field(3, 0, bytes([kind]))
         model += field(1, 2, piece)
-    return model
+    return model + field(2, 2, b"") + field(3, 2, b"")  # how it was trained, how it normalizes: by default
 
 
 # ---- what a run leaves --------------------------------------------------------------------------------------------
