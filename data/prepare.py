@@ -33,7 +33,8 @@ from findings import Findings  # noqa: E402
 from locks import Lock  # noqa: E402
 from mistakes import UserError, describe  # noqa: E402
 from shard_files import Outputs, check_platform  # noqa: E402
-from tokenization import load_tokenizer, tokenizer_file, train_sentencepiece  # noqa: E402
+from tokenization import load_tokenizer, train_sentencepiece  # noqa: E402
+from tokenizer_files import tokenizer_file  # noqa: E402
 
 
 def choose_tokenizer(corpus, outputs, arguments):

@@ -26,7 +26,8 @@ from documents import find_files, read_rows  # noqa: E402
 from mistakes import UserError, describe, one_line  # noqa: E402
 from progress import Progress  # noqa: E402
 from shard_files import HEADER_INTS, LARGEST_UINT16_VOCABULARY, check_platform  # noqa: E402
-from tokenization import load_tokenizer, tokenizer_file  # noqa: E402
+from tokenization import load_tokenizer  # noqa: E402
+from tokenizer_files import tokenizer_file  # noqa: E402
 
 DATASET, SPLIT = "Rowan/hellaswag", "validation"
 MAGIC, VERSION, START = 20240522, 1, 65535

@@ -70,6 +70,8 @@ def suites(build):
         "trainer_law": Suite("the law in the trainer, against the one in Python",
                              [python, "test/scripts/test_law_in_trainer.py", "--program", "./train_qat"]),
         "exports": Suite("what exports read", [python, "test/scripts/test_exports.py", "--program", "./train_qat"]),
+        "tokenizers": Suite("tokenizers as the trainer, data preparation and exports find them",
+                            [python, "test/scripts/test_tokenizers.py", "--program", "./train_qat"]),
         "curves": Suite("plots of runs", [python, "test/scripts/test_plot_run.py"]),
         "prepare": Suite("data preparation", [python, "test/data/test_prepare.py"]),
         "prepare_input": Suite("data preparation of whatever people feed it", [python, "test/data/test_prepare_input.py"]),

@@ -4,10 +4,10 @@ import functools
 import json
 import os
 
+from json_objects import parse_object
 from mistakes import UserError, import_package, one_line
 from shard_files import fnv1a_64, type_code_for
-
-CONFIGURATIONS = "tokenizer_config.json", "special_tokens_map.json", "config.json"
+from tokenizer_files import IDS, TEXTS, begin_and_end
 
 
 def import_tokenizers(path):
@@ -27,6 +27,7 @@ class HuggingFaceTokenizer:
     def __init__(self, path, content):
         self.source, self.content = path, content
         tokenizers = import_tokenizers(path)
+        parse_object(content, path)  # says what is wrong with it in fewer words
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library's only kind; or bytes that are no text
@@ -47,23 +48,15 @@ class HuggingFaceTokenizer:
         return fnv1a_64(self.content)
 
     def find_start(self):
-        """The begin token, else the end token, that a file beside this one names."""
-        folder = os.path.dirname(self.source)
-        known = [configuration(os.path.join(folder, name)) for name in CONFIGURATIONS]
-        for role in "bos", "eos":
-            for values in known:
-                for token in self.token_of(values.get(f"{role}_token")), values.get(f"{role}_token_id"):
-                    if isinstance(token, list) and token:
-                        token = token[0]  # several end a text; the first ends a document
-                    if isinstance(token, int) and 0 <= token < self.vocabulary_size:
-                        return token
-        raise UserError(f"{self.source}: no {' or '.join(CONFIGURATIONS)} beside it names a begin or end token to separate "
-                        "documents")
+        """The begin token, else the end token, that the files beside this one name."""
+        begin, end = begin_and_end(self.source, self.tokenizer.token_to_id, self.has_token)
+        if begin is None and end is None:
+            raise UserError(f"{self.source}: none of {', '.join(TEXTS + IDS)} beside it names a begin or end token to separate "
+                            "documents")
+        return end if begin is None else begin
 
-    def token_of(self, token):
-        """The id of what tokenizer_config.json has: a text, or an object with it."""
-        content = token.get("content") if isinstance(token, dict) else token
-        return self.tokenizer.token_to_id(content) if isinstance(content, str) else None
+    def has_token(self, index):
+        return 0 <= index < self.vocabulary_size and self.tokenizer.id_to_token(index) is not None
 
     def encode(self, text, starts_document):
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -91,15 +84,3 @@ def parts_of(part, name):
     if part is None:
         return []
     return part[name] if part["type"] == "Sequence" else [part]
-
-
-def configuration(path):
-    """The object of a JSON file; empty: there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON: {one_line(error)}") from None
-    return values if isinstance(values, dict) else {}

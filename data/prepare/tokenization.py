@@ -7,6 +7,7 @@ from hugging_face_tokenizer import HuggingFaceTokenizer
 from long_words import LONGEST_LINE, divide_long_lines
 from mistakes import UserError, import_package, one_line
 from shard_files import fnv1a_64, type_code_for
+from tokenizer_files import check_sentencepiece, is_json
 from workers import run_apart
 
 # The texts that decide whether a long document may be encoded in pieces.
@@ -23,9 +24,10 @@ class SentencePieceTokenizer:
     def __init__(self, model, name):
         """model: the bytes of a .model file; also `source`, from which a worker process loads it again."""
         self.source = self.model = model
+        check_sentencepiece(model, name)
         self.processor = import_sentencepiece().SentencePieceProcessor()
         try:
-            loaded = bool(model) and self.processor.LoadFromSerializedProto(model)
+            loaded = self.processor.LoadFromSerializedProto(model)
         except RuntimeError:
             loaded = False
         if not loaded or self.processor.get_piece_size() == 0:
@@ -81,16 +83,6 @@ class GPT2Tokenizer:
         return array.array(self.type_code, [self.start_id] * starts_document + ids).tobytes()
 
 
-def tokenizer_file(path):
-    """The file of --tokenizer: of a folder its tokenizer.json, else its tokenizer.model."""
-    if not path or not os.path.isdir(path):
-        return path
-    for name in "tokenizer.json", "tokenizer.model":
-        if os.path.exists(os.path.join(path, name)):
-            return os.path.join(path, name)
-    raise UserError(f"--tokenizer {path}: holds neither tokenizer.json nor tokenizer.model")
-
-
 def load_tokenizer(source):
     """source: 'gpt2', the path of a SentencePiece model or of a tokenizer.json, or a model's bytes."""
     if source == "gpt2":
@@ -99,8 +91,7 @@ def load_tokenizer(source):
         return SentencePieceTokenizer(source, "the trained tokenizer")
     with open(source, "rb") as file:
         content = file.read()
-    # A SentencePiece model is a binary message and begins with the byte of its first field, never with a brace.
-    if content.lstrip().startswith(b"{"):
+    if is_json(content):
         return HuggingFaceTokenizer(source, content)
     return SentencePieceTokenizer(content, source)
 

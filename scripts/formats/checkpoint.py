@@ -9,7 +9,7 @@ import xxhash
 
 from errors import UserError
 from formats import grids
-from formats.json_file import read_json
+from json_objects import read_json
 
 FORMAT = "train_qat checkpoint"
 VERSION = 2

@@ -1,16 +1,6 @@
-"""JSON files that exports read and write."""
+"""JSON files that exports write. Those that they read: data/prepare/json_objects.py."""
 import json
 import os
-
-from errors import UserError
-
-
-def read_json(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def write_json(directory, name, content):

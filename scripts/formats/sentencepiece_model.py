@@ -1,10 +1,10 @@
 """A SentencePiece model as exports need it: pieces, scores, types, special tokens."""
 import os
-import shutil
 
 from errors import UserError
 from formats import tokenizer_json
 from formats.json_file import write_json
+from tokenizer_files import check_sentencepiece
 
 # Types of pieces, numbered alike in SentencePiece and GGUF.
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
@@ -12,25 +12,27 @@ BPE = 2  # the model type
 
 
 class SentencePieceModel:
-    def __init__(self, path):
+    def __init__(self, path, content):
+        """content: the bytes of the file."""
+        self.path, self.content = path, content
+        check_sentencepiece(content, f"--tokenizer {path}")
         from sentencepiece import sentencepiece_model_pb2 as protobuf
 
-        self.path = path
         model = protobuf.ModelProto()
         try:
-            with open(path, "rb") as file:
-                model.ParseFromString(file.read())
-        except OSError as error:
-            raise UserError(f"--tokenizer {path}: {error.strerror}") from None
+            model.ParseFromString(content)
         except Exception:  # whatever protobuf's version raises
             raise UserError(f"--tokenizer {path}: is not a SentencePiece model") from None
-        if not model.pieces:
-            raise UserError(f"--tokenizer {path}: is not a SentencePiece model: it has no pieces")
         self.pieces = [piece.piece for piece in model.pieces]
         self.scores = [piece.score for piece in model.pieces]
         self.types = [int(piece.type) for piece in model.pieces]
+        # As SentencePiece itself finds them: pieces of these names that are of this type.
+        index = {(piece, kind): i for i, (piece, kind) in enumerate(zip(self.pieces, self.types))}
         spec = model.trainer_spec
-        self.unk, self.bos, self.eos = (index if index >= 0 else None for index in (spec.unk_id, spec.bos_id, spec.eos_id))
+        self.unk = self.types.index(UNKNOWN) if UNKNOWN in self.types else None
+        self.bos, self.eos = index.get((spec.bos_piece or "<s>", CONTROL)), index.get((spec.eos_piece or "</s>", CONTROL))
+        if self.unk is None:
+            raise UserError(f"--tokenizer {path}: is not a SentencePiece model: it has no piece for what is unknown")
         # Why readers that know pieces and scores alone would find other tokens; "" for models of data/prepare.py.
         self.peculiarity = ("is no BPE model" if model.trainer_spec.model_type != BPE else
                             "has no byte pieces" if BYTE not in self.types else
@@ -55,7 +57,8 @@ class SentencePieceModel:
 
     def write_folder(self, directory):
         """The files of a Hugging Face folder."""
-        shutil.copyfile(self.path, os.path.join(directory, "tokenizer.model"))
+        with open(os.path.join(directory, "tokenizer.model"), "wb") as file:
+            file.write(self.content)
         if self.peculiarity:
             return  # transformers converts such models itself
         write_json(directory, "tokenizer.json", tokenizer_json.content(self))

@@ -1,22 +1,20 @@
 """The tokenizer of an export: a SentencePiece model, or what a Hugging Face folder holds."""
-import os
-
 from errors import UserError
 from formats.sentencepiece_model import SentencePieceModel
 from formats.tokenizer_folder import TokenizerFolder
+from tokenizer_files import is_json, tokenizer_file
 
 
 def load(path, vocabulary):
-    """For a model with so many tokens. path: a SentencePiece model, a tokenizer.json, or a folder with one of them. UserError."""
-    folder, name = (path, "") if os.path.isdir(path) else os.path.split(path)
-    files = [os.path.join(folder, file) for file in ("tokenizer.json", "tokenizer.model")]
-    if not name:
-        path = next(filter(os.path.isfile, files), None)
-        if path is None:
-            raise UserError(f"--tokenizer {folder}: holds neither tokenizer.json nor tokenizer.model")
-    if not os.path.isfile(path):
-        raise UserError(f"--tokenizer {path}: no such file")
-    tokenizer = TokenizerFolder(folder or ".") if os.path.basename(path) == "tokenizer.json" else SentencePieceModel(path)
+    """For a model with so many tokens. path: a SentencePiece model, a tokenizer.json, or a folder with one of them; what the
+    file holds says which, as for the trainer. UserError."""
+    path = tokenizer_file(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError(f"--tokenizer {path}: can't be read: {error.strerror}") from None
+    tokenizer = (TokenizerFolder if is_json(content) else SentencePieceModel)(path, content)
     if tokenizer.count > vocabulary:
         raise UserError(f"--tokenizer {path}: has {tokenizer.count} pieces, the model only {vocabulary}: another tokenizer")
     return tokenizer

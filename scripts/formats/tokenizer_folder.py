@@ -5,12 +5,14 @@ SmolLM. (llama.cpp leaves out Qwen's normalization to composed characters, NFC, 
 import json
 import os
 import shutil
+import tempfile
 
-from errors import UserError
-from formats.json_file import read_json
+from errors import UserError, one_line
 from formats.sentencepiece_model import SentencePieceModel
+from json_objects import parse_object
+from tokenizer_files import begin_and_end
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
          "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt")
 # Types of tokens as GGUF numbers them.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -40,51 +42,56 @@ def steps_of(pre_tokenizer):
     return ((kind, pre_tokenizer["individual_digits"]),) if kind == "Digits" else None
 
 
-def read_object(path):
-    """{} where there is no such file."""
-    content = read_json(path) if os.path.isfile(path) else {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no JSON object")
-    return content
+def token_of(value):
+    if not isinstance(value, str):
+        raise TypeError(f"a token is {json.dumps(value)[:60]}")
+    return value
+
+
+def id_of(value):
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**24:
+        raise ValueError(f"a token's id is {json.dumps(value)[:60]}")
+    return value
 
 
 class TokenizerFolder:
-    """count: of the tokens; bos, eos: ids (eos of some models: a list of them), or None."""
+    """count: of the tokens; bos, eos: ids, or None."""
 
-    def __init__(self, directory):
-        self.directory = directory
-        self.path = os.path.join(directory, "tokenizer.json")
-        self.content = read_object(self.path)
+    def __init__(self, path, content):
+        """path: of the tokenizer.json, whatever it is called, with the other files beside it; content: its bytes."""
+        self.path, self.directory, self.bytes = path, os.path.dirname(path), content
+        self.content = parse_object(content, f"--tokenizer {path}")
         try:
             self.model, self.added = self.content["model"], self.content.get("added_tokens") or []
             vocabulary = self.model["vocab"]
             pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((entry[0], i) for i, entry in enumerate(vocabulary))
-            self.tokens = {int(index): token for token, index in pairs}
-            self.tokens |= {int(entry["id"]): entry["content"] for entry in self.added}
+            ids = {token_of(token): id_of(index) for token, index in pairs}
+            ids |= {token_of(entry["content"]): id_of(entry["id"]) for entry in self.added}
+            self.tokens = {index: token for token, index in ids.items()}
             self.count = max(self.tokens) + 1
-            self.bos, self.eos = self.special_id("bos"), self.special_id("eos")
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            raise UserError(f"--tokenizer {self.path}: is not a tokenizer of Hugging Face's tokenizers") from None
-
-    def special_id(self, kind):
-        """As the folder's config.json has it, else tokenizer_config.json."""
-        config = read_object(os.path.join(self.directory, "config.json"))
-        if f"{kind}_token_id" in config:
-            return config[f"{kind}_token_id"]
-        token = read_object(os.path.join(self.directory, "tokenizer_config.json")).get(f"{kind}_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        return next((index for index, known in self.tokens.items() if known == content), None)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UserError(f"--tokenizer {self.path}: is not a tokenizer of Hugging Face's tokenizers "
+                            f"({type(error).__name__}: {one_line(error)})") from None
+        self.bos, self.eos = begin_and_end(path, ids.get, self.tokens.__contains__)
 
     def write_folder(self, directory):
-        for name in FILES:
-            if os.path.isfile(os.path.join(self.directory, name)):
-                shutil.copyfile(os.path.join(self.directory, name), os.path.join(directory, name))
+        for name in filter(self.has_beside, FILES):
+            shutil.copyfile(os.path.join(self.directory, name), os.path.join(directory, name))
+        with open(os.path.join(directory, "tokenizer.json"), "wb") as file:
+            file.write(self.bytes)
+
+    def has_beside(self, name):
+        path = os.path.join(self.directory, name)
+        return os.path.isfile(path) and not os.path.samefile(path, self.path)
 
     @property
     def sentencepiece(self):
         """The SentencePiece model that tokenizer.json was made of, or None."""
+        if not self.model.get("byte_fallback") or not self.has_beside("tokenizer.model"):
+            return None
         path = os.path.join(self.directory, "tokenizer.model")
-        return SentencePieceModel(path) if self.model.get("byte_fallback") and os.path.isfile(path) else None
+        with open(path, "rb") as file:
+            return SentencePieceModel(path, file.read())
 
     @property
     def obstacle_to_llama_cpp(self):
@@ -133,6 +140,9 @@ class TokenizerFolder:
         writer.add_tokenizer_pre(self.pre_tokenizer)
         writer.add_token_list([self.tokens.get(index, f"[PAD{index}]") for index in range(self.count)])
         writer.add_token_types([types.get(index, NORMAL if index in self.tokens else UNUSED) for index in range(self.count)])
-        special = gguf.SpecialVocab(self.directory, load_merges=True, n_vocab=self.count)
+        with tempfile.TemporaryDirectory() as directory:  # whose files have the names that gguf looks for
+            self.write_folder(directory)
+            special = gguf.SpecialVocab(directory, load_merges=True, n_vocab=self.count)
+        special.special_token_ids |= {role: index for role, index in (("bos", self.bos), ("eos", self.eos)) if index is not None}
         special.add_special_token.setdefault("bos", False)
         special.add_to_gguf(writer, quiet=True)

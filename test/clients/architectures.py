@@ -137,7 +137,7 @@ def byte_tokenizer(kind, vocabulary=509):
     if kind == "llama-bpe":
         begin = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))])
         tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begin])
-    path = os.path.join(fixture.directory, f"tokenizer_{kind.replace(' ', '_')}")
+    path = os.path.join(fixture.directory, f"tokenizer_{kind.replace(' ', '_')}_{vocabulary}")
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>").save_pretrained(path)
     with open(os.path.join(path, "generation_config.json"), "w", encoding="utf-8") as file:
         json.dump({"temperature": 0.5}, file)

@@ -237,7 +237,7 @@ class ExportTest(unittest.TestCase):
         existing = fixture.export(run, "hf")
         self.assertIn("is there already", self.refusal(*command(run, "hf", existing, *model)))
         self.assertIn("no checkpoint here", self.refusal(*command(fixture.directory, "hf", new)))
-        self.assertIn("no such file", self.refusal(*command(run, "hf", new, "--tokenizer", "nothing.model")))
+        self.assertIn("No such file", self.refusal(*command(run, "hf", new, "--tokenizer", "nothing.model")))
         self.assertIn("is not a SentencePiece model", self.refusal(*command(run, "hf", new, "--tokenizer", __file__)))
         self.assertIn("GGUF holds the tokenizer too", self.refusal(*command(run, "gguf", new)))
         self.assertIn("none of TQ2_0 (blocks of 256) holds it exactly", self.refusal(*command(run, "gguf", new, *model, "--type", "TQ2_0")))

@@ -4,11 +4,20 @@ import json
 import os
 import random
 import subprocess
+import sys
 import unittest
 
 import architectures
 import fixture
+import transformers
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path[:0] = [os.path.join(ROOT, "test", "data"), os.path.join(ROOT, "data", "prepare")]
+
+import tokenizer_folders  # noqa: E402
+from hugging_face_tokenizer import HuggingFaceTokenizer  # noqa: E402
+from mistakes import UserError  # noqa: E402
 
 SEED = random.randrange(10**6)
 DIFFICULT = [
@@ -59,3 +68,33 @@ class ByteLevelTokens(unittest.TestCase):
                     self.assertEqual(result["ids"], ids)
                     self.assertEqual(result["text"], tokenizer.decode(ids))
                     self.assertEqual(result["bytes"], len(result["text"].encode()))
+
+
+class BeginAndEnd(unittest.TestCase):
+    def test_tokens_are_those_of_transformers_where_a_tokenizer_file_names_them(self):
+        draw = random.Random(SEED)
+        cases = [files for files, _ in tokenizer_folders.KNOWN] + [tokenizer_folders.drawn(draw) for _ in range(80)]
+        compared = 0
+        for number, files in enumerate(cases):
+            path = tokenizer_folders.write(os.path.join(fixture.directory, f"begin and end {number}"), files)
+            trainer = ours(path, [])
+            expected = transformers.PreTrainedTokenizerFast.from_pretrained(os.path.dirname(path))
+            for role, text in ("bos", expected.bos_token), ("eos", expected.eos_token):
+                with self.subTest(files=files, role=role, seed=SEED):
+                    if text not in (None, "", "<nobody>"):  # it makes new tokens of names that are none
+                        self.assertEqual(trainer[role], expected.convert_tokens_to_ids(text))
+                        compared += 1
+            with self.subTest(files=files, seed=SEED):
+                start = trainer["eos"] if trainer["bos"] == -1 else trainer["bos"]
+                self.assertEqual(self.start_of(path), start)
+        self.assertGreater(compared, 20)
+
+    def start_of(self, path):
+        """Before every document that data/prepare.py writes; -1: none, and it says so."""
+        with open(path, "rb") as file:
+            content = file.read()
+        try:
+            return HuggingFaceTokenizer(path, content).start_id
+        except UserError as error:
+            self.assertIn("names a begin or end token", str(error))
+            return -1
