@@ -23,6 +23,7 @@ NOT_TEXT = ((b"\x1f\x8b", "a gzip file: give it a name that ends in .gz"), (b"PK
             (b"PAR1", "a Parquet file: give it a name that ends in .parquet"))
 MOST_ODD = 0.005  # share of characters that no text has, in text that is read in the right encoding
 LEAST_ODD = 0.05  # the same of text that is read in a wrong one, which has few such characters by chance
+LEAST_LATIN = 0.9
 MOST_NULS = 0.01  # share of NUL bytes from which on a file is no text
 
 
@@ -48,10 +49,24 @@ def odd_share(sample, encoding):
 
 def wide_encoding(sample):
     """UTF-16 or UTF-32 without a mark: it has NUL bytes, and makes text of what would be none one byte at a time."""
-    if b"\0" not in sample or min(odd_share(sample, "utf-8"), odd_share(sample, "latin-1")) <= LEAST_ODD:
+    if b"\0" not in sample or is_narrow(sample):
         return None
     share, encoding = min((odd_share(sample, encoding), rank, encoding) for rank, encoding in enumerate(WIDE))[::2]
-    return encoding if share <= MOST_ODD else None
+    if share > MOST_ODD or is_narrow(sample.replace(b"\0", b"")) and latin_share(sample, encoding) < LEAST_LATIN:
+        return None
+    return encoding
+
+
+def is_narrow(sample):
+    """Whether these bytes are text one at a time, or as UTF-8."""
+    return min(odd_share(sample, "utf-8"), odd_share(sample, "latin-1")) <= LEAST_ODD
+
+
+def latin_share(sample, encoding):
+    """Of the characters: those below U+0100, each of which is one byte and NULs. Where wide text is narrow text without its
+    NULs, nearly all are: else the NULs divide narrow text (`abc\\0` again and again), and two of its bytes seem a character."""
+    text = codecs.getincrementaldecoder(encoding)().decode(sample)
+    return sum(character < "\u0100" for character in text) / max(len(text), 1)
 
 
 def is_utf8(sample):

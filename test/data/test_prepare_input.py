@@ -78,6 +78,17 @@ class EncodingTest(ReaderFixture):
         generator = random.Random(3)
         self.refuses("b.txt", b"text " + bytes(generator.choice([0, 1, 2, 65, 200, 255]) for _ in range(9000)), "NUL bytes, the first at byte")
 
+    def test_text_that_nul_bytes_divide_is_not_utf_16(self):
+        for number, record in enumerate((b"abc\0", b"ab\0", b"abcd\0", b"a line of text\0", b"key=value\0\0\0\0", "caf\xe9\0".encode("latin-1"),
+                                         "naïve\0".encode(), b"x\n\0\0", b"\0abc", b"PATH=/bin\nHOME=/\n\0")):
+            name = f"{number}.txt"
+            self.refuses(name, record * 2000, "NUL bytes, the first at byte", str(record.index(0)))
+            self.refuses(name, record * 3, "NUL bytes, the first at byte")
+        for text in ENGLISH, ENGLISH.replace("all", "\u201call\u201d \u2026"), RUSSIAN, CHINESE, "Ä Ö é ß\n" * 50, "Łódź i żółw\n" * 50, "のは、です。\n" * 50:
+            for encoding in "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be":
+                self.write("wide.txt", text.encode(encoding))
+                self.assertEqual(self.read_file("wide.txt")[0], [text], encoding)
+
     def test_encodings_that_do_not_suit_the_file(self):
         self.refuses("a.txt", ENGLISH, "is UTF-8, not utf-16", encoding="utf-16")
         self.refuses("a.txt", ENGLISH, "is UTF-8, not utf-32-le", encoding="utf-32-le")
