@@ -33,7 +33,7 @@ from findings import Findings  # noqa: E402
 from locks import Lock  # noqa: E402
 from mistakes import UserError, describe  # noqa: E402
 from shard_files import Outputs, check_platform  # noqa: E402
-from tokenization import load_tokenizer, train_sentencepiece  # noqa: E402
+from tokenization import LEAST_VOCABULARY, load_tokenizer, train_sentencepiece  # noqa: E402
 from tokenizer_files import tokenizer_file  # noqa: E402
 
 
@@ -188,8 +188,8 @@ def check_arguments(parser, arguments):
         parser.error("--val-fraction must be at least 0 and below 1")
     if not 1 <= arguments.shard_tokens < 2**31:
         parser.error("--shard-tokens must be from 1 to 2147483647")
-    if not 300 <= arguments.vocab_size < 2**31:
-        parser.error("--vocab-size must be at least 300 (256 bytes, control tokens and the characters of the text) and "
+    if not LEAST_VOCABULARY <= arguments.vocab_size < 2**31:
+        parser.error(f"--vocab-size must be at least {LEAST_VOCABULARY} (256 bytes, control tokens and the characters of the text) and "
                      "below 2147483648")
     for name in "workers", "train_sample_mb", "max_documents":
         value = getattr(arguments, name)

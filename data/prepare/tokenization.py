@@ -1,7 +1,7 @@
 """Tokenizers for prepare.py: SentencePiece, loaded or trained, GPT-2's, and (hugging_face_tokenizer.py) tokenizer.json."""
 import array
 import io
-import os
+import re
 
 from hugging_face_tokenizer import HuggingFaceTokenizer
 from long_words import LONGEST_LINE, divide_long_lines
@@ -9,6 +9,8 @@ from mistakes import UserError, import_package, one_line
 from shard_files import fnv1a_64, type_code_for
 from tokenizer_files import check_sentencepiece, is_json
 from workers import run_apart
+
+LEAST_VOCABULARY = 300  # 256 bytes, control tokens and some characters of the text
 
 # The texts that decide whether a long document may be encoded in pieces.
 PROBES = "one two\nthree", "one \n two", "one\n\n\ntwo", "\n\none", "one\n", "a.\n\t \n b  \n\n  c", "é\n中 文\n"
@@ -122,10 +124,19 @@ def train_here(lines, vocabulary_size):
             normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
             unk_id=0, bos_id=1, eos_id=2, pad_id=-1, max_sentence_length=8 * LONGEST_LINE, minloglevel=2)
     except (RuntimeError, OverflowError, TypeError) as error:  # the latter two: a number that C++ can't hold
-        reason = one_line(error)
-        if "too high" in reason or "too small" in reason or "required_chars" in reason:
-            advice = "larger" if "too small" in reason or "required_chars" in reason else "smaller"
-            raise UserError(f"--vocab-size {vocabulary_size} doesn't suit this text, choose a {advice} one: "
-                            f"{reason}") from None
-        raise UserError(f"training the tokenizer failed: {reason}") from None
+        raise training_error(one_line(error), vocabulary_size) from None
     return model.getvalue()
+
+
+def training_error(reason, vocabulary_size):
+    """A UserError for what SentencePiece's trainer says, without the places in its sources."""
+    flag = f"--vocab-size {vocabulary_size}:"
+    most, least = re.search(r"value <= (\d+)", reason), re.search(r"required_chars\. \d+ vs (\d+)", reason)
+    if most and int(most[1]) < LEAST_VOCABULARY:
+        return UserError(f"{flag} this text is too short or too uniform to train a tokenizer on: only {most[1]} pieces can be made of "
+                         "it; give more text, or a --tokenizer")
+    if most:
+        return UserError(f"{flag} is too large for this text, the largest possible is {most[1]}")
+    if least:
+        return UserError(f"{flag} is too small for the characters of this text, the smallest possible is {least[1]}")
+    return UserError("training the tokenizer failed: " + re.sub(r"^\w+: \S+\(\d+\) \[.*?\] (?=\w)", "", reason))

@@ -303,12 +303,25 @@ class PrepareTest(PrepareFixture):
         self.fails("in", *out, "--tokenizer", "bad.model", text=["bad.model", "not a SentencePiece model"])
         self.fails("in", *out, "--tokenizer", "none.model", text=["none.model", "No such file"])
         self.fails("in", *out, "--vocab-size", 200, text=["--vocab-size", "300"])
-        self.fails("in", *out, "--vocab-size", 60000, text=["--vocab-size 60000", "smaller"])
+        self.fails("in", *out, "--vocab-size", 2**31 - 1, text=["--vocab-size 2147483647"])
         self.fails("in", *out, "--val-fraction", 1, text=["--val-fraction"])
         self.fails("in", *out, "--shard-tokens", 0, text=["--shard-tokens"])
         self.fails("in", *out, "--workers", 0, text=["--workers"])
         self.fails("in", *out, "--encoding", "klingon", text=["klingon"])
         self.fails("in", "-o", "in/", text=["prefix"])
+
+    def test_the_largest_and_smallest_vocabulary_of_a_text_are_said(self):
+        self.write_documents(2, 20)
+        self.write("many/a.txt", "".join(chr(0x4e00 + number % 900) + " " * (number % 7 == 0) for number in range(20_000)))
+        self.write("few/a.txt", "abc" * 3000)
+        for place, size, words in (("in", 60000, "the largest possible is "), ("many", 400, "the smallest possible is ")):
+            line = self.fails(place, "-o", "out", "--vocab-size", size, "--val-fraction", 0, text=[f"--vocab-size {size}: ", words])
+            self.assertNotIn(".cc", line)
+            limit, beyond = int(line.split()[-1]), 1 if place == "in" else -1
+            self.assertTrue(line.endswith(f"{words}{limit}"))
+            self.prepare(place, "-o", f"out_{place}", "--vocab-size", limit, "--val-fraction", 0)
+            self.fails(place, "-o", "out", "--vocab-size", limit + beyond, "--val-fraction", 0, text=[f"{words}{limit}"])
+        self.assertNotIn(".cc", self.fails("few", "-o", "out", "--vocab-size", 300, text=["--vocab-size 300: ", "too short", "pieces"]))
 
     def test_missing_packages_are_named(self):
         self.write("x.parquet", "x")
