@@ -42,7 +42,10 @@ class SentencePieceTokenizer:
             raise UserError(f"{name}: this model has neither a begin nor an end token to separate documents")
         # Most models put a space before the text. In the middle of a document it has to go again.
         self.prefix = 2 * len(self.processor.encode("\n")) - len(self.processor.encode("\n\n"))
-        self.splittable = self.can_split_at_newlines()
+        try:
+            self.splittable = self.can_split_at_newlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: damaged: it has pieces that are not UTF-8") from None
 
     def can_split_at_newlines(self):
         """True if encoding the pieces between newlines gives exactly the tokens of the whole text.

@@ -1,5 +1,6 @@
 // SentencePiece models, by their own library.
 #include <sentencepiece_processor.h>
+#include <utf8proc.h>
 
 #include <cstdint>
 #include <stdexcept>
@@ -44,6 +45,12 @@ class MessageFields {
     unsigned found_ = 0;
 };
 
+bool is_utf8(const std::string& text) {
+    return utf8proc_decompose(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                              static_cast<utf8proc_ssize_t>(text.size()), nullptr, 0,
+                              static_cast<utf8proc_option_t>(0)) >= 0;
+}
+
 class SentencePieceModel final : public TokenizerModel {
   public:
     SentencePieceModel(const std::string& path, const std::string& content) : path_(path) {
@@ -51,6 +58,8 @@ class SentencePieceModel final : public TokenizerModel {
         if (!MessageFields(content).make_a_model() || !processor_.LoadFromSerializedProto(content).ok() ||
             processor_.GetPieceSize() == 0)
             refuse("");
+        for (int id = 0; id < processor_.GetPieceSize(); ++id)
+            if (!is_utf8(processor_.IdToPiece(id))) refuse("piece " + std::to_string(id) + " is not UTF-8: ");
     }
 
     uint32_t vocabulary_size() const override { return static_cast<uint32_t>(processor_.GetPieceSize()); }

@@ -49,7 +49,7 @@ class Safetensors:
         try:
             self.tensors = json.loads(self.bytes[8:self.start].tobytes())
             self.tensors.pop("__metadata__", None)
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             raise UserError(f"{path}: damaged: its header is no JSON object") from None
 
     def checksum(self):
@@ -225,7 +225,7 @@ class UntrainedModel(Checkpoint):
         try:
             settings = json.loads(settings)
             self.read_settings({"settings": settings, "quantized": float(settings["b"]) < 16 and settings["qat_steps"] > 0})
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise UserError(f"--check: is no model's settings ({type(error).__name__}: {error})") from None
         self.layers = min(self.layers, 1)
 

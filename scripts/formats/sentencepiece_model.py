@@ -24,6 +24,8 @@ class SentencePieceModel:
         except Exception:  # whatever protobuf's version raises
             raise UserError(f"--tokenizer {path}: is not a SentencePiece model") from None
         self.pieces = [piece.piece for piece in model.pieces]
+        if not all(isinstance(piece, str) for piece in self.pieces):  # protobuf leaves bytes what is no UTF-8
+            raise UserError(f"--tokenizer {path}: damaged: it has pieces that are not UTF-8")
         self.scores = [piece.score for piece in model.pieces]
         self.types = [int(piece.type) for piece in model.pieces]
         # As SentencePiece itself finds them: pieces of these names that are of this type.

@@ -99,11 +99,13 @@ class TokenizerFolder:
         model = self.sentencepiece
         if model:
             return model.obstacle_to_llama_cpp or ("adds tokens to those of tokenizer.model" if model.count != self.count else "")
-        if self.model.get("type") != "BPE" or self.model.get("byte_fallback") or (self.content.get("decoder") or {}).get("type") != "ByteLevel":
+        decoder = self.content.get("decoder")
+        decodes_bytes = isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
+        if self.model.get("type") != "BPE" or self.model.get("byte_fallback") or not decodes_bytes:
             return "is no byte-level BPE tokenizer"
         try:
             return self.obstacle_of_words() or self.obstacle_of_settings()
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, RecursionError):
             return "has a pre_tokenizer that can't be read"
 
     def obstacle_of_words(self):

@@ -310,6 +310,18 @@ class PrepareTest(PrepareFixture):
         self.fails("in", *out, "--encoding", "klingon", text=["klingon"])
         self.fails("in", "-o", "in/", text=["prefix"])
 
+    def test_damaged_tokenizer_models(self):
+        self.write("in/a.txt", make_text(1, 5))
+        model = self.read(self.tokenizer())
+        odd = model.replace("amber".encode(), b"amb\xeer", 1)
+        self.assertNotEqual(odd, model)
+        normalizer = model.rindex(b"identity") - 4  # where the last of its three parts begins
+        for content, words in ((b"", "is empty"), (b"[]", "not a SentencePiece model"), (model[:-1], "not a SentencePiece model"),
+                               (model[:len(model) // 2], "not a SentencePiece model"), (model[:normalizer], "not a SentencePiece model"),
+                               (b"\xef\xbb\xbf" + model, "not a SentencePiece model"), (odd, "not UTF-8")):
+            self.write("damaged.model", content)
+            self.fails("in", "-o", "out", "--tokenizer", "damaged.model", text=["damaged.model: ", words])
+
     def test_the_largest_and_smallest_vocabulary_of_a_text_are_said(self):
         self.write_documents(2, 20)
         self.write("many/a.txt", "".join(chr(0x4e00 + number % 900) + " " * (number % 7 == 0) for number in range(20_000)))

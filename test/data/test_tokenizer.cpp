@@ -135,6 +135,16 @@ TEST_CASE("tokenizer: a model that is cut short anywhere is refused", "[data]") 
     }
 }
 
+TEST_CASE("tokenizer: a model with pieces that are not UTF-8 is refused", "[data]") {
+    const TemporaryDirectory directory;
+    std::string model = read_bytes(train_model(directory, 340));
+    const size_t piece = model.find("ka");
+    REQUIRE(piece != std::string::npos);
+    model[piece + 1] = '\xee';
+    REQUIRE_THAT(error_of([&] { Tokenizer(directory.write("odd.model", model)); }),
+                 contains_text("odd.model") && contains_text("is not UTF-8"));
+}
+
 TEST_CASE("tokenizer: the hash is 64-bit FNV-1a", "[data]") {
     const TemporaryDirectory directory;
     // Published test vectors of the algorithm.

@@ -152,6 +152,15 @@ class ExportsTest(unittest.TestCase):
             os.remove(os.path.join(path, "model.safetensors"))
             self.assertIn("No such file", self.refusal(path))
 
+    def test_json_that_is_nested_too_deeply_is_refused(self):
+        for name, head in (("model.safetensors", (100_000).to_bytes(8, "little")), ("manifest.json", b"")):
+            with self.copied(self.train(2)) as path:
+                with open(os.path.join(path, name), "wb") as file:
+                    file.write(head + b"[" * 100_000)
+                self.assertIn(name, self.refusal(path))
+        with self.assertRaisesRegex(UserError, "--check: is no model's settings"):
+            checkpoint.UntrainedModel("[" * 100_000)
+
     def test_manifests_that_say_something_else(self):
         step = self.train(2)
         with open(os.path.join(step, "manifest.json"), encoding="utf-8") as file:

@@ -99,6 +99,31 @@ class TokenizersTest(unittest.TestCase):
             for read in of_trainer, of_exports:
                 self.assertIn("not a SentencePiece model", read(path))
 
+    def test_exports_name_what_a_tokenizer_lacks(self):
+        for number, (place, value, words) in enumerate((
+                (("model",), 5, "TypeError"), (("model", "vocab", "the"), 1.5, "a token's id is 1.5"), (("model", "vocab", "the"), 2**32, "token's id"),
+                (("added_tokens", 0, "id"), -1, "a token's id is -1"), (("added_tokens", 0, "content"), None, "a token is null"))):
+            content = tokenizer_folders.tokenizer_json()
+            container = content
+            for key in place[:-1]:
+                container = container[key]
+            container[place[-1]] = value
+            path = tokenizer_folders.write(self.path(str(number)), {}, content=content)
+            for read in of_trainer, of_exports:
+                self.assertIn(path, read(path))
+            self.assertIn(words, of_exports(path))
+
+    def test_settings_that_gguf_cannot_have_are_obstacles(self):
+        nested = {"type": "Sequence", "pretokenizers": []}
+        for _ in range(400):
+            nested = {"type": "Sequence", "pretokenizers": [nested]}
+        for number, (key, value) in enumerate((("decoder", 5), ("decoder", []), ("pre_tokenizer", 7), ("pre_tokenizer", [[]]),
+                                               ("pre_tokenizer", {"type": ["x"]}), ("pre_tokenizer", nested), ("normalizer", "NFC"))):
+            path = tokenizer_folders.write(self.path(str(number)), {}, content={**tokenizer_folders.tokenizer_json(), key: value})
+            self.assertTrue(tokenizer.load(path, 1000).obstacle_to_llama_cpp, (key, value))
+        path = tokenizer_folders.write(self.path("whole"), {})
+        self.assertEqual(tokenizer.load(path, 1000).obstacle_to_llama_cpp, "")
+
     def test_files_that_are_neither(self):
         for number, (content, words) in enumerate((("", "is empty"), ("[]", "nor a tokenizer.json"), ("\ufeff{}", "byte order mark"),
                                                    ('{"model": ', "no JSON"), ("{}", "model"), ("plain text", "nor a tokenizer.json"))):
