@@ -12,13 +12,13 @@ import rows
 from findings import Findings
 from html_text import html_to_text
 from mistakes import UserError, one_line
-from text_files import GZIP_ERRORS, check_regular, encoding_error, gzip_error, open_text
+from text_files import GZIP_ERRORS, Blocks, check_regular, encoding_error, gzip_error, open_text
 
 KINDS = {
     ".txt": "text", ".md": "text", ".rst": "text", ".html": "html", ".htm": "html",
     ".jsonl": "json lines", ".ndjson": "json lines", ".json": "json", ".parquet": "parquet",
 }
-READ_CHARACTERS = 1 << 24  # per read of a file of many documents, so that its size doesn't matter
+READ_BYTES = 1 << 24  # per read of a file of many documents, so that its size doesn't matter
 
 
 class Document(NamedTuple):
@@ -148,8 +148,8 @@ def read_text(path, gzipped, kind, reading, findings):
 
 def read_separated(file, separator):
     """The parts between separators; memory holds one of them and one read."""
-    rest = ""
-    while chunk := file.read(READ_CHARACTERS):
+    rest, blocks = "", Blocks(file)
+    while chunk := blocks.read(READ_BYTES):
         *complete, rest = (rest + chunk).split(separator)
         yield from complete
     yield rest

@@ -8,9 +8,10 @@ import json
 import re
 
 from mistakes import UserError, import_package, one_line
+from text_files import Blocks
 
 ROWS_WITHOUT_TEXT = 1000  # at the start of a file, after which it is not read on
-READ_CHARACTERS = 1 << 20
+READ_BYTES = 1 << 20
 WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 NAMES = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", float: "a number", int: "a number",
          bytes: "binary data", type(None): "null"}
@@ -86,11 +87,11 @@ class JsonValues:
     """The values of a JSON text, one after another, or the elements of the array that it is; memory holds one of them."""
 
     def __init__(self, file, path):
-        self.file, self.path = file, path
+        self.blocks, self.path = Blocks(file), path
         self.text, self.at, self.line, self.ended = "", 0, 1, False  # line: of self.text[0]
 
     def read_on(self):
-        more = self.file.read(max(READ_CHARACTERS, len(self.text) - self.at))  # twice as much for a value that is long
+        more = self.blocks.read(max(READ_BYTES, len(self.text) - self.at))  # twice as much for a value that is long
         self.line += self.text.count("\n", 0, self.at)
         self.text, self.at, self.ended = self.text[self.at:] + more, 0, not more
 

@@ -119,6 +119,23 @@ def open_text(path, gzipped, asked, findings):
     return io.TextIOWrapper(binary, encoding=encoding)
 
 
+class Blocks:
+    """The characters of a text stream, some at a time. The stream's own read(n) asks for n times as many bytes as there were to a
+    character so far: terabytes, of an encoding that holds text back (utf-7, idna)."""
+
+    def __init__(self, file):
+        """file: of open_text, at its beginning."""
+        self.binary = file.buffer
+        self.decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(file.encoding)(), translate=True)
+
+    def read(self, size):
+        """Those of about so many bytes; "" at the end."""
+        while data := self.binary.read(size):
+            if text := self.decoder.decode(data):
+                return text
+        return self.decoder.decode(b"", final=True)
+
+
 def faulty_line(path, gzipped, encoding):
     """The number of the first line that is not valid in an encoding, which has ASCII's newlines; else None."""
     try:

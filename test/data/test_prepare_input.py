@@ -69,6 +69,15 @@ class EncodingTest(ReaderFixture):
             texts, findings = self.read_file("a.txt", encoding)
             self.assertEqual((texts, findings.encodings), ([text], {}))
 
+    def test_encodings_that_hold_text_back_need_no_more_memory(self):
+        """Of read(n) as much as of n such characters."""
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); "
+        read = "from documents import *; print(len([*read_documents('a.txt', Reading('text', '<', 'utf-7'), Findings())][-1].content))"
+        self.write("a.txt", "x<+" + "TgBOAE4A" * 20_000)
+        result = subprocess.run([sys.executable, "-c", limit + read], capture_output=True, text=True, cwd=self.directory,
+                                env={**os.environ, "PYTHONPATH": os.path.dirname(text_files.__file__)})
+        self.assertEqual((result.stdout, result.stderr), ("60000\n", ""))
+
     def test_nul_bytes_are_named(self):
         self.write("a.txt", (ENGLISH * 3).replace("alike", "al\0ike", 1))
         texts, findings = self.read_file("a.txt")
@@ -138,11 +147,11 @@ class DamageTest(ReaderFixture):
                               ("e.json", " ".join(map(json.dumps, values))), ("f.json.gz", json.dumps(values)), ("g.json", json.dumps(texts))]:
             self.write(name, content)
             for size in 1, 7, 64, 1 << 20:  # wherever the reads end
-                original, rows.READ_CHARACTERS = rows.READ_CHARACTERS, size
+                original, rows.READ_BYTES = rows.READ_BYTES, size
                 try:
                     self.assertEqual(self.read_file(name)[0], texts, name)
                 finally:
-                    rows.READ_CHARACTERS = original
+                    rows.READ_BYTES = original
 
     def test_rows_without_a_text_are_counted(self):
         values = [{"text": "one"}, {"text": None}, {"text": 5}, {"other": "x"}, None, [], {"text": ["x"]}, {"text": "two"}, {"text": True}]
