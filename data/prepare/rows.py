@@ -34,10 +34,15 @@ def text_of(row, field):
     return (value, None) if isinstance(value, str) else (None, name_of(value))
 
 
+def listed(names):
+    """Of fields, whatever characters a file has in them."""
+    return one_line(", ".join(map(str, names))) if names else "no field"
+
+
 def no_text(place, row, field):
     has = (f"it is {name_of(row)}" if not isinstance(row, dict) else
            f"it is {name_of(row[field])}" if field in row else
-           f"it has {', '.join(map(str, row)) or 'no field'}")
+           f"it has {listed(row)}")
     return UserError(f"{place}: no text in the field '{field}' ({has}); name it with --text-field")
 
 
@@ -163,7 +168,7 @@ def parquet_rows(path, field):
     number = 0
     with parquet.ParquetFile(path) as file:
         if field not in file.schema_arrow.names:
-            raise UserError(f"{path}: no column '{field}' (it has {', '.join(file.schema_arrow.names)}); name it with --text-field")
+            raise UserError(f"{path}: no column '{field}' (it has {listed(file.schema_arrow.names)}); name it with --text-field")
         for batch in file.iter_batches(batch_size=1024, columns=[field]):
             for value in batch.column(0):
                 number += 1

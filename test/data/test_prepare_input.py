@@ -166,6 +166,8 @@ class DamageTest(ReaderFixture):
         self.assertEqual(self.read_file("nulls.jsonl")[0], [])
         self.refuses("c.jsonl", '{"text": null}\n{"text": 7}\n', "c.jsonl, line 2", "'text'", "it is a number", "--text-field")
         self.refuses("d.jsonl", '{"body": "x"}\n' * 2000, "d.jsonl, line 1", "it has body")
+        self.refuses("e.jsonl", '{"te\\nt": "x", "": 1}\n', "it has te t,")
+        self.refuses("f.jsonl", "{}\n", "it has no field")
 
     def test_parquet(self):
         try:
