@@ -75,7 +75,7 @@ def suites(build):
         "curves": Suite("plots of runs", [python, "test/scripts/test_plot_run.py"]),
         "prepare": Suite("data preparation", [python, "test/data/test_prepare.py"]),
         "prepare_input": Suite("data preparation of whatever people feed it", [python, "test/data/test_prepare_input.py"]),
-        "fuzz_prepare": Suite("mutated input for the readers of data preparation",
+        "fuzz_prepare": Suite("mutated input for the readers of data preparation and exports",
                               [python, "test/fuzz/fuzz_prepare.py", "--seconds", "15"]),
         "processes": Suite("data preparation whose processes die, are stopped, or are two",
                            [python, "test/data/test_prepare_processes.py"]),
