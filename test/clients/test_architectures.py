@@ -1,6 +1,7 @@
 """Llama, Qwen2 and Qwen3 of odd sizes: exports of them, read by transformers and llama.cpp."""
 import os
 import random
+import shutil
 import subprocess
 import unittest
 
@@ -177,6 +178,16 @@ class ArchitecturesTest(unittest.TestCase):
                 with open(os.path.join(source, name), "rb") as first, open(os.path.join(folder, name), "rb") as second:
                     self.assertEqual(first.read(), second.read())
             self.assertEqual(transformers.AutoConfig.from_pretrained(folder).eos_token_id, 1)
+
+    def test_a_tokenizer_of_another_name_makes_the_same_gguf(self):
+        source, checkpoint = architectures.byte_tokenizer("llama-bpe"), architectures.checkpoint("qwen2")
+        renamed = os.path.join(fixture.directory, "renamed")
+        shutil.copytree(source, renamed)
+        os.rename(os.path.join(renamed, "tokenizer.json"), os.path.join(renamed, "my.json"))
+        files = [os.path.join(fixture.export_with(path, checkpoint, "gguf-f32"), "model.gguf") for path in (source, os.path.join(renamed, "my.json"))]
+        first, second = ([(field.name, field.contents()) for field in gguf.GGUFReader(path).fields.values()] for path in files)
+        self.assertEqual(first, second)
+        self.assertIn("tokenizer.ggml.merges", dict(first))
 
     def test_refusals(self):
         new = os.path.join(fixture.directory, "never")
