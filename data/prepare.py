@@ -23,10 +23,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # of the che
 sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
 
 import hold_out  # noqa: E402
-import stopping  # noqa: E402
-import streams  # noqa: E402
 import workers  # noqa: E402
-from command_line import OneLineParser  # noqa: E402
+from command_line import OneLineParser, begin, run  # noqa: E402
 from corpus import Corpus  # noqa: E402
 from encoding import encode  # noqa: E402
 from findings import Findings  # noqa: E402
@@ -204,33 +202,25 @@ def check_arguments(parser, arguments):
 
 
 def main():
-    streams.forgive()
     arguments = parse_arguments()
     outputs = None
 
     def clean_up():
-        """Leaves nothing incomplete; returns whether the outputs are complete. Can be called twice."""
         workers.kill_all()
         if outputs:
             outputs.discard()
-        return bool(outputs) and outputs.complete
+        return f"{arguments.output}*" if outputs and outputs.complete else ""
 
-    stopping.install(clean_up)
-    try:
+    def work():
+        nonlocal outputs
         check_platform()
         arguments.tokenizer = tokenizer_file(arguments.tokenizer)
         outputs = Outputs(arguments.output, arguments.overwrite, keep=arguments.tokenizer)
         prepare(arguments, outputs)
-    except (UserError, OSError, MemoryError) as error:
-        print(f"prepare.py: error: {describe(error)}", file=sys.stderr)
-        return 2
-    except stopping.Stopped as stopped:
-        print(stopping.describe(stopped.number, clean_up()), file=sys.stderr)
-        return stopped.status
-    finally:
-        clean_up()
-    return 0
+
+    return run("prepare.py", work, clean_up, "use fewer --workers or a smaller --train-sample-mb")
 
 
 if __name__ == "__main__":
+    begin("prepare.py")
     sys.exit(main())

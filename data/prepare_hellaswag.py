@@ -14,16 +14,16 @@ llm.c). Those of a completion: what context + " " + ending has behind the tokens
 import argparse
 import array
 import os
-import signal
 import struct
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare"))
 
 import rows  # noqa: E402
-from command_line import OneLineParser  # noqa: E402
-from documents import find_files, read_rows  # noqa: E402
-from mistakes import UserError, describe, one_line  # noqa: E402
+from command_line import OneLineParser, begin, run  # noqa: E402
+from documents import find_files, read_rows, without_surrogates  # noqa: E402
+from mistakes import UserError, one_line  # noqa: E402
+from outputs import OutputFile  # noqa: E402
 from progress import Progress  # noqa: E402
 from shard_files import HEADER_INTS, LARGEST_UINT16_VOCABULARY, check_platform  # noqa: E402
 from tokenization import load_tokenizer  # noqa: E402
@@ -60,12 +60,12 @@ def example_of(row, place):
     if not isinstance(row, dict):
         raise UserError(f"{place}: not an object")
     context, endings = row.get("ctx"), row.get("endings")
-    fits = isinstance(context, str) and isinstance(endings, list) and len(endings) == 4 and all(isinstance(text, str) for text in endings)
+    fits = isinstance(context, str) and isinstance(endings, list) and len(endings) == 4 and all(isinstance(text, str) and text.strip() for text in endings)
     label = row.get("label")
     label = str(int(label) if isinstance(label, float) and label.is_integer() else label)  # readers make floats of all numbers
     if not fits or not context.strip() or label not in ("0", "1", "2", "3"):
-        raise UserError(f'{place}: no example {{"ctx": text, "endings": [four texts], "label": 0 to 3}}')
-    return context, endings, int(label)
+        raise UserError(f'{place}: no example {{"ctx": text, "endings": [four texts], "label": 0 to 3}}; no text may be empty')
+    return without_surrogates(context), [without_surrogates(text) for text in endings], int(label)
 
 
 def ids_of(tokenizer, text):
@@ -107,44 +107,21 @@ def write(file, tokenizer, arguments):
         raise UserError("--input: holds no examples")
     file.seek(0)
     file.write(struct.pack("<5iQ", MAGIC, VERSION, count, longest, tokenizer.vocabulary_size, tokenizer.hash))
-    file.flush()
-    os.fsync(file.fileno())
     return count
 
 
 def prepare(arguments):
-    if os.path.lexists(arguments.output):
-        raise UserError(f"-o {arguments.output}: is there already; name a new file")
-    tokenizer = load_tokenizer(tokenizer_file(arguments.tokenizer))
-    if tokenizer.vocabulary_size > LARGEST_UINT16_VOCABULARY:
-        raise UserError(f"--tokenizer {arguments.tokenizer}: has {tokenizer.vocabulary_size} tokens, the format of llm.c's HellaSwag "
-                        f"files no more than {LARGEST_UINT16_VOCABULARY}")
-    os.makedirs(os.path.dirname(os.path.abspath(arguments.output)), exist_ok=True)
-    partial = arguments.output + ".partial"
-    try:
-        with open(partial, "wb") as file:
-            count = write(file, tokenizer, arguments)
-        os.rename(partial, arguments.output)
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
+    check_platform()
+    with OutputFile(arguments.output, "-o", advice="name a new file") as file:
+        tokenizer = load_tokenizer(tokenizer_file(arguments.tokenizer))
+        if tokenizer.vocabulary_size > LARGEST_UINT16_VOCABULARY:
+            raise UserError(f"--tokenizer {arguments.tokenizer}: has {tokenizer.vocabulary_size} tokens, the format of llm.c's "
+                            f"HellaSwag files no more than {LARGEST_UINT16_VOCABULARY}")
+        count = write(file, tokenizer, arguments)
     print(f"{arguments.output}: {count} examples")
 
 
-def main():
-    arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the partial file is removed
-    try:
-        check_platform()
-        prepare(arguments)
-    except (UserError, OSError, MemoryError) as error:
-        print(f"prepare_hellaswag.py: error: {describe(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("prepare_hellaswag.py: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    begin("prepare_hellaswag.py")
+    arguments = parse_arguments()
+    sys.exit(run("prepare_hellaswag.py", lambda: prepare(arguments)))

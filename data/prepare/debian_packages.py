@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import tempfile
 
+from mistakes import UserError
 
-class CorpusError(Exception):
-    """Something the user has to know: printed in one line, exit code 2."""
+
+class CorpusError(UserError):
+    """What keeps a package from being the text that is known."""
 
 
 def run(command, directory):

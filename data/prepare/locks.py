@@ -2,6 +2,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import time
 
@@ -11,12 +12,16 @@ from mistakes import UserError
 class Lock:
     """Holds `path`, a file that says who holds it and is gone when nobody does. UserError: another process has it."""
 
-    def __init__(self, path, outputs, wait=False):
-        self.path = path
+    HOLDER = re.compile(rb"process \d+ on ")  # so begins what the file says
+
+    def __init__(self, path, outputs, wait=False, option="--output"):
+        """option: by which the user named the outputs."""
+        self.path, self.option = path, option
         while True:
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 self.take(outputs, wait)
+                self.check_own()
                 if self.is_current():
                     break  # else its last holder has removed this file meanwhile
             except BaseException:
@@ -34,10 +39,16 @@ class Lock:
         except BlockingIOError:
             holder = os.pread(self.descriptor, 300, 0).decode(errors="replace") or "a process that has just begun"
             raise UserError(f"{outputs}: another run is writing these outputs: {holder}; wait until it ends, or choose "
-                            "another --output") from None
+                            f"another {self.option}") from None
         except OSError as error:
-            raise UserError(f"{self.path}: this file system has no locks ({error.strerror}); choose an --output on "
+            raise UserError(f"{self.path}: this file system has no locks ({error.strerror}); choose an {self.option} on "
                             "another one") from None
+
+    def check_own(self):
+        """A user may have a file of this name (poetry.lock), which is not to be written over."""
+        found = os.pread(self.descriptor, 300, 0)
+        if found and not self.HOLDER.match(found):
+            raise UserError(f"{self.path}: is there, and is no lock of this program; choose another {self.option}, or remove it")
 
     def is_current(self):
         try:

@@ -1,4 +1,4 @@
-"""What a user can mend, said in one line, for prepare.py and its parts."""
+"""What a user can mend, said in one line."""
 import errno
 import importlib
 import sys
@@ -12,14 +12,14 @@ def one_line(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def describe(error):
+def describe(error, memory_advice=""):
     """One line for a UserError, OSError or MemoryError that ends a run before its outputs are complete."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; nothing was written"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return "out of memory; use fewer --workers or a smaller --train-sample-mb"
+        return "out of memory" + (f"; {memory_advice}" if memory_advice else "")
     return one_line(error)
 
 

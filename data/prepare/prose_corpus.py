@@ -5,7 +5,6 @@ Novels, a long FAQ, two dictionaries of English with their quotations, and dicti
 the packages name their licences. A document is a chapter, a section, or a page of consecutive dictionary entries; their
 order is by the hash of their contents, so that any part of the file holds the same mixture.
 """
-import argparse
 import glob
 import gzip
 import hashlib
@@ -15,8 +14,10 @@ import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import quickstart_corpus
-from debian_packages import CorpusError, unpacked
+import quickstart_corpus  # noqa: E402
+from command_line import OneLineParser, begin, run  # noqa: E402
+from debian_packages import CorpusError, unpacked  # noqa: E402
+from outputs import OutputFile  # noqa: E402
 
 PAGE_CHARACTERS = 6000
 LEAST_CHARACTERS = 200  # shorter documents are headings and remains
@@ -102,27 +103,26 @@ def documents(progress):
     return [result[key] for key in sorted(result)]
 
 
-def main():
-    default = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cache", "prose.jsonl")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", nargs="?", default=default, help="the file to write (data/cache/prose.jsonl)")
-    path = parser.parse_args().path
+def fetch(path):
     if os.path.exists(path):  # it got its name when it was complete
         print(f"{path}: already there")
         return
-    found = documents(lambda line: print(line, flush=True))
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".partial", "w", encoding="utf-8") as file:
+    with OutputFile(path, "path") as file:
+        found = documents(lambda line: print(line, flush=True))
         for document in found:
-            file.write(json.dumps(document, ensure_ascii=False) + "\n")
-    os.replace(path + ".partial", path)
+            file.write((json.dumps(document, ensure_ascii=False) + "\n").encode())
     size = sum(len(document["text"].encode()) for document in found)
     print(f"{path}: {len(found)} documents, {size / 1e6:.1f} MB")
 
 
+def parse_arguments():
+    default = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cache", "prose.jsonl")
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", nargs="?", default=default, help="the file to write (data/cache/prose.jsonl)")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (CorpusError, OSError) as error:
-        print(f"prose_corpus.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    begin("prose_corpus.py")
+    arguments = parse_arguments()
+    sys.exit(run("prose_corpus.py", lambda: fetch(arguments.path)))

@@ -4,7 +4,6 @@
 The novels come with the Debian package r-cran-janeaustenr (public domain text). R isn't needed: the package keeps each
 novel as a vector of lines in R's serialization format, and the small reader below understands as much of it as that takes.
 """
-import argparse
 import gzip
 import os
 import struct
@@ -12,7 +11,9 @@ import sys
 import zlib
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from debian_packages import CorpusError, unpacked
+from command_line import OneLineParser, begin, run  # noqa: E402
+from debian_packages import CorpusError, unpacked  # noqa: E402
+from outputs import OutputFile  # noqa: E402
 
 PACKAGE = "r-cran-janeaustenr"
 DATA_FILES = "usr/lib/R/site-library/janeaustenr/data/Rdata"
@@ -142,19 +143,20 @@ def read_present(directory):
 
 
 def write(directory, texts):
-    os.makedirs(directory, exist_ok=True)
     for name, (file_name, _, _) in NOVELS.items():
-        path = os.path.join(directory, file_name)
-        with open(path + ".partial", "w", encoding="utf-8") as file:
-            file.write(texts[name])
-        os.replace(path + ".partial", path)
+        path, content = os.path.join(directory, file_name), texts[name].encode()
+        if os.path.exists(path):  # a run that was stopped has left it: files get their names when they are whole
+            with open(path, "rb") as file:
+                if file.read() != content:
+                    raise CorpusError(f"{path}: is there already and is another text; name another directory")
+            continue
+        with OutputFile(path, "directory") as file:
+            file.write(content)
 
 
-def main():
-    default = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cache", "austen")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", nargs="?", default=default, help="where to put the novels (data/cache/austen)")
-    directory = parser.parse_args().directory
+def fetch(directory):
+    if not directory:
+        raise CorpusError("directory '': names no directory")
     texts = read_present(directory)
     found = texts is not None
     if not found:
@@ -165,9 +167,14 @@ def main():
     print(f"{directory}: six novels, {size / 1e6:.1f} MB" + (", already there" if found else ""))
 
 
+def parse_arguments():
+    default = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cache", "austen")
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", nargs="?", default=default, help="where to put the novels (data/cache/austen)")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (CorpusError, OSError) as error:
-        print(f"quickstart_corpus.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    begin("quickstart_corpus.py")
+    arguments = parse_arguments()
+    sys.exit(run("quickstart_corpus.py", lambda: fetch(arguments.directory)))

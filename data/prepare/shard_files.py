@@ -10,6 +10,7 @@ import sys
 import stopping
 from locks import Lock
 from mistakes import UserError
+from outputs import check_name, flush_directory, make_directories, remove_directories
 
 
 LARGEST_UINT16_VOCABULARY = 65536
@@ -44,12 +45,11 @@ class Outputs:
         directory, name = os.path.split(prefix)
         if not name:
             raise UserError(f"--output {prefix}: expected a prefix, for example {os.path.join(prefix, 'corpus')}")
-        if any("\ud800" <= character <= "\udfff" for character in prefix):
-            raise UserError(f"--output {prefix}: is not valid UTF-8")
+        check_name("--output", prefix)
         self.directory = directory or "."
-        self.made = self.make_directories()
-        self.lock = Lock(prefix + ".lock", f"--output {prefix}")
+        self.lock, self.made = None, make_directories(self.directory)
         try:
+            self.lock = Lock(prefix + ".lock", f"--output {prefix}")
             names = self.existing()
             self.previous = [name for name in names if not name.endswith(".partial")]
             if self.previous and not overwrite:
@@ -59,15 +59,6 @@ class Outputs:
         except BaseException:
             self.discard()
             raise
-
-    def make_directories(self):
-        """Returns those that were not there, the deepest first."""
-        made, directory = [], os.path.abspath(self.directory)
-        while not os.path.lexists(directory):
-            made.append(directory)
-            directory = os.path.dirname(directory)
-        os.makedirs(self.directory, exist_ok=True)
-        return made
 
     def existing(self):
         """Outputs with this prefix, and the beginnings of such."""
@@ -102,9 +93,7 @@ class Outputs:
                 if path not in self.pending:
                     os.unlink(path)  # for example the higher shards of a longer earlier run
             self.pending, self.complete = {}, True
-        descriptor = os.open(self.directory, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        flush_directory(self.directory)
         self.lock.release()
 
     def discard(self):
@@ -115,11 +104,10 @@ class Outputs:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + ".partial")
         self.pending = {}
-        self.lock.release()
+        if self.lock:
+            self.lock.release()
         if not self.complete:
-            for directory in self.made:
-                with contextlib.suppress(OSError):  # another run has written into it
-                    os.rmdir(directory)
+            remove_directories(self.made)
 
 
 class ShardWriter:

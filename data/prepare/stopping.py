@@ -1,4 +1,4 @@
-"""Signals that stop prepare.py: it ends within seconds, says so, and leaves no partial file."""
+"""Signals that stop a command: it ends within seconds, says so, and leaves no partial file."""
 import contextlib
 import os
 import signal
@@ -15,26 +15,28 @@ class Stopped(BaseException):
         self.status = 128 + number  # as shells have it
 
 
-def describe(number, written):
+def describe(program, number, complete):
+    """complete: the outputs that are, in words; empty: none."""
     name = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-    return f"prepare.py: {name}; {'the outputs are complete' if written else 'nothing was written'}"
+    return f"{program}: {name}; {f'complete: {complete}' if complete else 'nothing was written'}"
 
 
-def install(clean_up):
+def install(program, clean_up, gently=True):
     """The first signal raises Stopped in the main thread. A second one, or a first one whose exception was lost (in a
-    destructor, say), cleans up and ends the process there and then. clean_up() says whether the outputs are complete."""
+    destructor, say), cleans up and ends the process there and then. Not gently: the first one does that, for the time in
+    which a program begins and nobody would catch it. clean_up() says which outputs are complete."""
     first = []
 
     def end():
-        written = clean_up()
-        sys.stderr.write(describe(first[0], written) + "\n")
+        complete = clean_up()
+        sys.stderr.write(describe(program, first[0], complete) + "\n")
         sys.stderr.flush()
         os._exit(128 + first[0])
 
     def handle(number, _):
-        if first:
-            end()
         first.append(number)
+        if len(first) > 1 or not gently:
+            end()
         signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         raise Stopped(number)
 

@@ -3,21 +3,28 @@
 
     python3 test/data/test_prepare_hellaswag.py
 """
+import glob
 import gzip
 import io
 import json
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SCRIPT = os.path.join(ROOT, "data", "prepare_hellaswag.py")
+sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
 sys.dont_write_bytecode = True
 
 import sentencepiece  # noqa: E402
+from mistakes import UserError  # noqa: E402
+from outputs import OutputFile  # noqa: E402
 
 SEED = random.randrange(10**6)
 WORDS = "amber birch cedar delta ember fjord grove haven inlet juniper kelp lagoon meadow north ocean pine".split()
@@ -69,7 +76,7 @@ class PrepareHellaswagTest(unittest.TestCase):
         return path
 
     def run_command(self, *arguments):
-        return subprocess.run([sys.executable, os.path.join(ROOT, "data", "prepare_hellaswag.py"), *arguments], capture_output=True,
+        return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True,
                               text=True, timeout=60)
 
     def test_examples_are_those_of_the_file(self):
@@ -93,7 +100,8 @@ class PrepareHellaswagTest(unittest.TestCase):
         good, output = self.rows(2), os.path.join(self.directory, "never.bin")
         for name, content, words in (("label", [*good, {**good[0], "label": 4}], "line 3: no example"),
                                      ("three", [{**good[0], "endings": ["a", "b", "c"]}], "line 1: no example"),
-                                     ("empty", [{**good[0], "ctx": " "}], "no example"), ("none", "", "holds no examples"),
+                                     ("empty", [{**good[0], "ctx": " "}], "no example"),
+                                     ("ending", [{**good[0], "endings": ["a", "", "b", "c"]}], "no text may be empty"), ("none", "", "holds no examples"),
                                      ("json", "{", "line 1: not JSON"), ("list", "[1]", "element 1: not an object"),
                                      ("long", [{**good[0], "ctx": "word " * 40000}], "more than 65535 bytes")):
             with self.subTest(name=name):
@@ -101,8 +109,76 @@ class PrepareHellaswagTest(unittest.TestCase):
                 self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1), result.stderr)
                 self.assertIn(words, result.stderr)
                 self.assertFalse([left for left in os.listdir(self.directory) if left.startswith("never")])
+        for name, path, words in (("no name", "", "names no file"), ("folder", self.directory + "/", "names no file"),
+                                  ("directory", self.directory, "is a directory"), ("below a file", self.tokenizer + "/a", "Not a directory"),
+                                  ("deep", os.path.join(self.directory, "never", "deep", "a.bin"), "line 3: no example")):
+            with self.subTest(name=name):
+                result = self.run_command("--input", os.path.join(self.directory, "label.jsonl"), "--tokenizer", self.tokenizer, "-o", path)
+                self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1), result.stderr)
+                self.assertIn(words, result.stderr)
+                self.assertFalse([left for left in os.listdir(self.directory) if left.startswith("never")])
         missing = self.run_command("--input", "nothing.jsonl", "--tokenizer", self.tokenizer, "-o", output)
         self.assertIn("no file matches", missing.stderr)
+
+    def test_half_of_a_surrogate_pair_becomes_what_prepare_makes_of_it(self):
+        rows, outputs = self.rows(1), []
+        for name, character in (("half", "\ud800"), ("replaced", "\ufffd")):
+            row = {**rows[0], "ctx": f"amber {character} birch", "endings": [f"{character} cedar", "a", "b", "c"]}
+            outputs.append(os.path.join(self.directory, name + ".bin"))
+            result = self.run_command("--input", self.write(name + ".jsonl", [row]), "--tokenizer", self.tokenizer, "-o", outputs[-1])
+            self.assertEqual((result.returncode, result.stderr.count("Traceback")), (0, 0), result.stderr)
+        self.assertEqual(*map(read_examples, outputs))
+
+    def test_files_of_others_are_left_alone(self):
+        path, output = self.write("own.jsonl", self.rows(2)), os.path.join(self.directory, "own.bin")
+        self.write("own.bin.partial", "mine")
+        self.assertEqual(self.run_command("--input", path, "--tokenizer", self.tokenizer, "-o", output).returncode, 0)
+        self.write("poetry.lock", "mine")
+        result = self.run_command("--input", path, "--tokenizer", self.tokenizer, "-o", os.path.join(self.directory, "poetry"))
+        self.assertIn("is no lock of this program", result.stderr)
+        for name in "own.bin.partial", "poetry.lock":
+            with open(os.path.join(self.directory, name), encoding="utf-8") as file:
+                self.assertEqual(file.read(), "mine")
+
+    def start(self, output):
+        """In the middle of its work: it reads more than it could in a minute."""
+        if not os.path.exists(os.path.join(self.directory, "long.jsonl")):
+            self.write("long.jsonl", self.rows(200) * 300)
+        process = subprocess.Popen([sys.executable, SCRIPT, "--input", os.path.join(self.directory, "long.jsonl"), "--tokenizer",
+                                    self.tokenizer, "-o", output], stderr=subprocess.PIPE, text=True,
+                                   preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)])
+        end = time.monotonic() + 20
+        while not glob.glob(os.path.join(self.directory, ".stopped.bin.partial-*")):
+            self.assertLess(time.monotonic(), end)
+            self.assertIsNone(process.poll())
+            time.sleep(0.01)
+        return process
+
+    def test_one_that_is_stopped_leaves_nothing_and_keeps_others_out(self):
+        output = os.path.join(self.directory, "made", "..", "stopped.bin")
+        os.makedirs(os.path.join(self.directory, "made"), exist_ok=True)
+        for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+            with self.subTest(number=number):
+                process = self.start(output)
+                second = self.run_command("--input", os.path.join(self.directory, "long.jsonl"), "--tokenizer", self.tokenizer, "-o", output)
+                self.assertEqual(second.returncode, 2)
+                self.assertIn(f"another run is writing these outputs: process {process.pid} on", second.stderr)
+                process.send_signal(number)
+                stderr = process.communicate(timeout=20)[1]
+                self.assertEqual((process.returncode, "Traceback" in stderr), (128 + number, False), stderr)
+                self.assertIn("nothing was written", stderr)
+                self.assertFalse([name for name in os.listdir(self.directory) if "stopped" in name])
+
+    def test_what_appears_meanwhile_is_not_replaced(self):
+        path = os.path.join(self.directory, "raced.bin")
+        with self.assertRaisesRegex(UserError, "-o .*raced.bin: is there already"):
+            with OutputFile(path, "-o") as file:
+                file.write(b"ours")
+                with open(path, "wb") as other:
+                    other.write(b"of another")
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), b"of another")
+        self.assertEqual([name for name in os.listdir(self.directory) if "raced" in name], ["raced.bin"])
 
 
 if __name__ == "__main__":
