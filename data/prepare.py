@@ -24,7 +24,7 @@ sys.path.insert(0, os.path.join(ROOT, "data", "prepare"))
 
 import hold_out  # noqa: E402
 import workers  # noqa: E402
-from command_line import OneLineParser, begin, run  # noqa: E402
+from command_line import OneLineParser, begin, path_name, run  # noqa: E402
 from corpus import Corpus  # noqa: E402
 from encoding import encode  # noqa: E402
 from findings import Findings  # noqa: E402
@@ -159,7 +159,7 @@ def parse_arguments():
         help="where to note these outputs as those prepared last, which train_qat takes without -i; '' for nowhere "
              "(data/cache/latest.json)")
     add("--overwrite", action="store_true", help="replace the outputs of an earlier run with the same prefix")
-    add("--tokenizer", metavar="FILE", help="SentencePiece .model or tokenizer.json to use, "
+    add("--tokenizer", type=path_name, metavar="FILE", help="SentencePiece .model or tokenizer.json to use, "
         "a model's folder with one of them, or 'gpt2'; default: train one")
     add("--vocab-size", type=int, default=8192, help="of a trained tokenizer (8192)")
     add("--train-sample-mb", type=float, default=50, help="text to train the tokenizer on, in MB (50)")

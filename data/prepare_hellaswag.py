@@ -20,7 +20,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "prepare"))
 
 import rows  # noqa: E402
-from command_line import OneLineParser, begin, run  # noqa: E402
+from command_line import OneLineParser, begin, path_name, run  # noqa: E402
 from documents import find_files, read_rows, without_surrogates  # noqa: E402
 from mistakes import UserError, one_line  # noqa: E402
 from outputs import OutputFile  # noqa: E402
@@ -36,8 +36,8 @@ MAGIC, VERSION, START = 20240522, 1, 65535
 def parse_arguments():
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--input", nargs="+", metavar="FILE", help=f"JSON lines (default: the {SPLIT} set of {DATASET} on the Hugging Face hub)")
-    add("--tokenizer", required=True, metavar="FILE", help="that of the training data: a SentencePiece .model, a tokenizer.json, their folder, or 'gpt2'")
+    add("--input", nargs="+", type=path_name, metavar="FILE", help=f"JSON lines (default: the {SPLIT} set of {DATASET} on the Hugging Face hub)")
+    add("--tokenizer", required=True, type=path_name, metavar="FILE", help="that of the training data: a SentencePiece .model, a tokenizer.json, their folder, or 'gpt2'")
     add("-o", "--output", required=True, metavar="FILE", help="the file to make")
     return parser.parse_args()
 

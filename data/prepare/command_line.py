@@ -15,6 +15,13 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
+def path_name(text):
+    """Of an argument that names a file or directory: a shell's variable may be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' names nothing")
+    return text
+
+
 def begin(program):
     """To be called first, before anything that takes its time to import."""
     streams.forgive()

@@ -11,7 +11,7 @@ import tempfile
 
 import stopping
 from locks import Lock
-from mistakes import UserError
+from mistakes import UserError, one_line
 
 unfinished = []  # all that are being made: whoever ends the process discards them
 complete = []    # paths of those that are done
@@ -66,6 +66,11 @@ def allowed(mode):
     return mode & ~umask
 
 
+def why(error):
+    """Of an OSError. NumPy's have a text of their own: how many bytes were wanted and written."""
+    return error.strerror or f"{one_line(error)} (is the disk full?)"
+
+
 class Output:
     """option: by which the user named the path; advice: what to do where it is taken. shared: without a lock, so that of two at
     once the last one's stays. UserError: it can't be written, or is there and not to be overwritten."""
@@ -90,7 +95,7 @@ class Output:
         except BaseException as error:
             self.discard()
             if isinstance(error, OSError):
-                raise UserError(f"{option} {path}: cannot be written: {error.strerror or error}") from None
+                raise UserError(f"{option} {path}: cannot be written: {why(error)}") from None
             raise
 
     def check(self):
@@ -127,11 +132,11 @@ class Output:
             if kind is None:
                 self.finish()
         except OSError as failure:
-            raise UserError(f"{self.option} {self.path}: cannot be written: {failure.strerror or failure}") from None
+            raise UserError(f"{self.option} {self.path}: cannot be written: {why(failure)}") from None
         finally:
             self.discard()
         if isinstance(error, OSError) and error.filename is None:  # of the file that is being written
-            raise UserError(f"{self.option} {self.path}: cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{self.option} {self.path}: cannot be written: {why(error)}") from None
 
 
 class OutputFile(Output):

@@ -1,4 +1,4 @@
-"""A process that works for prepare.py (workers.py): worker.py JOBS RESULTS PARENT, two descriptors and a process id.
+"""A process that works for another (workers.py): worker.py JOBS RESULTS PARENT, two descriptors and a process id.
 
 The first message is (module, function, arguments); what that function returns is then called with every job. A result is
 (how, value): "done", or "user", "memory" or "error" with the text of what went wrong.

@@ -1,4 +1,4 @@
-"""Worker processes for prepare.py: results in the order of the jobs, and an end, whatever becomes of a process.
+"""Worker processes: results in the order of the jobs, and an end, whatever becomes of a process.
 
 Plain processes and pipes: the pools of Python's library wait for ever when a worker dies while a job is being sent.
 """
@@ -15,21 +15,23 @@ from mistakes import UserError
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 JOBS_AHEAD = 2  # of one worker: it computes one and has the next
 started = set()  # all that live
+advice = "use fewer --workers"  # how a user can do with less memory; another command says another
 
 
 class Worker:
     def __init__(self, task):
-        """task: (module, function, arguments), see worker.py."""
+        """task: (module, function, arguments), see worker.py; the module is found as here."""
         jobs, self.jobs = os.pipe()
         self.results, results = os.pipe()
         try:
             with stopping.held_back():  # signals are the parent's: it ends its workers
                 command = [sys.executable, PROGRAM, str(jobs), str(results), str(os.getpid())]
+                modules = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # those of the task and its arguments
                 self.process = subprocess.Popen(command, pass_fds=(jobs, results), stdin=subprocess.DEVNULL,
-                                                stdout=subprocess.DEVNULL)
+                                                stdout=subprocess.DEVNULL, env=modules)
                 started.add(self)
         except OSError as error:
-            raise UserError(f"cannot start a worker process: {error.strerror}; use fewer --workers") from None
+            raise UserError(f"cannot start a worker process: {error.strerror}; {advice}") from None
         finally:
             os.close(jobs)  # the worker's ends must be nobody else's: a closed pipe tells that it has died
             os.close(results)
@@ -55,7 +57,7 @@ class Worker:
         except (EOFError, OSError):
             raise self.death() from None
         if how != "done":
-            raise UserError({"user": value, "memory": "a worker process is out of memory; use fewer --workers"}
+            raise UserError({"user": value, "memory": f"a worker process is out of memory; {advice}"}
                             .get(how, f"a worker process failed: {value}"))
         self.numbers.remove(number)
         return number, value
@@ -68,7 +70,7 @@ class Worker:
         if status in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
             time.sleep(0.5)  # sent to the whole group, perhaps, and about to stop this process as well
         if status == -signal.SIGKILL:
-            return UserError("a worker process was killed, probably for lack of memory; use fewer --workers")
+            return UserError(f"a worker process was killed, probably for lack of memory; {advice}")
         if status is not None and status < 0:
             return UserError(f"a worker process died of {signal.Signals(-status).name}")
         return UserError(f"a worker process ended with status {status}")

@@ -24,7 +24,7 @@ sys.dont_write_bytecode = True
 
 import sentencepiece  # noqa: E402
 from mistakes import UserError  # noqa: E402
-from outputs import OutputFile  # noqa: E402
+from outputs import OutputDirectory, OutputFile  # noqa: E402
 
 SEED = random.randrange(10**6)
 WORDS = "amber birch cedar delta ember fjord grove haven inlet juniper kelp lagoon meadow north ocean pine".split()
@@ -179,6 +179,22 @@ class PrepareHellaswagTest(unittest.TestCase):
         with open(path, "rb") as file:
             self.assertEqual(file.read(), b"of another")
         self.assertEqual([name for name in os.listdir(self.directory) if "raced" in name], ["raced.bin"])
+
+    def test_directories_are_whole_or_absent(self):
+        path = os.path.join(self.directory, "absent", "folder")
+        for error, words in ((OSError("73728 requested and 61600 written"), "61600 written .is the disk full"), (UserError("other"), "other")):
+            with self.assertRaisesRegex(UserError, words):
+                with OutputDirectory(path, "-o") as partial:
+                    with open(os.path.join(partial, "a"), "w", encoding="utf-8"):
+                        raise error
+            self.assertFalse(os.path.exists(os.path.dirname(path)))
+        with OutputDirectory(path, "-o") as partial:
+            with self.assertRaisesRegex(UserError, "another run is writing"):
+                OutputDirectory(path, "-o")
+            open(os.path.join(partial, "a"), "w", encoding="utf-8").close()
+        self.assertEqual((os.listdir(os.path.dirname(path)), os.listdir(path)), (["folder"], ["a"]))
+        with self.assertRaisesRegex(UserError, "is there already"):
+            OutputDirectory(path, "-o")
 
 
 if __name__ == "__main__":
