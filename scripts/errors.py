@@ -1,13 +1,13 @@
-"""What a user can mend, said in one line; exit status 2."""
-import argparse
+"""How the scripts begin and end: what a user can mend in one line with exit status 2, signals, packages that are missing."""
 import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.append(os.path.join(ROOT, "data", "prepare"))  # whose modules stand alone
 
+import command_line  # noqa: E402
+from command_line import OneLineParser, begin, path_name  # noqa: E402, F401
 from mistakes import UserError, how_to_install, one_line  # noqa: E402, F401
-from streams import forgive  # noqa: E402, F401: for every script prints a path or two, perhaps into `head`
 
 
 def import_text(error, hint=None):
@@ -18,20 +18,17 @@ def import_text(error, hint=None):
     return f"{sys.executable} has no package {package}: {hint or how_to_install(package, f'python3-{package}')}"
 
 
-def text_of(error):
-    """One line for a UserError or OSError."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return one_line(error)
-
-
 def fail(program, text):
     print(f"{program}: error: {text}", file=sys.stderr)
     sys.exit(2)
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse prints its usage before an error; one line is easier to read, and --help has the rest."""
+def run(program, work, packages=None):
+    """work(), then the end of the process. packages: a command that installs what this script imports."""
+    def work_with_packages():
+        try:
+            work()
+        except ImportError as error:
+            raise UserError(import_text(error, packages)) from None
 
-    def error(self, message):
-        fail(self.prog, f"{message} (see --help)")
+    sys.exit(command_line.run(program, work_with_packages))

@@ -13,7 +13,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import OneLineParser, UserError, fail, forgive, import_text, text_of  # noqa: E402
+from errors import OneLineParser, begin, path_name, run  # noqa: E402
 
 
 def metrics_of(record):
@@ -33,24 +33,23 @@ def convert(run, project, name):
         return os.path.dirname(log.dir)
 
 
-def main():
+def parse_arguments():
     parser = OneLineParser(prog="log_to_wandb.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", metavar="OUTPUT", help="directory of the run (train_qat's -o)")
+    parser.add_argument("output", type=path_name, metavar="OUTPUT", help="directory of the run (train_qat's -o)")
     parser.add_argument("--project", default="train_qat")
     parser.add_argument("--name", help="of the run (default: that of its directory)")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def log(arguments):
     from curves.records import Run
 
-    run = Run(arguments.output)
-    print(f"wrote {convert(run, arguments.project, arguments.name or run.name)}")
+    of = Run(arguments.output)
+    print(f"wrote {convert(of, arguments.project, arguments.name or of.name)}")
 
 
 if __name__ == "__main__":
-    forgive()
-    try:
-        main()
-    except ImportError as error:
-        fail("log_to_wandb.py", import_text(error, "python3 -m venv out/tools && out/tools/bin/pip install wandb numpy, and "
-                                                   "start this with out/tools/bin/python"))
-    except (UserError, OSError) as error:
-        fail("log_to_wandb.py", text_of(error))
+    begin("log_to_wandb.py")
+    arguments = parse_arguments()
+    run("log_to_wandb.py", lambda: log(arguments), "python3 -m venv out/tools && out/tools/bin/pip install wandb numpy, and start this "
+                                                   "with out/tools/bin/python")

@@ -14,34 +14,40 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 
-from errors import OneLineParser, UserError, fail, forgive, import_text, text_of  # noqa: E402
+from errors import OneLineParser, begin, path_name, run  # noqa: E402
+from outputs import OutputFile  # noqa: E402
+
+FORMATS = (".png", ".svg", ".pdf")
 
 
-def main():
+def parse_arguments():
     parser = OneLineParser(prog="plot_run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("outputs", metavar="OUTPUT", nargs="+", help="directory of a run (train_qat's -o)")
-    parser.add_argument("-o", dest="figure", metavar="FILE", help=".png, .svg or .pdf (of one run: OUTPUT/training.png)")
+    parser.add_argument("outputs", type=path_name, metavar="OUTPUT", nargs="+", help="directory of a run (train_qat's -o)")
+    parser.add_argument("-o", dest="figure", type=path_name, metavar="FILE",
+                        help=".png, .svg or .pdf (of one run: OUTPUT/training.png, drawn anew every time)")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it is there")
     arguments = parser.parse_args()
-    from curves import one_run, overlay, records, style
-
     if len(arguments.outputs) > 1 and not arguments.figure:
         parser.error("several runs: name the figure with -o")
+    if arguments.figure and not arguments.figure.lower().endswith(FORMATS):
+        parser.error(f"-o {arguments.figure}: the name must end in .png, .svg or .pdf")
+    return arguments
+
+
+def plot(arguments):
+    from curves import one_run, overlay, records
+
     path = arguments.figure or os.path.join(arguments.outputs[0], "training.png")
-    if not path.lower().endswith(style.FORMATS):
-        parser.error(f"-o {path}: the name must end in .png, .svg or .pdf")
     runs = [records.Run(output) for output in arguments.outputs]
-    if len(runs) == 1:
-        one_run.plot(runs[0], path)
-    else:
-        overlay.plot(runs, path)
+    # A run's own figure is nobody else's, and shows the more the later it is drawn.
+    with OutputFile(path, "-o", overwrite=arguments.overwrite or not arguments.figure, shared=True,
+                    advice="give another name, or --overwrite") as file:
+        figure = one_run.draw(runs[0]) if len(runs) == 1 else overlay.draw(runs)
+        figure.savefig(file, format=os.path.splitext(path)[1][1:].lower(), dpi=160, bbox_inches="tight", facecolor="white")
     print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    forgive()
-    try:
-        main()
-    except ImportError as error:
-        fail("plot_run.py", import_text(error))
-    except (UserError, OSError) as error:
-        fail("plot_run.py", text_of(error))
+    begin("plot_run.py")
+    arguments = parse_arguments()
+    run("plot_run.py", lambda: plot(arguments))

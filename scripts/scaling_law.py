@@ -8,6 +8,7 @@
 runs, compares simpler forms, and writes what `predict` and `train_qat -law` read. Intervals are 90%.
 """
 import argparse
+import collections
 import math
 import os
 import re
@@ -17,7 +18,12 @@ import time
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # matrices here are small: threads would only wait
     os.environ.setdefault(_name, "1")
 
-from errors import UserError, fail, forgive, import_text, text_of  # noqa: E402
+from errors import OneLineParser, UserError, begin, fail, import_text, path_name, run  # noqa: E402
+import workers  # noqa: E402: of data/prepare
+from outputs import OutputFile  # noqa: E402
+
+if __name__ == "__main__":
+    begin("scaling_law.py")  # NumPy and SciPy take a second
 
 try:
     import numpy as np
@@ -56,17 +62,22 @@ def bootstrap_progress(say, count_of_refits):
 
 
 def check_outputs(arguments):
-    """Before hours are spent on what could not be written."""
-    path = arguments.output
-    if os.path.realpath(path) in map(os.path.realpath, arguments.results) or os.path.isdir(path):
-        raise UserError(f"-o {path}: is a directory or one of the results to read; give another name")
-    if os.path.exists(path) and not arguments.overwrite:
-        raise UserError(f"-o {path}: is there already; give another name, or --overwrite")
-    for directory in (os.path.dirname(os.path.abspath(path)), arguments.plots):
-        if directory:
-            os.makedirs(directory, exist_ok=True)
-            if not os.access(directory, os.W_OK):
-                raise UserError(f"{directory}: cannot be written to")
+    """Before hours are spent on what could not be written; the law itself is begun before them."""
+    path, directory = arguments.output, arguments.plots
+    if os.path.realpath(path) in map(os.path.realpath, arguments.results):
+        raise UserError(f"-o {path}: is one of the results to read; give another name")
+    if not directory:
+        return
+    from law import plots
+    above = os.path.abspath(directory)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above) or not os.access(above, os.W_OK):
+        raise UserError(f"--plots {directory}: {above} is no directory that can be written to")
+    for name in plots.NAMES:
+        figure = os.path.join(directory, name + ".png")
+        if os.path.lexists(figure) and not arguments.overwrite:
+            raise UserError(f"--plots {directory}: {figure} is there already; name another directory, or --overwrite")
 
 
 def with_fraction_misfits(samples, fitted, found):
@@ -77,15 +88,31 @@ def with_fraction_misfits(samples, fitted, found):
 
 
 def fit(arguments):
+    workers.advice = "free some, or give this program fewer cores (taskset)"
     check_outputs(arguments)
+    with OutputFile(arguments.output, "-o", arguments.overwrite, advice="give another name, or --overwrite") as file:
+        fitted = fit_law(arguments)
+        law_file.write(file, fitted.law)
+    print(fitted.text)
+    print(f"\nlaw         {arguments.output}")
+    if arguments.plots:
+        draw(arguments.plots, fitted)
+
+
+# law: the content of its file; text: what the fit says of it.
+Fitted = collections.namedtuple("Fitted", "law runs found constant text")
+
+
+def fit_law(arguments):
+    """A Fitted."""
     say = progress_line(time.monotonic())
     every_run = records.read_runs(arguments.results)
     runs, chosen_cooldown = records.select(every_run, arguments.cooldown)
     both = records.take(runs, records.quantization_aware(runs))
-    found = optima.measure(both)
+    found, silent = optima.with_minimum(optima.measure(both))
     if len(fraction_fit.usable(found)) < fraction_fit.LEAST_OPTIMA:
         raise UserError(f"only {len(fraction_fit.usable(found))} (N, D, B) with S > 1 have {records.LEAST_FRACTIONS} "
-                        f"fractions or more: at least {fraction_fit.LEAST_OPTIMA} are needed")
+                        f"fractions or more, and losses that show which is best: at least {fraction_fit.LEAST_OPTIMA} are needed")
     constant = fraction_fit.fit_constant(found)
     compared = comparison.Comparison(runs, found, arguments.starts, say)
     rows = compared.rows()
@@ -97,38 +124,28 @@ def fit(arguments):
     unidentified = bootstrap.unidentified(runs, fitted, samples)
     law = law_file.content(runs, chosen_cooldown, form, fitted.coefficients, samples, unidentified, constant,
                            advice.optimal_fraction, found, rows)
-    law_file.write(arguments.output, law)
-    print(f"\n{len(runs.loss)} runs, cooldown {chosen_cooldown}; {len(found)} optima\n")
-    print(report.optima_table(found, constant.value))
-    print(f"\nf* = exp(-a / ln S): a = {constant.value:.3f} [{constant.low:.3f}, {constant.high:.3f}]")
-    print(report.finding(found))
-    print(f"\n{report.comparison_table(rows)}")
-    print(f"recommended: {advice.form}; f* by the {advice.optimal_fraction.replace('_', ' ')}")
+    lines = [f"\n{len(runs.loss)} runs, cooldown {chosen_cooldown}; {len(found)} optima\n",
+             report.optima_table(found, silent, constant.value),
+             f"\nf* = exp(-a / ln S): a = {constant.value:.3f} [{constant.low:.3f}, {constant.high:.3f}]",
+             report.finding(found), f"\n{report.comparison_table(rows)}",
+             f"recommended: {advice.form}; f* by the {advice.optimal_fraction.replace('_', ' ')}"]
     if advice.remark:
-        print(f"note: {advice.remark}")
+        lines.append(f"note: {advice.remark}")
     if form != advice.form:
-        print(f"fitted, as --form asks: {form}")
+        lines.append(f"fitted, as --form asks: {form}")
     if not fitted.converged:
-        print("note: the fit stopped at its limit of iterations: coefficients may still move, losses hardly")
-    print(f"\n{report.coefficient_table(fitted.coefficients, samples, unidentified)}")
+        lines.append("note: the fit stopped at its limit of iterations: coefficients may still move, losses hardly")
+    lines.append(f"\n{report.coefficient_table(fitted.coefficients, samples, unidentified)}")
     differences = cooldown.compare(every_run)
     if differences:
-        print(f"\n{cooldown.table(differences)}")
-    print(f"\nlaw         {arguments.output}")
-    if arguments.plots:
-        draw(arguments.plots, runs, found, constant, law)
+        lines.append(f"\n{cooldown.table(differences)}")
+    return Fitted(law, runs, found, constant, "\n".join(lines))
 
 
-def draw(directory, runs, found, constant, content):
+def draw(directory, fitted):
     from law import plots
-    os.makedirs(directory, exist_ok=True)
-    law = Law(content)
-    coefficients = law.sets[0]
-    for path in (plots.fraction_over_s(found, constant, directory),
-                 plots.predicted_over_measured(runs, coefficients, directory),
-                 plots.loss_over_fraction(runs, found, coefficients, directory),
-                 plots.iso_loss(law, directory), plots.best_bits_over_memory(law, directory),
-                 plots.wasted_over_s(law, directory)):
+    law = Law(fitted.law)
+    for path in plots.draw_all(fitted.runs, fitted.found, fitted.constant, law, directory):
         print(f"plot        {path}")
 
 
@@ -169,42 +186,34 @@ def predict(arguments):
         print(f"extrapolated: {text}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter,
+def parse_arguments():
+    parser = OneLineParser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog="\n".join(__doc__.splitlines()[2:]))
     commands = parser.add_subparsers(dest="command", required=True)
     fitting = commands.add_parser("fit", help="fit the laws to results.jsonl of sweeps")
-    fitting.add_argument("results", nargs="+", metavar="RESULTS", help="results.jsonl, one or more")
-    fitting.add_argument("-o", "--output", required=True, help="the law to write, e.g. law.json")
-    fitting.add_argument("--overwrite", action="store_true", help="replace the law that is there")
-    fitting.add_argument("--plots", metavar="DIRECTORY", help="where to put the figures")
+    fitting.add_argument("results", nargs="+", type=path_name, metavar="RESULTS", help="results.jsonl, one or more")
+    fitting.add_argument("-o", "--output", required=True, type=path_name, help="the law to write, e.g. law.json")
+    fitting.add_argument("--overwrite", action="store_true", help="replace the law and figures that are there")
+    fitting.add_argument("--plots", type=path_name, metavar="DIRECTORY", help="where to put the figures")
     fitting.add_argument("--cooldown", choices=("classic", "fused"), help="of the runs to fit (the more frequent one)")
     fitting.add_argument("--form", choices=("auto", *loss_fit.FORMS), default="auto",
                          help="of the loss law (auto: the simplest that predicts held-out runs as well as the best)")
     fitting.add_argument("--starts", type=int, default=loss_fit.STARTS, help=f"of every fit ({loss_fit.STARTS})")
     fitting.add_argument("--bootstrap", type=int, default=200, help="refits to resampled runs (200)")
     predicting = commands.add_parser("predict", help="what a law says about a run")
-    predicting.add_argument("law", metavar="LAW", help="law.json")
+    predicting.add_argument("law", type=path_name, metavar="LAW", help="law.json")
     predicting.add_argument("-n", type=count, help="parameters, e.g. 396M")
     predicting.add_argument("-tokens", "--tokens", type=count, required=True, help="e.g. 8B")
     predicting.add_argument("-b", type=float, nargs="+", help="widths (those fitted)")
     predicting.add_argument("-memory", "--memory", type=count, help="of the weights: sizes follow from it, e.g. 500MB")
     arguments = parser.parse_args()
-    if arguments.command == "fit":
-        if arguments.starts < 8 or arguments.bootstrap < law_file.LEAST_SAMPLES:
-            raise UserError(f"--starts must be at least 8 and --bootstrap at least {law_file.LEAST_SAMPLES}")
-        fit(arguments)
-    else:
-        if arguments.b and not all(1 <= b <= 8 for b in arguments.b):
-            raise UserError("-b: widths must be from 1 to 8 bits")
-        predict(arguments)
+    if arguments.command == "fit" and (arguments.starts < 8 or arguments.bootstrap < law_file.LEAST_SAMPLES):
+        parser.error(f"--starts must be at least 8 and --bootstrap at least {law_file.LEAST_SAMPLES}")
+    if arguments.command == "predict" and arguments.b and not all(1 <= b <= 8 for b in arguments.b):
+        parser.error("-b: widths must be from 1 to 8 bits")
+    return arguments
 
 
 if __name__ == "__main__":
-    forgive()
-    try:
-        main()
-    except (UserError, OSError) as error:
-        fail("scaling_law.py", text_of(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    arguments = parse_arguments()
+    run("scaling_law.py", lambda: (fit if arguments.command == "fit" else predict)(arguments))

@@ -3,7 +3,7 @@ import matplotlib
 import numpy as np
 
 from curves.records import column
-from curves.style import (FULL_PRECISION, INK, PHASE_NAMES, QUANTIZED, ROUNDED, late_values, lone, save, set_limits, smooth, thinned,
+from curves.style import (FULL_PRECISION, INK, PHASE_NAMES, QUANTIZED, ROUNDED, late_values, lone, set_limits, smooth, thinned,
                           two_axes)
 from errors import UserError
 
@@ -134,7 +134,8 @@ def draw_legend(axes):
     return rows
 
 
-def plot(run, path):
+def draw(run):
+    """A figure of Matplotlib."""
     figure, loss_axes, rate_axes = two_axes(run.total_steps())
     curves = draw_training(loss_axes, run)
     draw_validation(loss_axes, run)
@@ -150,4 +151,4 @@ def plot(run, path):
                        fontsize=9.5, color="#666666")
     loss_axes.set_title(headline, loc="left", fontsize=13, fontweight="bold", pad=above + (19 if details else 3))
     figure.align_ylabels()
-    save(figure, path)
+    return figure

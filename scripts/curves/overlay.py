@@ -3,7 +3,7 @@ import matplotlib
 import numpy as np
 
 from curves.records import column
-from curves.style import INK, late_values, lone, save, set_limits, smooth, thinned, two_axes
+from curves.style import INK, late_values, lone, set_limits, smooth, thinned, two_axes
 from errors import UserError
 
 LINES = {"FP": "solid", "QAT": (0, (4, 1.5))}
@@ -23,7 +23,7 @@ def label_of(run, name):
     return name
 
 
-def draw(loss_axes, rate_axes, run, colour, label):
+def draw_run(loss_axes, rate_axes, run, colour, label):
     """Returns the losses that the figure must show."""
     seen = []
     width = max(3, len(run.training) // 40)
@@ -49,13 +49,14 @@ def draw(loss_axes, rate_axes, run, colour, label):
     return np.concatenate(seen) if seen else np.array([])
 
 
-def plot(runs, path):
+def draw(runs):
+    """A figure of Matplotlib."""
     figure, loss_axes, rate_axes = two_axes(max(run.total_steps() for run in runs))
     colours = matplotlib.colormaps["tab10" if len(runs) <= 10 else "turbo"]
     seen = []
     for index, (run, name) in enumerate(zip(runs, names_of(runs))):
         colour = colours(index) if len(runs) <= 10 else colours(index / (len(runs) - 1))
-        seen.append(draw(loss_axes, rate_axes, run, colour, label_of(run, name)))
+        seen.append(draw_run(loss_axes, rate_axes, run, colour, label_of(run, name)))
     seen = np.concatenate(seen)
     if not len(seen):
         raise UserError("metrics.jsonl: no finite loss")
@@ -64,4 +65,4 @@ def plot(runs, path):
     loss_axes.plot([], [], color=INK, linestyle=LINES["QAT"], label="quantization-aware; circles: validation")
     loss_axes.legend(loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncol=2, fontsize=9.5, frameon=False, borderpad=0.3)
     figure.align_ylabels()
-    save(figure, path)
+    return figure

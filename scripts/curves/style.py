@@ -1,6 +1,4 @@
-"""What both kinds of figures share: colours, smoothing, axes, the file."""
-import os
-
+"""What both kinds of figures share: colours, smoothing, axes."""
 import matplotlib
 import numpy as np
 
@@ -13,7 +11,6 @@ FULL_PRECISION, QUANTIZED, ROUNDED, INK, GRID = "#0072b2", "#d55e00", "#a3195b",
 PHASE_NAMES = {"FP": "full precision", "QAT": "quantization-aware"}
 MOST_POINTS = 4000  # of a curve: more than a figure has pixels
 SHOWN_FROM = 0.08   # share of the steps whose steep start may leave the figure at the top
-FORMATS = (".png", ".svg", ".pdf")
 
 
 def smooth(values, width):
@@ -68,14 +65,3 @@ def set_limits(axes, values):
     low, high = float(np.min(values)), float(np.max(values))
     margin = max(0.08 * (high - low), 0.02)
     axes.set_ylim(low - 1.5 * margin, high + margin)
-
-
-def save(figure, path):
-    partial = path + ".partial"
-    try:
-        figure.savefig(partial, format=os.path.splitext(path)[1][1:].lower(), dpi=160, bbox_inches="tight",
-                       facecolor="white")
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)

@@ -7,7 +7,6 @@ a draw of that luck, whose size is known from how much seeds differ.
 Refits all have the fitted form, which no cell follows exactly. So each also draws the misfit of one cell, by which the
 losses that it predicts for other cells are off, too.
 """
-import multiprocessing
 import os
 import time
 
@@ -16,6 +15,7 @@ import numpy as np
 from law import loss_fit, records
 from law.formula import FULL_PRECISION_BITS
 from law.intervals import interval
+from workers import in_order
 
 
 def resampled_weights(runs, random):
@@ -36,11 +36,14 @@ def shifted(runs, deviation, random):
     return runs._replace(loss=runs.loss * np.exp(random.normal(0, deviation, len(rows)))[trunk])
 
 
-def refit_resampled(arguments):
-    runs, fitted, deviation, seed = arguments
-    random = np.random.default_rng([seed, 1])
-    weight = resampled_weights(runs, random)
-    return loss_fit.refit(shifted(runs, deviation, random), weight, fitted, deviation, seed).coefficients
+def refitter(runs, fitted, deviation):
+    """What a worker process does with seeds."""
+    def refit_resampled(seed):
+        random = np.random.default_rng([seed, 1])
+        weight = resampled_weights(runs, random)
+        return loss_fit.refit(shifted(runs, deviation, random), weight, fitted, deviation, seed).coefficients
+
+    return refit_resampled
 
 
 def cell_misfits(runs, fitted):
@@ -60,12 +63,12 @@ def refits(runs, fitted, count, progress=lambda done, left: None):
     draw = np.random.default_rng(2)
     misfits = [draw.choice(of, count) for of in cell_misfits(runs, fitted)]
     deviation = loss_fit.trunk_deviation(runs)
-    jobs = ((runs, fitted, deviation, seed) for seed in range(count))
-    with multiprocessing.get_context("fork").Pool(min(os.cpu_count() or 1, count)) as pool:
-        for number, coefficients in enumerate(pool.imap(refit_resampled, jobs), 1):
-            drawn = (float(of[number - 1]) for of in misfits)
-            results.append(coefficients | dict(zip(("loss_misfit", "full_precision_misfit"), drawn)))
-            progress(number, (time.monotonic() - begin) / number * (count - number))
+    task = ("law.bootstrap", "refitter", (runs, fitted, deviation))
+    processes = min(len(os.sched_getaffinity(0)), count)
+    for number, coefficients in enumerate(in_order(task, range(count), processes), 1):
+        drawn = (float(of[number - 1]) for of in misfits)
+        results.append(coefficients | dict(zip(("loss_misfit", "full_precision_misfit"), drawn)))
+        progress(number, (time.monotonic() - begin) / number * (count - number))
     return results
 
 

@@ -1,7 +1,6 @@
 """law.json: what a fit found, for predictions here and in the trainer (model/plan/law_file.cpp reads the same)."""
 import json
 import math
-import os
 
 import numpy as np
 
@@ -46,13 +45,11 @@ def content(runs, cooldown, form, coefficients, samples, unidentified, constant,
     }
 
 
-def write(path, law):
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + ".partial", "w", encoding="utf-8") as file:
-        # A line for each part: bootstraps are long.
-        parts = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in law.items())
-        file.write("{\n" + ",\n".join(parts) + "\n}\n")
-    os.replace(path + ".partial", path)
+def write(file, law):
+    """file: open for bytes."""
+    # A line for each part: bootstraps are long.
+    parts = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in law.items())
+    file.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
 
 
 def is_finite(value):

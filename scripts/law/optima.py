@@ -127,6 +127,13 @@ def curve_at(curve, fraction):
     return curve.solution[:-2].mean() + parts(np.asarray(fraction, float), curve.shape) @ curve.solution[-2:]
 
 
+def with_minimum(found):
+    """(optima, cells whose losses show none: the interval holds every fraction that was measured, because they are flat to within
+    their noise, or fall to both sides). The mean of such a cell's minima is a number that says nothing."""
+    silent = [o for o in found if o.low <= o.first and o.high >= o.last]
+    return [o for o in found if o not in silent], silent
+
+
 def inside(optimum):
     """Whether the minimum lies in the range of measured fractions, and so was measured."""
     return optimum.first < optimum.fraction < optimum.last

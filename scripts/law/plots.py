@@ -10,11 +10,13 @@ from matplotlib.ticker import FuncFormatter  # noqa: E402
 
 from law import formula, loss_fit, optima, records  # noqa: E402
 from law.intervals import interval  # noqa: E402
+from outputs import OutputFile  # noqa: E402
 from law.prediction import short  # noqa: E402
 
 INK, GRID, PAPER = "#333333", "#e3e3e3", "#888888"
 PALETTE = ("#d55e00", "#cc79a7", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#666666", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+NAMES = ("fraction_over_s", "predicted_over_measured", "loss_over_fraction", "iso_loss", "best_bits_over_memory", "wasted_over_s")
 SAMPLES = 60  # refits that a band is drawn of
 
 
@@ -34,8 +36,8 @@ def figure(width=7.0, height=4.6, rows=1, columns=1, **options):
 
 def save(made, directory, name):
     path = os.path.join(directory, name + ".png")
-    made.savefig(path + ".partial", dpi=120, format="png")
-    os.replace(path + ".partial", path)
+    with OutputFile(path, "--plots", overwrite=True, shared=True) as file:
+        made.savefig(file, dpi=120, format="png")
     plt.close(made)
     return path
 
@@ -185,3 +187,14 @@ def wasted_over_s(law, directory):
     counts(axis, "xaxis")
     axis.legend(fontsize=8, frameon=False)
     return save(made, directory, "wasted_over_s")
+
+
+def draw_all(runs, found, constant, law, directory):
+    """Yields the path of each of NAMES when it is there."""
+    coefficients = law.sets[0]
+    yield fraction_over_s(found, constant, directory)
+    yield predicted_over_measured(runs, coefficients, directory)
+    yield loss_over_fraction(runs, found, coefficients, directory)
+    yield iso_loss(law, directory)
+    yield best_bits_over_memory(law, directory)
+    yield wasted_over_s(law, directory)

@@ -16,15 +16,17 @@ def number(value, digits=3):
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def optima_table(found, a):
-    """f* of every cell beside the laws'."""
+def optima_table(found, silent, a):
+    """f* of every cell beside the laws'. silent: cells that show none (optima.with_minimum)."""
     lines = [f"{'N':>8} {'D':>7} {'bits':>5} {'S':>6}  {'f* measured [90%]':<24} {'a = %.3f' % a:>9} "
              f"{'a = %.4f' % PAPER_CONSTANT:>10} {'loss':>7} {'runs':>4}"]
-    for o in sorted(found, key=lambda o: (o.bits, o.parameters, o.tokens)):
-        mark = "" if inside(o) else " outside"
+    for o in sorted([*found, *silent], key=lambda o: (o.bits, o.parameters, o.tokens)):
+        measured = f"{o.fraction:.3f} [{o.low:.3f}, {o.high:.3f}]{'' if inside(o) else ' outside'}" if o in found else "-"
         lines.append(f"{short(o.parameters):>8} {short(o.tokens):>7} {o.bits:>5g} {o.s:>6.1f}  "
-                     f"{f'{o.fraction:.3f} [{o.low:.3f}, {o.high:.3f}]{mark}':<24} {fraction_law(a, o.s):>9.3f} "
+                     f"{measured:<24} {fraction_law(a, o.s):>9.3f} "
                      f"{fraction_law(PAPER_CONSTANT, o.s):>10.3f} {o.loss:>7.4f} {o.runs:>4}")
+    if silent:
+        lines.append(f"-: the losses of {len(silent)} cells are flat or fall to both sides, and show no best fraction")
     return "\n".join(lines)
 
 

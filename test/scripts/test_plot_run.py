@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -101,14 +102,43 @@ class PlotRunTest(unittest.TestCase):
         run = self.write_run("run", 3, 2)
         empty = os.path.join(self.directory, "empty")
         os.makedirs(empty)
+        taken = os.path.join(self.directory, "taken.svg")
+        with open(taken, "w", encoding="utf-8") as file:
+            file.write("mine")
         broken = self.write_run("broken", 3, 2, unfinished="{]\n")
         for arguments, text in (([empty], "is not a run of train_qat"), ([run + "x"], "no such directory"), ([broken], "line 7"),
                                 ([run, run], "name the figure with -o"), ([run, "-o", "a.gif"], ".png, .svg or .pdf"), ([], "OUTPUT"),
-                                ([run, "-o", os.path.join(empty, "no", "a.png")], "No such file")):
+                                ([run, "-o", os.path.join(run, "run.json", "a.png")], "Not a directory"),
+                                ([run, "-o", ""], "names nothing"), ([""], "names nothing"), ([run, "-o", taken], "is there already")):
             with self.subTest(arguments=arguments):
                 message = self.plot(*arguments, code=2)
                 self.assertIn(text, message)
                 self.assertEqual(message.count("\n"), 1, message)
+
+        with open(taken, encoding="utf-8") as file:
+            self.assertEqual(file.read(), "mine")
+        self.plot(run, "-o", taken, "--overwrite")
+        with open(taken, encoding="utf-8") as file:
+            self.assertIn("<svg", file.read())
+
+    def test_one_that_is_stopped_leaves_nothing(self):
+        """In the middle of drawing: with a savefig that takes long."""
+        run = self.write_run("stopped", 3, 2)
+        code = """import matplotlib.figure, runpy, sys, time
+matplotlib.figure.Figure.savefig = lambda self, file, **_: (file.write(b"half"), print("saving", flush=True), time.sleep(60))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")"""
+        for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+            # Whoever is started by nohup or in the background of a script inherits that these are ignored.
+            process = subprocess.Popen([sys.executable, "-c", code, os.path.join(ROOT, "scripts", "plot_run.py"), run],
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                       preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)])
+            self.assertEqual(process.stdout.readline(), "saving\n")
+            process.send_signal(number)
+            stderr = process.communicate(timeout=20)[1]
+            self.assertEqual((process.returncode, stderr.count("\n")), (128 + number, 1), stderr)
+            self.assertIn("nothing was written", stderr)
+            self.assertEqual(sorted(os.listdir(run)), ["metrics.jsonl", "run.json"])
 
     def test_streams_that_are_ascii_or_not_read(self):
         run = self.write_run("läuft", 3, 2)
