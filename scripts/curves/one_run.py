@@ -6,6 +6,7 @@ from curves.records import column
 from curves.style import (FULL_PRECISION, INK, PHASE_NAMES, QUANTIZED, ROUNDED, late_values, lone, set_limits, smooth, thinned,
                           two_axes)
 from errors import UserError
+from json_records import is_finite
 
 COLOURS = {"FP": FULL_PRECISION, "QAT": QUANTIZED}
 
@@ -106,15 +107,15 @@ def titles(run):
     parameters, bits = run.lookup("parameters"), run.lookup("bits")
     fraction, predicted = run.lookup("qat_fraction"), run.lookup("predicted_fraction")
     per_step, steps = run.lookup("tokens_per_step"), run.lookup("total_steps", "steps")
-    headline = [f"{format_count(parameters)} parameters"] if isinstance(parameters, (int, float)) else []
-    if isinstance(bits, (int, float)):
+    headline = [f"{format_count(parameters)} parameters"] if is_finite(parameters) else []
+    if is_finite(bits):
         headline.append("no quantization" if bits >= 16 else "1 bit" if bits == 1 else f"{bits:g} bits")
-    if isinstance(fraction, (int, float)):
+    if is_finite(fraction):
         headline.append(f"{100 * fraction:.3g}% of the tokens quantization-aware")
     details = []
-    if isinstance(per_step, int) and isinstance(steps, int):
+    if is_finite(per_step) and is_finite(steps) and isinstance(per_step * steps, int):
         details.append(f"{format_count(per_step * steps)} tokens in {steps:,} steps of {per_step:,}")
-    if isinstance(predicted, (int, float)) and predicted >= 0.001:
+    if is_finite(predicted) and predicted >= 0.001:
         details.append(f"planner's optimal fraction {100 * predicted:.3g}%")
     return ", ".join(headline) or "training run", ";  ".join(details)
 

@@ -1,10 +1,16 @@
 """What a run has written: metrics.jsonl and run.json, also while it goes on."""
-import json
 import os
 
 import numpy as np
 
 from errors import UserError
+from json_records import read_json_lines, read_value
+
+MOST_STEPS = 2**53  # which float64 tells apart
+
+
+def is_step(value):
+    return type(value) is int and 0 <= value < MOST_STEPS
 
 
 class Run:
@@ -47,7 +53,7 @@ class Run:
     def count(self, name):
         """A number of steps of the settings, 0 where there is none."""
         value = self.lookup(name)
-        return value if type(value) is int else 0
+        return value if is_step(value) else 0
 
     def switch_step(self):
         """Steps done when quantization-aware training began; None without both phases."""
@@ -55,45 +61,37 @@ class Run:
         return (self.count("fp_steps") or quantized[0]["step"] - 1) if quantized and self.phase("FP") else None
 
     def total_steps(self):
-        return max(self.training[-1]["step"], self.count("total_steps"))
+        return max(self.training[-1]["step"], self.count("total_steps"), 1)
 
 
-def checked(record):
-    """The record; ValueError or KeyError when a number of it is none."""
+def check(record):
+    """ValueError, KeyError or OverflowError when a number of it is none."""
+    if "loss" not in record and "validation_loss" not in record:
+        return  # of another kind
     for name in ("loss", "learning_rate", "validation_loss", "step"):
         value = record.get(name)
         if not (value is None or type(value) in (int, float)):
             raise ValueError(name)
-    if type(record["step"]) is not int or ("validation_loss" in record and not isinstance(record["weights"], str)):
+        float(value or 0)
+    if not is_step(record["step"]) or ("validation_loss" in record and not isinstance(record["weights"], str)):
         raise ValueError("step or weights")
-    return record
 
 
 def read_metrics(path):
     """Returns the training records and the validation records, in the order of steps. Their numbers are numbers, or null."""
     training, validation = [], []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read().splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            kind = training if "loss" in record else validation if "validation_loss" in record else None
-            if kind is not None:
-                kind.append((checked(record)["step"], record))
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines) and not line.endswith("\n"):
-                break  # a run in progress is writing it
-            raise UserError(f"{path}, line {number}: not a record of train_qat (a JSON object with a step)") from None
+    for _, record in read_json_lines(path, check, "a record of train_qat (a JSON object with a step)"):
+        kind = training if "loss" in record else validation if "validation_loss" in record else []
+        kind.append(record)
     if not training:
         raise UserError(f"{path}: holds no training step yet")
-    return ([record for _, record in sorted(records, key=lambda item: item[0])] for records in (training, validation))
+    return (sorted(records, key=lambda record: record["step"]) for records in (training, validation))
 
 
 def read_run(path):
     """run.json, or an empty one: the curves can be drawn without it."""
     try:
-        with open(path, encoding="utf-8") as file:
-            run = json.load(file)
+        run = read_value(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -1,6 +1,5 @@
 """Checkpoints of train_qat (model/storage/README.md), read for exports: sizes of the model, weights, levels and scales."""
 import functools
-import json
 import os
 import re
 
@@ -10,6 +9,7 @@ import xxhash
 from errors import UserError
 from formats import grids
 from json_objects import read_json
+from json_records import parse
 
 FORMAT = "train_qat checkpoint"
 VERSION = 2
@@ -47,7 +47,7 @@ class Safetensors:
         if len(self.bytes) < 8 or self.start > len(self.bytes):
             raise UserError(f"{path}: damaged: it is shorter than its header")
         try:
-            self.tensors = json.loads(self.bytes[8:self.start].tobytes())
+            self.tensors = parse(self.bytes[8:self.start].tobytes())
             self.tensors.pop("__metadata__", None)
         except (ValueError, AttributeError, TypeError, RecursionError):
             raise UserError(f"{path}: damaged: its header is no JSON object") from None
@@ -223,7 +223,7 @@ class UntrainedModel(Checkpoint):
     def __init__(self, settings):
         self.path, self.file = "the model", self
         try:
-            settings = json.loads(settings)
+            settings = parse(settings)
             self.read_settings({"settings": settings, "quantized": float(settings["b"]) < 16 and settings["qat_steps"] > 0})
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise UserError(f"--check: is no model's settings ({type(error).__name__}: {error})") from None

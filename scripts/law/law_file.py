@@ -1,11 +1,11 @@
 """law.json: what a fit found, for predictions here and in the trainer (model/plan/law_file.cpp reads the same)."""
 import json
-import math
 
 import numpy as np
 
 from law import records
 from errors import UserError
+from json_records import is_finite, read_value
 from law.formula import NAMES, tokens_per_parameter_byte
 
 FORMAT = "train_qat scaling law 2"
@@ -52,10 +52,6 @@ def write(file, law):
     file.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
 
 
-def is_finite(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def is_number(value):
     return is_finite(value) and value >= 0
 
@@ -63,8 +59,7 @@ def is_number(value):
 def read(path):
     """The law, checked. UserError names the file and the key."""
     try:
-        with open(path, encoding="utf-8") as file:
-            law = json.load(file)
+        law = read_value(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a law ({getattr(error, 'strerror', None) or error}); "
                         "`scaling_law.py fit` writes one") from None

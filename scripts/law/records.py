@@ -1,12 +1,12 @@
 """Runs from results.jsonl files of sweeps, checked for what the fits need."""
 import collections
 import json
-import math
 import sys
 
 import numpy as np
 
 from errors import UserError
+from json_records import is_finite, read_json_lines
 from law.formula import FULL_PRECISION_BITS
 
 LEAST_RUNS, LEAST_FRACTIONS = 20, 4
@@ -38,23 +38,12 @@ def cells(runs):
 
 
 def read_lines(path):
+    """(number of the line, record)"""
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            record["run"], record["status"]
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines) and not line.endswith("\n"):
-                return  # a sweep in progress is writing it
-            raise UserError(f"{path}, line {number}: not a result of a sweep (a JSON object with run and status); "
-                            "remove the line") from None
-        yield number, record
+        yield from read_json_lines(path, lambda record: (record["run"], record["status"]),
+                                   "a result of a sweep (a JSON object with run and status); remove the line")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def check_record(path, number, record):
@@ -64,8 +53,7 @@ def check_record(path, number, record):
 
     for key in NUMBERS:
         value = record.get(key)
-        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not usable or value < 0 or (value == 0 and key not in ("fp_tokens", "qat_tokens")):
+        if not is_finite(value) or value < 0 or (value == 0 and key not in ("fp_tokens", "qat_tokens")):
             fail(key, "not a positive number")
     for key in COUNTS:
         if key in record and (not isinstance(record[key], int) or isinstance(record[key], bool)):

@@ -51,7 +51,7 @@ class PlotRunTest(unittest.TestCase):
         return result.stdout if code == 0 else result.stderr
 
     def test_records_are_those_of_the_run(self):
-        run = records.Run(self.write_run("a", 40, 30, unfinished='{"step": 4'))
+        run = records.Run(self.write_run("a", 40, 30, unfinished='\n{"step": 41, "text": "\u2028"}\n{"step": 4'))
         self.assertEqual([len(run.phase("FP")), len(run.phase("QAT")), len(run.validation)], [30, 10, 3])
         self.assertEqual((run.switch_step(), run.total_steps(), run.lookup("nothing", "bits")), (30, 80, 2.0))
         self.assertEqual(run.validations("quantized")[0]["step"], 40)
@@ -86,13 +86,16 @@ class PlotRunTest(unittest.TestCase):
     def test_records_that_are_none(self):
         for number, line in enumerate(('{"step": Infinity, "loss": 1, "phase": "FP"}', '{"step": 4, "loss": "abc", "phase": "FP"}',
                                        '{"step": 4, "validation_loss": "x", "weights": "rounded"}', '{"loss": 1}', "\xff\xfe",
-                                       '{"step": 4, "validation_loss": 1}')):
+                                       '{"step": 4, "validation_loss": 1}', '{"step": -1, "loss": 1, "phase": "FP"}', "[" * 100_000,
+                                       '{"step": 4, "phase": "FP", "loss": 1' + 400 * "0" + "}")):
             path = self.write_run(f"bad_{number}", 3, 2)
             with open(os.path.join(path, "metrics.jsonl"), "a", encoding="latin-1") as file:
                 file.write(line + "\n")
             with self.subTest(line=line):
                 self.assertIn("line 7", self.plot(path, code=2))
-        for number, settings in enumerate(({"plan": {"fp_steps": "x", "total_steps": "y"}}, [], {"plan": 7})):
+        huge = {name: 10**400 for name in ("total_steps", "fp_steps", "parameters", "bits", "tokens_per_step", "qat_fraction")}
+        for number, settings in enumerate(({"plan": {"fp_steps": "x", "total_steps": "y"}}, [], {"plan": 7}, {"plan": huge},
+                                           {"plan": {"total_steps": -5}})):
             path = self.write_run(f"odd_{number}", 5, 3)
             with open(os.path.join(path, "run.json"), "w", encoding="utf-8") as file:
                 json.dump(settings, file)

@@ -448,6 +448,7 @@ class Fitting(LawTest):
             (changed(validation_loss=float("nan")), "validation_loss of the run"),
             (changed(vocabulary=2048), "different tokenizers"),
             (changed(data="fedcba9876543210"), "different data"),
+            (changed(tokens=10**400), "tokens of the run"),
             (changed(seed="a"), "seed of the run"),
             (changed(data=7), "data of the run"),
             (changed(b=32), "neither 1 to 8 nor 16"),
@@ -516,8 +517,8 @@ class Fitting(LawTest):
         first, second = os.path.join(self.directory, "first.jsonl"), os.path.join(self.directory, "second.jsonl")
         simulated.write(first, lines[:60])
         simulated.write(second, lines[50:])
-        with open(second, "a", encoding="utf-8") as file:
-            file.write(json.dumps(lines[0])[:40])
+        with open(second, "ab") as file:
+            file.write(b'{"run": "\xe2\x80\xa8", "status": "failed"}\n' + json.dumps(lines[0])[:40].encode() + b"\xe2\x80")
         self.assertEqual(len(records.read_runs([first, second]).loss), len(lines))
 
 
