@@ -28,9 +28,10 @@ from command_line import OneLineParser, begin, path_name, run  # noqa: E402
 from corpus import Corpus  # noqa: E402
 from encoding import encode  # noqa: E402
 from findings import Findings  # noqa: E402
-from locks import Lock  # noqa: E402
 from mistakes import UserError, describe  # noqa: E402
+from outputs import OutputFile, discard_all  # noqa: E402
 from shard_files import Outputs, check_platform  # noqa: E402
+from text_files import check_regular  # noqa: E402
 from tokenization import LEAST_VOCABULARY, load_tokenizer, train_sentencepiece  # noqa: E402
 from tokenizer_files import tokenizer_file  # noqa: E402
 
@@ -92,16 +93,24 @@ def record_latest(record, prefix, tokenizer, counts):
         latest["tokenizer"] = recorded(tokenizer.source)
     else:
         print("tokenizer: not one that train_qat reads, so it will show no sample of text", file=sys.stderr)
-    os.makedirs(folder, exist_ok=True)
-    lock = Lock(f"{record}.lock", record, wait=True)  # others that end just now note theirs before or after
+    # Shared: others that end just now note theirs before or after.
+    with OutputFile(record, "--record", overwrite=True, shared=True) as file:
+        file.write((json.dumps(latest, indent=2) + "\n").encode())
+
+
+def check_record(record):
+    """UserError before the work: what is there is no record of an earlier run."""
+    if not os.path.lexists(record):
+        return
     try:
-        with open(f"{record}.partial", "w") as file:
-            file.write(json.dumps(latest, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{record}.partial", record)
-    finally:
-        lock.release()
+        check_regular(record)
+        with open(record, encoding="utf-8") as file:
+            known = json.load(file)
+        if isinstance(known, dict) and "train" in known:
+            return
+    except (ValueError, RecursionError):
+        pass
+    raise UserError(f"--record {record}: is there, and no record of what was prepared last; name another file, or remove it")
 
 
 def say_what_is_cut(corpus):
@@ -141,7 +150,7 @@ def prepare(arguments, outputs):
     if arguments.record:
         try:
             record_latest(arguments.record, outputs.prefix, tokenizer, counts)
-        except OSError as error:  # the work is done all the same
+        except (UserError, OSError) as error:  # the work is done all the same
             print(f"warning: these outputs are not noted as those prepared last: {describe(error)}", file=sys.stderr)
     report(corpus, counts, outputs, arguments)
 
@@ -154,7 +163,7 @@ def parse_arguments():
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="file, directory or glob")
-    add("-o", "--output", required=True, metavar="PREFIX", help="start of all output names, e.g. data/cache/novels")
+    add("-o", "--output", required=True, type=path_name, metavar="PREFIX", help="start of all output names, e.g. data/cache/novels")
     add("--record", metavar="FILE", default=os.path.join(ROOT, "data", "cache", "latest.json"),
         help="where to note these outputs as those prepared last, which train_qat takes without -i; '' for nowhere "
              "(data/cache/latest.json)")
@@ -207,6 +216,7 @@ def main():
 
     def clean_up():
         workers.kill_all()
+        discard_all()
         if outputs:
             outputs.discard()
         return f"{arguments.output}*" if outputs and outputs.complete else ""
@@ -214,6 +224,8 @@ def main():
     def work():
         nonlocal outputs
         check_platform()
+        if arguments.record:
+            check_record(arguments.record)
         arguments.tokenizer = tokenizer_file(arguments.tokenizer)
         outputs = Outputs(arguments.output, arguments.overwrite, keep=arguments.tokenizer)
         prepare(arguments, outputs)

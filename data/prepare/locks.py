@@ -14,13 +14,13 @@ class Lock:
 
     HOLDER = re.compile(rb"process \d+ on ")  # so begins what the file says
 
-    def __init__(self, path, outputs, wait=False, option="--output"):
+    def __init__(self, path, outputs, option="--output"):
         """option: by which the user named the outputs."""
         self.path, self.option = path, option
         while True:
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                self.take(outputs, wait)
+                self.take(outputs)
                 self.check_own()
                 if self.is_current():
                     break  # else its last holder has removed this file meanwhile
@@ -33,9 +33,9 @@ class Lock:
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, holder.encode(), 0)
 
-    def take(self, outputs, wait):
+    def take(self, outputs):
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self.descriptor, 300, 0).decode(errors="replace") or "a process that has just begun"
             raise UserError(f"{outputs}: another run is writing these outputs: {holder}; wait until it ends, or choose "

@@ -51,6 +51,9 @@ class Outputs:
         try:
             self.lock = Lock(prefix + ".lock", f"--output {prefix}")
             names = self.existing()
+            for name in names:
+                if os.path.isdir(name):  # which nothing could replace, when the others have been
+                    raise UserError(f"--output {prefix}: {name} is a directory; choose another --output")
             self.previous = [name for name in names if not name.endswith(".partial")]
             if self.previous and not overwrite:
                 raise UserError(f"{self.previous[0]} exists already; choose another --output, or pass --overwrite")

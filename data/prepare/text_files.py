@@ -33,7 +33,7 @@ def check_regular(path):
     if not stat.S_ISREG(mode):
         kind = ("a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else
                 "a directory" if stat.S_ISDIR(mode) else "a device")
-        raise UserError(f"{path}: is {kind}, not a file; write the text into a file first (it is read more than once)")
+        raise UserError(f"{path}: is {kind}, not a file; write its content into a file first (it is read more than once)")
 
 
 def odd_share(sample, encoding):

@@ -327,6 +327,15 @@ class StreamsTest(PrepareFixture):
         result = subprocess.run(command, cwd=self.directory, capture_output=True, text=True)
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: these outputs are not noted", result.stderr)
+        self.assertNotIn("nothing was written", result.stderr)
+
+    def test_a_file_that_is_no_record_is_not_replaced(self):
+        for name, content in (("a.txt", "a text"), ("b.json", "[1]"), ("c.json", '{"other": 1}'), ("d.json", "[" * 100_000)):
+            self.write(name, content)
+            self.fails("a.txt", "-o", "out", "--record", name, text=[f"--record {name}: is there, and no record"])
+            self.assertEqual(self.read(name), content.encode())
+        os.mkdir(self.path("folder"))
+        self.fails("a.txt", "-o", "out", "--record", "folder", text=["folder: is a directory"])
 
 
 class PackagesTest(PrepareFixture):
@@ -353,6 +362,16 @@ class OptionsTest(PrepareFixture):
     def test_output_names(self):
         with self.assertRaisesRegex(UserError, "not valid UTF-8"):
             Outputs(self.path("\udcff"), False)
+        self.write("a.txt", "text")
+        self.fails("a.txt", "-o", "", text=["names nothing"])
+        self.fails("a.txt", "-o", "out", "--tokenizer", "", text=["names nothing"])
+        os.mkfifo(self.path("pipe.model"))
+        self.fails("a.txt", "-o", "out", "--tokenizer", "pipe.model", text=["pipe.model: is a pipe"], timeout=30)
+
+    def test_an_output_that_cannot_be_replaced_keeps_all_from_being_written(self):
+        self.write("a.txt", make_text(1, 50))
+        os.mkdir(self.path("out_train_000000.bin"))
+        self.fails("a.txt", "-o", "out", "--vocab-size", 400, "--overwrite", text=["out_train_000000.bin is a directory"])
 
 
 if __name__ == "__main__":
