@@ -107,7 +107,7 @@ prepare_shards
 if [[ -z $STEPS ]]; then
     step "speed of this machine"
     scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' EXIT
+    trap 'end_children $$; rm -rf "$scratch"' EXIT
     # 10 seconds are for the plot and what surrounds the steps.
     STEPS=$(measure_steps $((deadline - SECONDS - 10)))
 fi

@@ -7,6 +7,7 @@ them the tests of building, test_make.py.
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -51,6 +52,16 @@ class RecipeTest(ProgramTest):
         result = self.start([self.program, *flags, "-plan", "-device", "cpu", "-o", self.path("out")])
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         return result.stdout
+
+    def test_what_quickstart_and_reproduce_have_started_ends_with_them(self):
+        step = os.path.join(ROOT, "scripts", "step.sh")
+        for work in 'echo $BASHPID >&2; exec sleep 60', 'work() { echo $BASHPID >&2; exec sleep 60; }; found=$(work); echo "$found"':
+            process = subprocess.Popen(["bash", "-c", f'set -eu; source "$0"; ({work}); echo "went on" >&2', step], stderr=subprocess.PIPE,
+                                       text=True)
+            process.stderr.readline()  # it works
+            process.terminate()
+            self.assertEqual(process.wait(LIMIT_SECONDS), -signal.SIGTERM)
+            self.assertEqual(process.communicate(timeout=30)[1], "")  # its end is that of the last that could write
 
     def test_every_recipe_can_be_planned(self):
         for size, parameters in SIZES.items():
