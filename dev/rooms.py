@@ -25,8 +25,9 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 # product, and test also dev. ("." is the driver.)
 CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights", "generation")]
-KERNELS = ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/products", "kernels/cpu/generation", "kernels/ranks", CUDA, *CUDA_ROOMS,
-           f"{CUDA}/platform"]
+CPU = "kernels/cpu"
+CPU_ROOMS = [f"{CPU}/{name}" for name in ("platform", "products", "attention", "generation")]
+KERNELS = ["kernels", CPU, *CPU_ROOMS, "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
 MODEL = ["model", "model/generation", "model/plan", "model/storage", "model/import", "model/job", "model/run", "model/sweep",
          "model/evaluation"]
 TOOLKIT = "dev/emulator"
@@ -37,7 +38,8 @@ LOWER = {
     "kernels/cpu/platform": ["kernels"],
     "kernels/cpu/products": ["kernels", "kernels/cpu/platform"],
     "kernels/cpu": ["kernels", "kernels/cpu/platform", "kernels/cpu/products"],
-    "kernels/cpu/generation": ["kernels", "kernels/cpu", "kernels/cpu/platform"],
+    "kernels/cpu/attention": ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/products"],
+    "kernels/cpu/generation": ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/products"],
     "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
     # The emulator is what CUDA's toolkit is otherwise, by its headers in the include path (TOOLKIT).
     f"{CUDA}/platform": ["kernels", "dev/emulator"],

@@ -3,7 +3,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/platform/worker_pool.h"
-#include "kernels/cpu/tile.h"
+#include "kernels/cpu/products/elements.h"
 
 #include <cmath>
 #include <limits>

@@ -4,7 +4,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/generation/code_products.h"
 #include "kernels/cpu/platform/worker_pool.h"
-#include "kernels/cpu/tile.h"
+#include "kernels/cpu/products/elements.h"
 
 namespace train_qat {
 

@@ -1,6 +1,6 @@
 // Causal attention with grouped heads, forward and backward, for what the tensor-core kernels do not take:
 // float32, head dimensions that they have no instances for, addresses that are no multiple of 16. All
-// arithmetic is in float32; the formulas are those of kernels/cpu/attention.cpp, and delta is again
+// arithmetic is in float32; the formulas are those of kernels/cpu/attention, and delta is again
 // rowsum(p ∘ dy vᵀ), summed before dq.
 //
 // A warp owns four rows of a head - queries, or keys for dk and dv - and goes over tiles of 32 rows of the
