@@ -81,10 +81,20 @@ inline void transpose_elements(Element* packed, int64_t packed_stride, const Ele
 template <typename Element, typename T>
 inline void pack_right_transposed(Element* packed, int64_t packed_stride, const T* source, int64_t stride,
                                   int64_t count, int64_t packed_count, int64_t inner, Element* rows) {
+    constexpr int64_t width = element_width<Element>;
     const int64_t room = room_for<Element>(inner);
     for (int64_t first = 0; first < packed_count; first += vector_lanes) {
         const int64_t here = std::clamp<int64_t>(count - first, 0, vector_lanes);
-        pack_left(rows, vector_lanes, room, source + first * stride, stride, here, inner);
+        const T* const from = source + first * stride;
+        if constexpr (stands_as_elements<Element, T>)
+            if (here == vector_lanes && inner == room * width && stride % width == 0) {
+                for (int64_t i = 0; i < vector_lanes; ++i)
+                    prefetch_row(from + (i + rows_ahead) * stride, inner);
+                transpose_elements(packed + first, packed_stride, reinterpret_cast<const Element*>(from),
+                                   stride / width, vector_lanes, room);
+                continue;
+            }
+        pack_left(rows, vector_lanes, room, from, stride, here, inner);
         transpose_elements(packed + first, packed_stride, rows, room, vector_lanes, room);
     }
 }
