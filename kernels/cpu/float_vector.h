@@ -1,4 +1,4 @@
-// Functions of sixteen floats (products/elements.h), in plain C++ and, where the compiler would not find them, in
+// Functions of a vector of floats (products/elements.h), in plain C++ and, where the compiler would not find them, in
 // instructions.
 #pragma once
 
@@ -10,9 +10,16 @@
 
 namespace train_qat {
 
-using IntVector = int32_t __attribute__((vector_size(64)));  // also the result of comparisons: 0 or -1
+// Also the result of comparisons: 0 or -1.
+using IntVector = int32_t __attribute__((vector_size(vector_lanes * sizeof(int32_t))));
 
+#if defined(__AVX512F__)
 inline constexpr IntVector lane_numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(__AVX__)
+inline constexpr IntVector lane_numbers = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+inline constexpr IntVector lane_numbers = {0, 1, 2, 3};
+#endif
 
 inline FloatVector larger_of(const FloatVector& a, const FloatVector& b) {
     return a > b ? a : b;
@@ -20,12 +27,12 @@ inline FloatVector larger_of(const FloatVector& a, const FloatVector& b) {
 
 // The sum, or the largest, of the lanes, in every lane.
 inline FloatVector sum_of_lanes(FloatVector vector) {
-    for (int distance = 8; distance > 0; distance /= 2)
+    for (int distance = vector_lanes / 2; distance > 0; distance /= 2)
         vector += __builtin_shuffle(vector, lane_numbers ^ distance);
     return vector;
 }
 inline FloatVector largest_of_lanes(FloatVector vector) {
-    for (int distance = 8; distance > 0; distance /= 2)
+    for (int distance = vector_lanes / 2; distance > 0; distance /= 2)
         vector = larger_of(__builtin_shuffle(vector, lane_numbers ^ distance), vector);
     return vector;
 }

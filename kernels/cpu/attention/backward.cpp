@@ -16,13 +16,11 @@ namespace {
 constexpr int64_t tile = 64;  // queries and keys of a tile
 // Of a tile on the diagonal, products compute what strips of 16 keys need.
 constexpr int64_t strip = 16;
-// Numbers that products sum over at a time at least.
-constexpr int64_t inner_step = 2 * vector_lanes;
 
 // The queries of a tile that see a key; all, where no tile of keys is on the diagonal.
 struct Mask {
     int64_t first_query, queries;  // of the tile
-    // 0 or -1 for the queries first_query + column + [0, 16).
+    // 0 or -1 for a vector of queries from first_query + column on.
     IntVector visible(int64_t key, int64_t column) const {
         const IntVector query = lane_numbers + static_cast<int32_t>(column);
         return (query >= static_cast<int32_t>(key - first_query)) & (query < static_cast<int32_t>(queries));
@@ -41,7 +39,7 @@ class BackwardGroup {
     BackwardGroup(const HeadSizes& size, Scratch scratch)
         : size_(size),
           inner_(room_for<Element>(size.dim)),
-          columns_(round_up(size.dim, vector_lanes)),
+          columns_(round_up(size.dim, square)),
           keys_(scratch.take<Element>(size.padded_positions * inner_)),
           values_(scratch.take<Element>(size.padded_positions * inner_)),
           keys_transposed_(scratch.take<Element>(size.padded_dim * (size.padded_positions / width))),
@@ -56,7 +54,7 @@ class BackwardGroup {
           left_(scratch.take<Element>(tile * (tile / width))),
           dscores_(scratch.take<Element>(size.padded_positions / width * tile)),
           dqueries_(scratch.take<float>(size.padded_dim * tile)),
-          packing_(scratch.take<Element>(vector_lanes * inner_)) {}
+          packing_(scratch.take<Element>(square * inner_)) {}
 
     void pack(const T* keys, const T* values, int64_t stride) {
         pack_left(keys_, size_.padded_positions, inner_, keys, stride, size_.positions, size_.dim);
@@ -126,7 +124,7 @@ class BackwardGroup {
     // k qᵀ and v dyᵀ.
     void score_products(int64_t first_key, const Mask& mask) {
         for_key_strips(first_key == mask.first_query, [&](int64_t first, int64_t rows, int64_t column) {
-            const int64_t row = first_key + first, columns = round_up(mask.queries, vector_lanes) - column;
+            const int64_t row = first_key + first, columns = round_up(mask.queries, square) - column;
             if (columns <= 0) return;
             Products::multiply(weights_ + row * tile + column, tile, keys_ + row * inner_, inner_,
                                queries_transposed_ + column, tile, rows, elements_for<Element>(size_.dim),
@@ -149,17 +147,18 @@ class BackwardGroup {
         });
     }
 
-    // Keys of a tile that the queries [0, column + 32) see.
+    // Keys of a tile that queries around `column` see, in whole steps of a product.
     template <bool masked>
     static int64_t keys_seen(int64_t first_key, const Mask& mask, int64_t column) {
-        return masked ? std::min(tile, mask.first_query - first_key + column + inner_step) : tile;
+        return masked ? std::min(tile, mask.first_query - first_key + round_up(column + 1, inner_step))
+                      : tile;
     }
 
     // Scores become weights, in weights_ and left_; delta += columnsum(p ∘ dp).
     template <bool masked>
     void weights_of_tile(int64_t first_key, const Mask& mask, const FloatVector* shift, FloatVector* delta) {
         const float factor = size_.inverse_root * log2_e;
-        for (int64_t column = 0; column < tile; column += inner_step) {
+        for (int64_t column = 0; column < tile; column += 2 * vector_lanes) {
             const int64_t keys = keys_seen<masked>(first_key, mask, column);
             const int64_t v = column / vector_lanes;
             FloatVector sum[2] = {delta[v], delta[v + 1]};
@@ -189,7 +188,7 @@ class BackwardGroup {
     // left_ and dscores_ become ds = p ∘ (dp - delta).
     template <bool masked>
     void score_gradients_of_tile(int64_t first_key, const Mask& mask, const FloatVector* delta) {
-        for (int64_t column = 0; column < tile; column += inner_step) {
+        for (int64_t column = 0; column < tile; column += 2 * vector_lanes) {
             const int64_t keys = keys_seen<masked>(first_key, mask, column);
             const int64_t v = column / vector_lanes;
             for (int64_t j = 0; j < keys; j += width) {
@@ -230,14 +229,16 @@ class BackwardGroup {
         };
         add_keys(0, half, 0);
         if (mask.queries > tile / 2) add_keys(half, tile / 2, tile / 2);
-        for (int64_t first = 0; first < mask.queries; first += vector_lanes)
-            for (int64_t d = 0; d < size_.dim; d += vector_lanes) {
-                float square[vector_lanes * vector_lanes];
-                transpose_square(square, vector_lanes, dqueries_ + d * tile + first, tile);
-                const int64_t count = std::min(vector_lanes, mask.queries - first);
+        for (int64_t first = 0; first < mask.queries; first += square)
+            for (int64_t d = 0; d < size_.dim; d += square) {
+                float turned[square * square];
+                transpose_square(turned, square, dqueries_ + d * tile + first, tile);
+                const int64_t count = std::min(square, mask.queries - first);
                 for (int64_t i = 0; i < count; ++i)
-                    store_lanes(dqueries + (first + i) * stride + d,
-                                load_vector(square + i * vector_lanes) * size_.inverse_root, size_.dim - d);
+                    for (int64_t v = 0; v < square; v += vector_lanes)
+                        store_lanes(dqueries + (first + i) * stride + d + v,
+                                    load_vector(turned + i * square + v) * size_.inverse_root,
+                                    size_.dim - d - v);
             }
     }
 

@@ -27,7 +27,7 @@ struct RunningSoftmax {
 
 // Largest score, times factor, in every lane. Scores from `visible` to a multiple of 32 keys become -infinity.
 inline FloatVector mask_and_maximum(float* scores, int64_t visible, float factor) {
-    const int64_t padded = round_up(visible, 2 * vector_lanes);
+    const int64_t padded = round_up(visible, inner_step);
     for (int64_t j = visible / vector_lanes * vector_lanes; j < padded; j += vector_lanes)
         store_vector(scores + j, lane_numbers < static_cast<int32_t>(visible - j)
                                      ? load_vector(scores + j)
@@ -111,7 +111,7 @@ class ForwardHead {
             Products::multiply(scores + panel, key_block, queries_ + first * inner_, inner_,
                                keys_ + (first_key + panel) * inner_, key_panel, rows,
                                elements_for<Element>(size_.dim),
-                               round_up(std::min(key_panel, visible - panel), vector_lanes), false);
+                               round_up(std::min(key_panel, visible - panel), square), false);
         // All maxima before all exponentials: each waits for several results, which others fill.
         const auto seen = [&](int64_t i) {
             return std::min(visible, first_query + first + i - first_key + 1);
@@ -122,13 +122,13 @@ class ForwardHead {
         if (first_key > 0) rescale(states + first, maxima, output, rows);
         for (int64_t i = 0; i < rows; ++i) {
             const FloatVector sum = exponentials(scores + i * key_block, weights + i * weights_stride,
-                                                 round_up(seen(i), 2 * vector_lanes), factor, maxima[i]);
+                                                 round_up(seen(i), inner_step), factor, maxima[i]);
             RunningSoftmax& state = states[first + i];
             state = {maxima[i], first_key > 0 ? state.denominator + sum : sum};
         }
         Products::multiply(output, size_.padded_dim, weights, weights_stride,
                            values_ + first_key / width * size_.padded_dim, size_.padded_dim, rows,
-                           elements_for<Element>(visible), round_up(size_.dim, vector_lanes), first_key > 0);
+                           elements_for<Element>(visible), round_up(size_.dim, square), first_key > 0);
     }
 
     // Maxima of a block become those of all blocks; earlier sums are brought under them.

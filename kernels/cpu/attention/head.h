@@ -19,7 +19,7 @@ struct HeadSizes {
         : positions(shape.sequence),
           dim(shape.head_dim),
           padded_positions(round_up(shape.sequence, key_panel)),
-          padded_dim(round_up(shape.head_dim, 2 * vector_lanes)),
+          padded_dim(round_up(shape.head_dim, 32)),
           inverse_root(1.0f / std::sqrt(static_cast<float>(shape.head_dim))) {}
     int64_t positions, dim, padded_positions, padded_dim;
     float inverse_root;
@@ -31,9 +31,10 @@ class Scratch {
     explicit Scratch(float* memory) : next_(memory) {}
     template <typename Element>
     Element* take(int64_t count) {
+        constexpr int64_t cache_line_floats = 16;
         static_assert(sizeof(Element) == sizeof(float));
         float* piece = next_;
-        next_ += round_up(count, vector_lanes);
+        next_ += round_up(count, cache_line_floats);
         return reinterpret_cast<Element*>(piece);
     }
 

@@ -12,6 +12,10 @@
 
 namespace train_qat {
 
+// What transpose_square turns. Operands are padded to whole squares of elements, in pairs to 32 numbers of the summed
+// index.
+constexpr int64_t square = 16, inner_step = 2 * square;
+
 constexpr int64_t rows_ahead = 16;
 template <typename T>
 inline void prefetch_row(const T* row, int64_t count) {
@@ -20,10 +24,10 @@ inline void prefetch_row(const T* row, int64_t count) {
         __builtin_prefetch(row + k);
 }
 
-// How far operands reach in the summed index, in elements: to whole vectors. What lies beyond the numbers is zero.
+// How far operands reach in the summed index, in elements. What lies beyond the numbers is zero.
 template <typename Element>
 inline int64_t room_for(int64_t count) {
-    return round_up(elements_for<Element>(count), vector_lanes);
+    return round_up(elements_for<Element>(count), square);
 }
 
 // Whether numbers of T, in pairs where elements are, stand in memory as elements do.
@@ -71,8 +75,8 @@ inline void pack_right(Element* packed, int64_t packed_rows, int64_t packed_stri
 template <typename Element>
 inline void transpose_elements(Element* packed, int64_t packed_stride, const Element* source, int64_t stride,
                                int64_t rows, int64_t columns) {
-    for (int64_t r = 0; r < rows; r += vector_lanes)
-        for (int64_t c = 0; c < columns; c += vector_lanes)
+    for (int64_t r = 0; r < rows; r += square)
+        for (int64_t c = 0; c < columns; c += square)
             transpose_square(packed + c * packed_stride + r, packed_stride, source + r * stride + c, stride);
 }
 
@@ -83,23 +87,22 @@ inline void pack_right_transposed(Element* packed, int64_t packed_stride, const 
                                   int64_t count, int64_t packed_count, int64_t inner, Element* rows) {
     constexpr int64_t width = element_width<Element>;
     const int64_t room = room_for<Element>(inner);
-    for (int64_t first = 0; first < packed_count; first += vector_lanes) {
-        const int64_t here = std::clamp<int64_t>(count - first, 0, vector_lanes);
+    for (int64_t first = 0; first < packed_count; first += square) {
+        const int64_t here = std::clamp<int64_t>(count - first, 0, square);
         const T* const from = source + first * stride;
         if constexpr (stands_as_elements<Element, T>)
-            if (here == vector_lanes && inner == room * width && stride % width == 0) {
-                for (int64_t i = 0; i < vector_lanes; ++i)
-                    prefetch_row(from + (i + rows_ahead) * stride, inner);
+            if (here == square && inner == room * width && stride % width == 0) {
+                for (int64_t i = 0; i < square; ++i) prefetch_row(from + (i + rows_ahead) * stride, inner);
                 transpose_elements(packed + first, packed_stride, reinterpret_cast<const Element*>(from),
-                                   stride / width, vector_lanes, room);
+                                   stride / width, square, room);
                 continue;
             }
-        pack_left(rows, vector_lanes, room, from, stride, here, inner);
-        transpose_elements(packed + first, packed_stride, rows, room, vector_lanes, room);
+        pack_left(rows, square, room, from, stride, here, inner);
+        transpose_elements(packed + first, packed_stride, rows, room, square, room);
     }
 }
 
-// Two vectors of a row of a left operand: 32 neighbours of the summed index.
+// Two vectors of a row of a left operand: neighbours of the summed index.
 inline void store_left(float* destination, const FloatVector& first, const FloatVector& second) {
     store_vector(destination, first);
     store_vector(destination + vector_lanes, second);

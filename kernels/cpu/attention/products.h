@@ -70,7 +70,7 @@ struct VectorProducts {
         else if (columns - j == 16)
             panel.template operator()<1, 16>(j);
 #else
-        for (; j < columns; j += vector_lanes) panel.template operator()<1, 6>(j);
+        for (; j < columns; j += 2 * vector_lanes) panel.template operator()<2, 6>(j);
 #endif
     }
 };

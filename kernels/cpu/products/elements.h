@@ -1,4 +1,4 @@
-// What products multiply: elements, and vectors of sixteen floats.
+// What products multiply: elements, and vectors of floats.
 //
 // In float32 an element is one number. In bfloat16, on processors with a dot product of pairs, it is two neighbours of the
 // summed index: one instruction multiplies and adds both. An odd end of the summed index is filled with zero.
@@ -16,9 +16,15 @@
 
 namespace train_qat {
 
-// Sixteen floats; compilers split it where registers are narrower.
-using FloatVector = float __attribute__((vector_size(64)));
+// As many floats as a register holds: GCC keeps wider vectors in memory, ten times slower.
+#if defined(__AVX512F__)
 inline constexpr int64_t vector_lanes = 16;
+#elif defined(__AVX__)
+inline constexpr int64_t vector_lanes = 8;
+#else
+inline constexpr int64_t vector_lanes = 4;
+#endif
+using FloatVector = float __attribute__((vector_size(vector_lanes * sizeof(float))));
 
 // Two bfloat16 numbers, the first in the lower half.
 struct BFloat16Pair {
@@ -64,7 +70,7 @@ inline void store_vector(float* destination, const FloatVector& vector) {
     std::memcpy(destination, &vector, sizeof vector);
 }
 
-// sum += left * right for sixteen columns.
+// sum += left * right for the columns of a vector.
 inline void multiply_add(FloatVector& sum, float left, const float& right) {
     sum += left * load_vector(&right);
 }

@@ -13,6 +13,10 @@ template <typename Element>
 inline void transpose_square(Element* destination, int64_t destination_stride, const Element* source,
                              int64_t source_stride) {
     static_assert(sizeof(Element) == 4);
+#if !defined(__AVX512F__)
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < 16; ++j) destination[j * destination_stride + i] = source[i * source_stride + j];
+#else
     WordVector rows[16], next[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) std::memcpy(&rows[i], source + i * source_stride, sizeof rows[i]);
@@ -33,6 +37,7 @@ inline void transpose_square(Element* destination, int64_t destination_stride, c
     }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) std::memcpy(destination + i * destination_stride, &rows[i], sizeof rows[i]);
+#endif
 }
 
 }  // namespace train_qat

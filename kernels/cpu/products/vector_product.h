@@ -25,7 +25,7 @@ struct PanelOnLeft {
 #if defined(__AVX512F__)
 inline constexpr int block_vectors = 4;
 #else
-inline constexpr int block_vectors = 1;
+inline constexpr int block_vectors = 2;
 #endif
 inline constexpr int block_rows = 6;
 
