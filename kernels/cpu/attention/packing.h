@@ -118,10 +118,13 @@ inline void store_left(BFloat16Pair* destination, const FloatVector& first, cons
 // The first `count` lanes, at most all, in the compute type.
 template <typename T>
 inline void store_lanes(T* destination, const FloatVector& vector, int64_t count) {
-    if (count >= vector_lanes)
+    if (count >= vector_lanes) {
         store_vector(destination, vector);
-    else
-        for (int64_t lane = 0; lane < count; ++lane) destination[lane] = vector[lane];
+        return;
+    }
+    float lanes[vector_lanes];  // only here is the vector needed in memory
+    store_vector(lanes, vector);
+    for (int64_t lane = 0; lane < count; ++lane) destination[lane] = lanes[lane];
 }
 
 }  // namespace train_qat
