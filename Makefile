@@ -18,10 +18,9 @@ BENCH_FLAGS ?=
 # make fuzz: of each fuzzer
 FUZZ_SECONDS ?= 60
 
-# make bundle: BUNDLE_CUDA=0: for CPUs only; the CUDA architectures; the oldest processor; some programs instead of all
+# make bundle: BUNDLE_CUDA=0: for CPUs only; the CUDA architectures; some programs instead of all
 BUNDLE_CUDA ?= 1
 BUNDLE_ARCHITECTURES ?= 80-real;90-real;100-real;120
-BUNDLE_MARCH ?= x86-64-v3
 BUNDLE_PROGRAMS ?=
 
 CUDA_FLAGS_1 = -DTRAIN_QAT_CUDA=ON "-DTRAIN_QAT_CUDA_ARCHITECTURES=80-real;90-real;100-real;120"
@@ -35,7 +34,7 @@ BEGIN := $(shell date +%s)
 comma = ,
 # The kernel tests once more, with sanitizers: $(call SANITIZED,directory,sanitizers,other targets). Under them GCC warns of the
 # standard library itself.
-SANITIZED = scripts/configure.sh $(BUILD)/$(1) -DTRAIN_QAT_CUDA=OFF -DTRAIN_QAT_SANITIZE=$(2) \
+SANITIZED = scripts/configure.sh $(BUILD)/$(1) -DTRAIN_QAT_NATIVE=ON -DTRAIN_QAT_CUDA=OFF -DTRAIN_QAT_SANITIZE=$(2) \
 	-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1 -Wno-maybe-uninitialized" $(CMAKE_FLAGS) >/dev/null && \
 	MAKEFLAGS=--no-print-directory cmake --build $(BUILD)/$(1) --parallel $(JOBS) --target train_qat_kernel_test $(3)
 INSTALL = @test "$(DEPENDENCIES)" = skip || scripts/install_dependencies.sh
@@ -114,7 +113,7 @@ bench-gpu:
 
 bundle:
 	@BUILD="$(BUILD)/bundle" JOBS="$(JOBS)" DEPENDENCIES="$(DEPENDENCIES)" CMAKE_FLAGS="$(CMAKE_FLAGS)" \
-		BUNDLE_CUDA="$(BUNDLE_CUDA)" BUNDLE_ARCHITECTURES="$(BUNDLE_ARCHITECTURES)" BUNDLE_MARCH="$(BUNDLE_MARCH)" \
+		BUNDLE_CUDA="$(BUNDLE_CUDA)" BUNDLE_ARCHITECTURES="$(BUNDLE_ARCHITECTURES)" \
 		BUNDLE_PROGRAMS="$(BUNDLE_PROGRAMS)" dev/bundle/bundle.sh
 
 # Data and the outputs of runs stay.

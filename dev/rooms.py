@@ -26,7 +26,7 @@ MOST_FILES, MOST_LINES, README_LINES, FRONT_PAGE_LINES = 25, 400, 40, 150
 CUDA = "kernels/cuda"
 CUDA_ROOMS = [f"{CUDA}/{name}" for name in ("rows", "attention", "matmul", "hopper_matmul", "weights", "generation")]
 CPU = "kernels/cpu"
-CPU_ROOMS = [f"{CPU}/{name}" for name in ("platform", "products", "attention", "generation")]
+CPU_ROOMS = [f"{CPU}/{name}" for name in ("platform", "products", "attention", "generation", "levels")]
 KERNELS = ["kernels", CPU, *CPU_ROOMS, "kernels/ranks", CUDA, *CUDA_ROOMS, f"{CUDA}/platform"]
 MODEL = ["model", "model/generation", "model/plan", "model/storage", "model/import", "model/job", "model/run", "model/sweep",
          "model/evaluation"]
@@ -40,6 +40,7 @@ LOWER = {
     "kernels/cpu": ["kernels", "kernels/cpu/platform", "kernels/cpu/products"],
     "kernels/cpu/attention": ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/products"],
     "kernels/cpu/generation": ["kernels", "kernels/cpu", "kernels/cpu/platform", "kernels/cpu/products"],
+    "kernels/cpu/levels": ["kernels", "kernels/cpu/platform"],
     "kernels/ranks": ["kernels", "kernels/cpu", CUDA, f"{CUDA}/platform"],
     # The emulator is what CUDA's toolkit is otherwise, by its headers in the include path (TOOLKIT).
     f"{CUDA}/platform": ["kernels", "dev/emulator"],

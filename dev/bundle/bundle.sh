@@ -12,7 +12,6 @@ OUTPUT=${OUTPUT:-out/bundle}
 # 0: for CPUs only.
 BUNDLE_CUDA=${BUNDLE_CUDA:-1}
 BUNDLE_ARCHITECTURES=${BUNDLE_ARCHITECTURES:-80-real;90-real;100-real;120}
-BUNDLE_MARCH=${BUNDLE_MARCH:-x86-64-v3}
 # Some programs instead of all: train_qat alone is a bundle to train with.
 BUNDLE_PROGRAMS=${BUNDLE_PROGRAMS:-}
 CMAKE_FLAGS=${CMAKE_FLAGS:-}
@@ -66,7 +65,7 @@ configure() {
     local cuda=(-DTRAIN_QAT_CUDA=OFF)
     [[ $BUNDLE_CUDA == 0 ]] || cuda=(-DTRAIN_QAT_CUDA=ON "-DTRAIN_QAT_CUDA_ARCHITECTURES=$BUNDLE_ARCHITECTURES")
     # shellcheck disable=SC2016,SC2086  # $ORIGIN is the loader's; CMAKE_FLAGS are several
-    scripts/configure.sh "$BUILD" "${cuda[@]}" -DTRAIN_QAT_NATIVE=OFF -DTRAIN_QAT_MPI=OFF "-DCMAKE_CXX_FLAGS=-march=$BUNDLE_MARCH" \
+    scripts/configure.sh "$BUILD" "${cuda[@]}" -DTRAIN_QAT_NATIVE=OFF -DTRAIN_QAT_MPI=OFF \
         -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$ORIGIN/lib' \
         -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags $CMAKE_FLAGS ||
         { scripts/install_dependencies.sh --check build; exit 1; }
@@ -130,7 +129,7 @@ versions() {
         [[ $(basename "$file") =~ ^lib(stdc\+\+|gcc_s)\. ]] || others+=("$file")
     done
     echo "commit $commit"
-    echo "processor $BUNDLE_MARCH or later"
+    echo "processor x86-64-v3 (AVX2) or later"
     echo "glibc $(newest GLIBC "${files[@]}" "${others[@]}")"
     echo "libstdc++ $(newest GLIBCXX "${files[@]}" "${others[@]}"); the one in lib asks for" \
          "glibc $(newest GLIBC "$folder"/lib/lib{stdc++,gcc_s}.so*)"

@@ -10,7 +10,6 @@
 #include <fstream>
 #include <stdexcept>
 
-#include "kernels/cpu/platform/matrix_tiles.h"
 #include "kernels/cpu/platform/worker_pool.h"
 #include "kernels/cpu/products/elements.h"
 
@@ -42,18 +41,20 @@ std::string cpu_model() {
     return "CPU";
 }
 
-bool cpu_has_bfloat16_dot_product() {
-#if defined(__x86_64__)
-    return __builtin_cpu_supports("avx512bf16");
+// The instructions that this was compiled for.
+const char* instructions(MatmulUnit unit) {
+    if (built_for_bfloat16 && unit == MatmulUnit::tiles) return "AMX";
+    if (built_for_bfloat16) return "AVX512-BF16";
+#if defined(__AVX512F__)
+    return "AVX-512";
+#elif defined(__AVX2__)
+    return "AVX2";
 #else
-    return false;
+    return "no AVX2";
 #endif
 }
 
 }  // namespace
-
-CpuBackend::CpuBackend(int threads)
-    : CpuBackend(threads, may_use_matrix_tiles() ? MatmulUnit::tiles : MatmulUnit::vectors) {}
 
 CpuBackend::CpuBackend(int threads, MatmulUnit unit)
     : threads_(threads > 0 ? threads : omp_get_max_threads()), matmul_unit_(unit) {
@@ -64,13 +65,9 @@ CpuBackend::CpuBackend(int threads, MatmulUnit unit)
 
 CpuBackend::~CpuBackend() = default;
 
-std::unique_ptr<Backend> make_cpu_backend(int threads) {
-    return std::make_unique<CpuBackend>(threads);
-}
-
 std::string CpuBackend::describe() const {
-    return cpu_model() + ", " + std::to_string(threads_) + (threads_ == 1 ? " thread" : " threads") +
-           (supports(DType::bfloat16) ? ", bfloat16 dot products" : ", no bfloat16 dot products");
+    return cpu_model() + ", " + std::to_string(threads_) + (threads_ == 1 ? " thread, " : " threads, ") +
+           instructions(matmul_unit_);
 }
 
 int64_t CpuBackend::available_memory() const {
@@ -89,8 +86,7 @@ int64_t CpuBackend::available_memory() const {
 }
 
 bool CpuBackend::supports(DType compute_type) const {
-    return compute_type == DType::float32 ||
-           (compute_type == DType::bfloat16 && built_for_bfloat16 && cpu_has_bfloat16_dot_product());
+    return compute_type == DType::float32 || (compute_type == DType::bfloat16 && built_for_bfloat16);
 }
 
 // More cost cache, fewer cost efficiency of the matmuls: 128 rows 12% of a step.

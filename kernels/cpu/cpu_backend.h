@@ -11,17 +11,15 @@
 #include "kernels/backend.h"
 #include "kernels/checks.h"
 #include "kernels/cpu/aligned_memory.h"
+#include "kernels/cpu/platform/matmul_unit.h"
 
 namespace train_qat {
 
 class WorkerPool;
 
-// What multiplies matrices of bfloat16: vector registers, or the matrix tiles of AMX (platform/matrix_tiles.h).
-enum class MatmulUnit { vectors, tiles, emulated_tiles };
-
 class CpuBackend : public Backend {
   public:
-    explicit CpuBackend(int threads);
+    // threads = 0: as many as OpenMP offers.
     CpuBackend(int threads, MatmulUnit unit);
     ~CpuBackend() override;
 

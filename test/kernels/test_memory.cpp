@@ -49,7 +49,7 @@ TEST_CASE("a backend prefers rows of logits by the sizes alone", "[memory][devic
             CHECK(most <= 8192);
             CHECK(most % 128 == 0);
             CHECK((most == 512 || most * vocabulary * size_of(type) <= int64_t{1} << 30));
-            if (vocabulary == 2) CHECK(most == (device.device == "cpu" ? 512 : 8192));
+            if (vocabulary == 2) CHECK(most == (device.is_cpu() ? 512 : 8192));
             const DeviceMemory taken(*device.backend, 100'000'000);
             for (int64_t rows : {int64_t{1}, random.integer(2, 511), most - 1, most, most + 1})
                 CHECK(backend.preferred_logit_rows(rows, vocabulary, type) == std::min(rows, most));

@@ -107,7 +107,7 @@ TEST_CASE("CUDA kernels train as the CPU does, through the switch", "[training][
         for (const BackendUnderTest& device : backends_under_test(dtype))
             for (const QuantizationConfig& quantization :
                  {QuantizationConfig{4, 0}, QuantizationConfig{1.58, 0}, QuantizationConfig{2, 32}}) {
-                if (!cpu->supports(dtype) || device.device == "cpu") continue;
+                if (!cpu->supports(dtype) || device.is_cpu()) continue;
                 // Enough of the combinations that each kind of kernel trains.
                 const bool codes = device.name.find("codes") != std::string::npos;
                 if (quantization.bits != 4 && (dtype == DType::float32 || !codes)) continue;
@@ -164,7 +164,7 @@ TEST_CASE("Hopper's matmuls train as the CPU's do, through the switch", "[traini
 TEST_CASE("a model without float32 masters trains, reproducibly, in the numbers of bfloat16",
           "[training][device]") {
     for (const BackendUnderTest& device : backends_under_test(DType::bfloat16)) {
-        if (device.device == "cpu") continue;  // refuses, tested with the optimizer's kernels
+        if (device.is_cpu()) continue;  // refuses, tested with the optimizer's kernels
         INFO(device.name);
         QuantizationConfig quantization{4, 0};
         quantization.master_type = DType::bfloat16;

@@ -200,7 +200,7 @@ TEST_CASE("a process draws the rows that it keeps", "[parameters][device]") {
     const std::vector<Array> whole = initial_weights(*devices[0].backend, 42);
     for (const BackendUnderTest& device : devices) {
         for (bool narrow : {false, true}) {
-            if (narrow && device.device == "cpu") continue;
+            if (narrow && device.is_cpu()) continue;
             std::vector<Array> together(whole.size());
             for (int part = 0; part < 3; ++part) {
                 QuantizationConfig quantization;
@@ -303,7 +303,7 @@ TEST_CASE("what the memory table says is taken, no more", "[parameters][device]"
     for (const BackendUnderTest& device : backends_under_test(DType::float32)) {
         Backend& backend = *device.backend;
         // A CPU's memory is also other processes', a GPU gives whole pages.
-        if (device.device == "cpu" || !backend.host_addressable()) continue;
+        if (device.is_cpu() || !backend.host_addressable()) continue;
         for (int64_t logit_rows : {0, 1, 37, 1000}) {
             INFO(device.name << ", -logit_rows " << logit_rows);
             Transformer model(backend, wider_config(), {4, 16}, DType::float32, 7, {}, {logit_rows});

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "dev/emulator/emulator.h"
+#include "kernels/cpu/levels/levels.h"
 #include "kernels/cuda/platform/cuda_options.h"
 
 namespace train_qat::test {
@@ -35,8 +36,8 @@ struct Backends {
         const char* selection = std::getenv("TRAIN_QAT_TEST_DEVICES");
         const std::string names = selection != nullptr ? selection : "cpu,emulated";
         if (names.find("cpu") != std::string::npos) {
-            add("cpu with 1 thread", "cpu", make_cpu_backend(1));
-            add("cpu with 2 threads", "cpu", make_cpu_backend(2));
+            for (const CpuLevel& level : cpu_levels())
+                if (level.runs_here()) add_cpu(level);
         }
         CudaOptions codes, levels;
         codes.qat_gemm = QatGemm::fused;
@@ -52,6 +53,13 @@ struct Backends {
             add("CUDA, levels", "CUDA with levels", make_cuda_backend(levels));
         }
         if (all.empty()) throw std::runtime_error("TRAIN_QAT_TEST_DEVICES: names none of cpu, emulated, gpu");
+    }
+    void add_cpu(const CpuLevel& level) {
+        for (int threads : {1, 2}) {
+            const std::string device = std::string("cpu, ") + level.name;
+            add(device + (threads == 1 ? ", 1 thread" : ", 2 threads"), device,
+                std::unique_ptr<Backend>(level.make(threads, level.unit)));
+        }
     }
     void add(const std::string& name, const std::string& device, std::unique_ptr<Backend> backend) {
         all.push_back({name, device, backend.get()});

@@ -29,6 +29,7 @@ struct BackendUnderTest {
     std::string name;    // for messages
     std::string device;  // backends of one device must agree bit by bit
     Backend* backend;    // lives until the end of the process
+    bool is_cpu() const { return device.starts_with("cpu"); }
 };
 
 // Every operation test runs on all of these: the one place to add a device. TRAIN_QAT_TEST_DEVICES names

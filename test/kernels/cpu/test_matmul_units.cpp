@@ -1,8 +1,9 @@
 // The CPU's matmuls by each unit that computes them: all small shapes, and matrix tiles by their emulation, which every CPU
 // that multiplies bfloat16 at all can run.
 #include <cmath>
+#include <memory>
 
-#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/levels/levels.h"
 #include "kernels/cpu/platform/matrix_tiles.h"
 #include "kernels/cpu/products/transpose.h"
 #include "test/support/catch.h"
@@ -61,6 +62,28 @@ std::string wrong_products(Backend& backend, DType type, const Shape& shape) {
                                std::to_string(inner) + " N " + std::to_string(columns) + ": " + wrong;
 }
 
+// Each level of this build that runs here, and the emulation of tiles in those that multiply bfloat16.
+struct UnitUnderTest {
+    std::string name;
+    const CpuLevel* level;
+    MatmulUnit unit;
+    std::unique_ptr<Backend> make(int threads) const {
+        return std::unique_ptr<Backend>(level->make(threads, unit));
+    }
+};
+
+std::vector<UnitUnderTest> units_under_test() {
+    std::vector<UnitUnderTest> units;
+    for (const CpuLevel& level : cpu_levels()) {
+        if (!level.runs_here()) continue;
+        units.push_back({level.name, &level, level.unit});
+        if (level.unit == MatmulUnit::vectors)
+            units.push_back(
+                {std::string(level.name) + " with emulated tiles", &level, MatmulUnit::emulated_tiles});
+    }
+    return units;
+}
+
 }  // namespace
 
 TEST_CASE("matrix tiles give the products of vector registers, with the same bits for any number of threads",
@@ -71,22 +94,37 @@ TEST_CASE("matrix tiles give the products of vector registers, with the same bit
     Random random(7);
     for (int i = 0; i < 4; ++i)
         shapes.push_back({random.integer(1, 140), random.integer(1, 140), random.integer(1, 140)});
-    std::vector<MatmulUnit> units = {MatmulUnit::vectors, MatmulUnit::emulated_tiles};
-    if (may_use_matrix_tiles()) units.push_back(MatmulUnit::tiles);
-    for (MatmulUnit unit : units)
+    for (const UnitUnderTest& unit : units_under_test())
         for (int threads : {1, 3}) {
-            CpuBackend backend(threads, unit);
-            INFO("unit " << static_cast<int>(unit) << ", threads " << threads);
+            const std::unique_ptr<Backend> backend = unit.make(threads);
+            INFO(unit.name << ", " << threads << " threads");
             for (DType type : {DType::float32, DType::bfloat16})
                 for (const Shape& shape : shapes)
-                    if (backend.supports(type)) CHECK(wrong_products(backend, type, shape) == "");
+                    if (backend->supports(type)) CHECK(wrong_products(*backend, type, shape) == "");
         }
+}
+
+TEST_CASE("the level of instructions can be chosen by its name, if this processor has it", "[matmul_units]") {
+    CHECK(find_cpu_level("").runs_here());
+    for (const CpuLevel& level : cpu_levels()) {
+        if (level.runs_here())
+            CHECK(find_cpu_level(level.name).name == std::string(level.name));
+        else
+            CHECK_THROWS_WITH(find_cpu_level(level.name), Catch::Matchers::Contains(level.name));
+    }
+    std::string absent;
+    for (const CpuLevel& level : cpu_levels())
+        if (!level.runs_here()) absent += std::string(" ") + level.name;
+    if (!absent.empty()) WARN("skipped, for this processor lacks them: levels" << absent);
+    CHECK_THROWS_WITH(find_cpu_level("mmx"), Catch::Matchers::Contains("TRAIN_QAT_CPU_LEVEL=mmx"));
 }
 
 TEST_CASE("what is not a number passes through a matmul, and only to its row", "[matmul_units]") {
     const float nan = std::nanf("");
-    for (MatmulUnit unit : {MatmulUnit::vectors, MatmulUnit::emulated_tiles}) {
-        CpuBackend backend(2, unit);
+    for (const UnitUnderTest& unit : units_under_test()) {
+        INFO(unit.name);
+        const std::unique_ptr<Backend> made = unit.make(2);
+        Backend& backend = *made;
         if (!backend.supports(DType::bfloat16)) continue;
         const int64_t rows = 35, inner = 37, columns = 5;
         Bench bench(backend);
@@ -150,7 +188,8 @@ TEST_CASE("matrix tiles multiply pairs of bfloat16", "[matmul_units]") {
 // A suite of its own (scan).
 TEST_CASE("matmuls of all small shapes", "[.scan]") {
     const std::vector<int64_t> sizes = {1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127};
-    CpuBackend backend(1);
+    const std::unique_ptr<Backend> made = make_cpu_backend(1);
+    Backend& backend = *made;
     for (DType type : {DType::float32, DType::bfloat16})
         for (int64_t inner : sizes)
             for (int64_t columns : sizes)

@@ -52,7 +52,7 @@ inline Backend* hopper_backend() {
 inline std::vector<CudaDevice> cuda_devices(int64_t head_dim) {
     std::vector<CudaDevice> result;
     for (const BackendUnderTest& device : backends_under_test(type))
-        if (device.device != "cpu") result.push_back({device});
+        if (!device.is_cpu()) result.push_back({device});
     if ((head_dim == 64 || head_dim == 128) && hopper_backend() != nullptr)
         result.push_back({{"Hopper's attention", "Hopper", hopper_backend()}, true});
     return result;

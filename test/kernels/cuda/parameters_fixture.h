@@ -16,7 +16,7 @@ using Bytes = std::vector<unsigned char>;
 inline std::vector<BackendUnderTest> cuda_backends() {
     std::vector<BackendUnderTest> result;
     for (const BackendUnderTest& device : backends_under_test())
-        if (device.device != "cpu") result.push_back(device);
+        if (!device.is_cpu()) result.push_back(device);
     return result;
 }
 

@@ -235,7 +235,7 @@ TEST_CASE("weights are in float32 or in bfloat16, and the CPU keeps float32",
         ParameterRows both = place(bench, host, nullptr);
         both.narrow_master = narrow_copy(bench, host);
         std::vector<ParameterRows> refused = {both};
-        if (device.device == "cpu") refused.push_back(place_narrow(bench, host, nullptr));
+        if (device.is_cpu()) refused.push_back(place_narrow(bench, host, nullptr));
         for (const ParameterRows& p : refused) {
             Backend& backend = *device.backend;
             CHECK(contract_violation("initialize_scales", [&] {

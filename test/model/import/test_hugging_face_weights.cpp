@@ -148,7 +148,7 @@ TEST_CASE("weights are loaded on every device, also without float32 masters", "[
     const std::string folder = write_folder(directory, "model", folder_config(odd_config()), tensors, 2);
     for (const BackendUnderTest& device : backends_under_test(DType::float32))
         for (const bool narrow : {false, true}) {
-            if (narrow && device.device == "cpu") continue;
+            if (narrow && device.is_cpu()) continue;
             INFO(device.name << ", narrow " << narrow);
             CHECK(error_of([&] {
                       check_loaded(*device.backend, alone(), folder, odd_config(), tensors, narrow);

@@ -22,7 +22,7 @@ namespace {
 // Copies stop working after some: a device that fails.
 class FailingBackend : public CpuBackend {
   public:
-    explicit FailingBackend(int copies) : CpuBackend(1), copies_(copies) {}
+    explicit FailingBackend(int copies) : CpuBackend(1, MatmulUnit::vectors), copies_(copies) {}
     bool host_addressable() const override { return false; }
     void copy_to_host(void* host, const void* device, int64_t bytes) override {
         count();

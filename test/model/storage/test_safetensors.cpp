@@ -49,7 +49,7 @@ std::string tensor_entry(const std::string& name, const std::string& shape, int 
 // A device whose memory the host sees by copies alone, as a GPU's.
 class DistantBackend : public CpuBackend {
   public:
-    DistantBackend() : CpuBackend(1) {}
+    DistantBackend() : CpuBackend(1, MatmulUnit::vectors) {}
     bool host_addressable() const override { return false; }
     void copy_to_host(void* host, const void* device, int64_t bytes) override {
         ++copies;
