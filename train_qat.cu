@@ -170,7 +170,8 @@ int run(const std::vector<std::string>& arguments, const Options& given, Job& jo
 int main(int argc, char** argv) {
     train_qat::limit_openmp_spinning(argv);
     train_qat::occupy_standard_files();
-    train_qat::end_on_stop_signals(train_qat::rank_of_launch() == 0);
+    // Of many ranks the launcher says it, which also sends the signal where one of them has failed and has said why.
+    train_qat::end_on_stop_signals(train_qat::starts_alone());
     std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // whatever ends the process, its lines are out
     std::signal(SIGXFSZ, SIG_IGN);  // a file over its limit is an error of the write, with a message
     return train_qat::run_to_exit_code({argv + 1, argv + argc}, train_qat::run);

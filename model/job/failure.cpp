@@ -42,19 +42,24 @@ int check_printed(int code) {
                   "");
 }
 
+// Of this process as the launcher says; alone where it says something wrong, which shows again where it matters.
+Launch launch_or_alone() {
+    try {
+        return find_launch();
+    } catch (const std::runtime_error&) {
+        return {};
+    }
+}
+
 }  // namespace
 
-int rank_of_launch() {
-    try {
-        return find_launch().rank;
-    } catch (const std::runtime_error&) {
-        return 0;  // it shows again where it matters
-    }
+bool starts_alone() {
+    return launch_or_alone().size == 1;
 }
 
 int run_to_exit_code(const std::vector<std::string>& arguments, const Program& program) {
     // All ranks have the same command line.
-    const bool first = rank_of_launch() == 0;
+    const bool first = launch_or_alone().rank == 0;
     std::ostream nowhere(nullptr);
     std::optional<Options> options;
     try {

@@ -15,8 +15,8 @@ namespace train_qat {
 // What the program does on this rank; returns its exit code.
 using Program = std::function<int(const std::vector<std::string>& arguments, const Options&, Job&)>;
 
-// Of this process as the launcher says; 0 where it says something wrong.
-int rank_of_launch();
+// Whether no launcher started other ranks beside this process, as far as can be known before anything is checked.
+bool starts_alone();
 
 // Runs it and returns the exit code: its own, 0 when only help was asked for, 2 for a mistake of the user and
 // 1 for one of ours, with one line on the standard error output. Where all ranks fail alike, rank 0 says it. A standard output
