@@ -17,9 +17,10 @@ constexpr int64_t tile = 64;  // queries and keys of a tile
 // Of a tile on the diagonal, products compute what strips of 16 keys need.
 constexpr int64_t strip = 16;
 
-// The queries of a tile that see a key; all, where no tile of keys is on the diagonal.
-struct Mask {
+// Where a tile of queries is, and which of them see a key.
+struct TileOfQueries {
     int64_t first_query, queries;  // of the tile
+    bool first_head;               // of the group
     // 0 or -1 for a vector of queries from first_query + column on.
     IntVector visible(int64_t key, int64_t column) const {
         const IntVector query = lane_numbers + static_cast<int32_t>(column);
@@ -65,35 +66,34 @@ class BackwardGroup {
             transpose_elements(keys_transposed_ + first / width, size_.padded_positions / width, queries_,
                                size_.padded_dim, tile / width, size_.padded_dim);
         }
-        std::fill(dkeys_, dkeys_ + size_.padded_positions * size_.padded_dim, 0.0f);
-        std::fill(dvalues_, dvalues_ + size_.padded_positions * size_.padded_dim, 0.0f);
     }
 
-    // Writes dq of a tile of queries, adds to dk and dv. All rows: the tile's first query.
+    // Writes dq of a tile of queries, adds to dk and dv, which begin with those of the group's first head. All rows: the
+    // tile's first query.
     void query_tile(T* dqueries, const T* douts, int64_t y_stride, const T* queries, int64_t stride,
-                    const float* log_sum_exp, int64_t first_query) {
-        const Mask mask{first_query, std::min(tile, size_.positions - first_query)};
-        pack_queries(queries_transposed_, queries_, queries, stride, mask.queries);
-        pack_queries(douts_transposed_, douts_, douts, y_stride, mask.queries);
+                    const float* log_sum_exp, int64_t first_query, bool first_head) {
+        const TileOfQueries at{first_query, std::min(tile, size_.positions - first_query), first_head};
+        pack_queries(queries_transposed_, queries_, queries, stride, at.queries);
+        pack_queries(douts_transposed_, douts_, douts, y_stride, at.queries);
         FloatVector shift[tile / vector_lanes] = {}, delta[tile / vector_lanes] = {};
-        for (int64_t i = 0; i < mask.queries; ++i)
+        for (int64_t i = 0; i < at.queries; ++i)
             shift[i / vector_lanes][i % vector_lanes] = log_sum_exp[i] * log2_e;
         for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
-            score_products(first_key, mask);
-            if (first_key < first_query && mask.queries == tile)
-                weights_of_tile<false>(first_key, mask, shift, delta);
+            score_products(first_key, at);
+            if (first_key < first_query && at.queries == tile)
+                weights_of_tile<false>(first_key, at, shift, delta);
             else
-                weights_of_tile<true>(first_key, mask, shift, delta);
-            add_products(dvalues_, douts_, first_key, mask);
+                weights_of_tile<true>(first_key, at, shift, delta);
+            add_products(dvalues_, douts_, first_key, at);
         }
         for (int64_t first_key = 0; first_key <= first_query; first_key += tile) {
-            if (first_key < first_query && mask.queries == tile)
-                score_gradients_of_tile<false>(first_key, mask, delta);
+            if (first_key < first_query && at.queries == tile)
+                score_gradients_of_tile<false>(first_key, at, delta);
             else
-                score_gradients_of_tile<true>(first_key, mask, delta);
-            add_products(dkeys_, queries_, first_key, mask);
+                score_gradients_of_tile<true>(first_key, at, delta);
+            add_products(dkeys_, queries_, first_key, at);
         }
-        query_gradients(dqueries, stride, mask);
+        query_gradients(dqueries, stride, at);
     }
 
     void write(T* dkeys, T* dvalues, int64_t stride) const {
@@ -122,9 +122,9 @@ class BackwardGroup {
     }
 
     // k qᵀ and v dyᵀ.
-    void score_products(int64_t first_key, const Mask& mask) {
-        for_key_strips(first_key == mask.first_query, [&](int64_t first, int64_t rows, int64_t column) {
-            const int64_t row = first_key + first, columns = round_up(mask.queries, square) - column;
+    void score_products(int64_t first_key, const TileOfQueries& at) {
+        for_key_strips(first_key == at.first_query, [&](int64_t first, int64_t rows, int64_t column) {
+            const int64_t row = first_key + first, columns = round_up(at.queries, square) - column;
             if (columns <= 0) return;
             Products::multiply(weights_ + row * tile + column, tile, keys_ + row * inner_, inner_,
                                queries_transposed_ + column, tile, rows, elements_for<Element>(size_.dim),
@@ -135,31 +135,32 @@ class BackwardGroup {
         });
     }
 
-    // gradient (keys, D) += left_ (keys, queries) right (queries, D).
-    void add_products(float* gradient, const Element* right, int64_t first_key, const Mask& mask) {
-        for_key_strips(first_key == mask.first_query, [&](int64_t first, int64_t rows, int64_t column) {
+    // gradient (keys, D) += left_ (keys, queries) right (queries, D). The first queries that see a key are on the diagonal.
+    void add_products(float* gradient, const Element* right, int64_t first_key, const TileOfQueries& at) {
+        for_key_strips(first_key == at.first_query, [&](int64_t first, int64_t rows, int64_t column) {
             const int64_t begin = column / inner_step * inner_step;
-            if (begin >= mask.queries) return;
+            if (begin >= at.queries) return;
             Products::multiply(gradient + (first_key + first) * size_.padded_dim, size_.padded_dim,
                                left_ + first * (tile / width) + begin / width, tile / width,
                                right + begin / width * size_.padded_dim, size_.padded_dim, rows,
-                               elements_for<Element>(mask.queries - begin), columns_, true);
+                               elements_for<Element>(at.queries - begin), columns_,
+                               !at.first_head || first_key < at.first_query);
         });
     }
 
     // Keys of a tile that queries around `column` see, in whole steps of a product.
     template <bool masked>
-    static int64_t keys_seen(int64_t first_key, const Mask& mask, int64_t column) {
-        return masked ? std::min(tile, mask.first_query - first_key + round_up(column + 1, inner_step))
-                      : tile;
+    static int64_t keys_seen(int64_t first_key, const TileOfQueries& at, int64_t column) {
+        return masked ? std::min(tile, at.first_query - first_key + round_up(column + 1, inner_step)) : tile;
     }
 
     // Scores become weights, in weights_ and left_; delta += columnsum(p ∘ dp).
     template <bool masked>
-    void weights_of_tile(int64_t first_key, const Mask& mask, const FloatVector* shift, FloatVector* delta) {
+    void weights_of_tile(int64_t first_key, const TileOfQueries& at, const FloatVector* shift,
+                         FloatVector* delta) {
         const float factor = size_.inverse_root * log2_e;
         for (int64_t column = 0; column < tile; column += 2 * vector_lanes) {
-            const int64_t keys = keys_seen<masked>(first_key, mask, column);
+            const int64_t keys = keys_seen<masked>(first_key, at, column);
             const int64_t v = column / vector_lanes;
             FloatVector sum[2] = {delta[v], delta[v + 1]};
             for (int64_t j = 0; j < keys; ++j) {
@@ -172,7 +173,7 @@ class BackwardGroup {
                     FloatVector gradient = load_vector(dp + i * vector_lanes);
                     if constexpr (masked) {
                         // Where the mask hides the key, products may have computed nothing.
-                        const IntVector visible = mask.visible(first_key + j, column + i * vector_lanes);
+                        const IntVector visible = at.visible(first_key + j, column + i * vector_lanes);
                         weight[i] = visible ? weight[i] : FloatVector{};
                         gradient = visible ? gradient : FloatVector{};
                     }
@@ -187,9 +188,9 @@ class BackwardGroup {
 
     // left_ and dscores_ become ds = p ∘ (dp - delta).
     template <bool masked>
-    void score_gradients_of_tile(int64_t first_key, const Mask& mask, const FloatVector* delta) {
+    void score_gradients_of_tile(int64_t first_key, const TileOfQueries& at, const FloatVector* delta) {
         for (int64_t column = 0; column < tile; column += 2 * vector_lanes) {
-            const int64_t keys = keys_seen<masked>(first_key, mask, column);
+            const int64_t keys = keys_seen<masked>(first_key, at, column);
             const int64_t v = column / vector_lanes;
             for (int64_t j = 0; j < keys; j += width) {
                 Element* left = left_ + j * (tile / width) + column / width;
@@ -205,7 +206,7 @@ class BackwardGroup {
                             load_vector(weights_ + place) * (load_vector(dweights_ + place) - delta[v + i]);
                         if constexpr (masked)
                             gradient[i] =
-                                mask.visible(key, column + i * vector_lanes) ? gradient[i] : FloatVector{};
+                                at.visible(key, column + i * vector_lanes) ? gradient[i] : FloatVector{};
                     }
                     store_left(left + r * (tile / width), gradient[0], gradient[1]);
                     if constexpr (width == 1) store_left(right, gradient[0], gradient[1]);
@@ -219,8 +220,8 @@ class BackwardGroup {
     }
 
     // dqᵀ = kᵀ ds: of the tile on the diagonal its first half for all queries, its second half for the second half.
-    void query_gradients(T* dqueries, int64_t stride, const Mask& mask) {
-        const int64_t half = mask.first_query + tile / 2;
+    void query_gradients(T* dqueries, int64_t stride, const TileOfQueries& at) {
+        const int64_t half = at.first_query + tile / 2;
         static_assert(tile / 2 == inner_step);
         const auto add_keys = [&](int64_t first_key, int64_t keys, int64_t column) {
             Products::multiply(dqueries_ + column, tile, keys_transposed_ + first_key / width,
@@ -228,12 +229,12 @@ class BackwardGroup {
                                tile, size_.dim, keys / width, tile - column, first_key > 0);
         };
         add_keys(0, half, 0);
-        if (mask.queries > tile / 2) add_keys(half, tile / 2, tile / 2);
-        for (int64_t first = 0; first < mask.queries; first += square)
+        if (at.queries > tile / 2) add_keys(half, tile / 2, tile / 2);
+        for (int64_t first = 0; first < at.queries; first += square)
             for (int64_t d = 0; d < size_.dim; d += square) {
                 float turned[square * square];
                 transpose_square(turned, square, dqueries_ + d * tile + first, tile);
-                const int64_t count = std::min(square, mask.queries - first);
+                const int64_t count = std::min(square, at.queries - first);
                 for (int64_t i = 0; i < count; ++i)
                     for (int64_t v = 0; v < square; v += vector_lanes)
                         store_lanes(dqueries + (first + i) * stride + d + v,
@@ -293,7 +294,8 @@ void CpuBackend::compute(const AttentionBackward& args) {
                         args.log_sum_exp.as<float>() + (b * shape.heads + h) * shape.sequence;
                     for (int64_t t = 0; t < shape.sequence; t += tile)
                         group.query_tile(drows + t * stride + column, douts + t * y_stride, y_stride,
-                                         rows + t * stride + column, stride, log_sum_exp + t, t);
+                                         rows + t * stride + column, stride, log_sum_exp + t, t,
+                                         h == kv_head * heads_per_group);
                 }
                 group.write(drows + key_column, drows + value_column, stride);
             });
