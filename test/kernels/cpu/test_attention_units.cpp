@@ -2,21 +2,14 @@
 // bfloat16 at all can run.
 #include <cmath>
 
-#include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/platform/matrix_tiles.h"
 #include "test/kernels/attention_fixture.h"
+#include "test/kernels/cpu/units_under_test.h"
 #include "test/support/catch.h"
 
 using namespace train_qat;
 using namespace train_qat::test;
 
 namespace {
-
-std::vector<MatmulUnit> units() {
-    std::vector<MatmulUnit> units = {MatmulUnit::vectors, MatmulUnit::emulated_tiles};
-    if (may_use_matrix_tiles()) units.push_back(MatmulUnit::tiles);
-    return units;
-}
 
 // Around strips of 16, tiles of 32 and 64, and blocks of 256 positions; heads that fill tiles and heads that do not.
 std::vector<AttentionShape> shapes(Random& random) {
@@ -30,9 +23,11 @@ std::vector<AttentionShape> shapes(Random& random) {
 
 }  // namespace
 
-TEST_CASE("matrix tiles and vector registers give the attention of the double-precision formula, with the same bits for "
-          "any number of threads",
-          "[attention_forward][attention_backward][matmul_units]") {
+TEST_CASE(
+    "matrix tiles and vector registers give the attention of the double-precision formula, with the same "
+    "bits for "
+    "any number of threads",
+    "[attention_forward][attention_backward][matmul_units]") {
     Random random(61);
     for (const AttentionShape& s : shapes(random)) {
         for (DType type : compute_types()) {
@@ -43,16 +38,16 @@ TEST_CASE("matrix tiles and vector registers give the attention of the double-pr
             const Array y = reference::rounded(type, forward.y.value);
             const reference::Result gradient =
                 reference::attention_backward(dy, qkv, y, log_sum_exp, plain(s));
-            for (MatmulUnit unit : units()) {
-                INFO(text(s, type) << ", unit " << static_cast<int>(unit));
+            for (const UnitUnderTest& unit : units_under_test()) {
+                INFO(text(s, type) << ", " << unit.name);
                 Outputs first;
                 Array first_gradient;
                 for (int threads : {1, 3}) {
-                    CpuBackend backend(threads, unit);
-                    if (!backend.supports(type)) continue;
+                    const std::unique_ptr<Backend> backend = unit.make(threads);
+                    if (!backend->supports(type)) continue;
                     std::string damage[2];
-                    const Outputs out = run_forward(backend, qkv, type, s, &damage[0]);
-                    const Array d = run_backward(backend, dy, qkv, y, log_sum_exp, type, s, &damage[1]);
+                    const Outputs out = run_forward(*backend, qkv, type, s, &damage[0]);
+                    const Array d = run_backward(*backend, dy, qkv, y, log_sum_exp, type, s, &damage[1]);
                     CHECK(damage[0] + damage[1] == "");
                     CHECK(difference(out.y, forward.y, type, slack(type, forward)) == "");
                     CHECK(difference(out.log_sum_exp, log_sum_exp_bound(forward), DType::float32, 0x1p-20) ==

@@ -3,9 +3,9 @@
 #include <cmath>
 #include <memory>
 
-#include "kernels/cpu/levels/levels.h"
 #include "kernels/cpu/platform/matrix_tiles.h"
 #include "kernels/cpu/products/transpose.h"
+#include "test/kernels/cpu/units_under_test.h"
 #include "test/support/catch.h"
 #include "test/support/device.h"
 
@@ -60,28 +60,6 @@ std::string wrong_products(Backend& backend, DType type, const Shape& shape) {
     return wrong.empty() ? ""
                          : std::string(name_of(type)) + " M " + std::to_string(rows) + " K " +
                                std::to_string(inner) + " N " + std::to_string(columns) + ": " + wrong;
-}
-
-// Each level of this build that runs here, and the emulation of tiles in those that multiply bfloat16.
-struct UnitUnderTest {
-    std::string name;
-    const CpuLevel* level;
-    MatmulUnit unit;
-    std::unique_ptr<Backend> make(int threads) const {
-        return std::unique_ptr<Backend>(level->make(threads, unit));
-    }
-};
-
-std::vector<UnitUnderTest> units_under_test() {
-    std::vector<UnitUnderTest> units;
-    for (const CpuLevel& level : cpu_levels()) {
-        if (!level.runs_here()) continue;
-        units.push_back({level.name, &level, level.unit});
-        if (level.unit == MatmulUnit::vectors)
-            units.push_back(
-                {std::string(level.name) + " with emulated tiles", &level, MatmulUnit::emulated_tiles});
-    }
-    return units;
 }
 
 }  // namespace
