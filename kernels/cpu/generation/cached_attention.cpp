@@ -1,9 +1,10 @@
 // Attention of few new positions to all before them, whose keys and values are cached. Scores are made for neighbouring
 // positions side by side, which is why keys are cached transposed; a head's work is one thread's.
 #include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/math.h"
+#include "kernels/cpu/float_vector.h"
 #include "kernels/cpu/platform/worker_pool.h"
 #include "kernels/cpu/products/elements.h"
+#include "kernels/cpu/row_vectors.h"
 
 #include <cmath>
 #include <limits>
@@ -78,17 +79,18 @@ void make_scores(const Cache& cache, const float* query, float factor, int64_t c
 }
 
 // In place; the sum of the weights, which are not yet divided by it.
-float make_weights(float* __restrict scores, int64_t count) {
-    float largest = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : largest)
-    for (int64_t u = 0; u < count; ++u) largest = scores[u] > largest ? scores[u] : largest;
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t u = 0; u < count; ++u) {
-        scores[u] = exponential(scores[u] - largest);
-        sum += scores[u];
-    }
-    return sum;
+float make_weights(float* scores, int64_t count) {
+    constexpr float nothing = -std::numeric_limits<float>::infinity();
+    FloatVector largest = FloatVector{} + nothing, sum{};
+    for_vectors(count,
+                [&](int64_t u, auto at) { largest = larger_of(at.load(scores + u, nothing), largest); });
+    largest = largest_of_lanes(largest);
+    for_vectors(count, [&](int64_t u, auto at) {
+        const FloatVector weights = exponential(at.load(scores + u, nothing) - largest);
+        at.store(scores + u, weights);
+        sum += weights;
+    });
+    return sum_of_lanes(sum)[0];
 }
 
 // y = factor * sum over u of weights[u] v[u]
