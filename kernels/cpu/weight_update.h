@@ -87,6 +87,7 @@ void CpuBackend::write_levels(std::span<const ParameterRows> parameters, MakeRow
                     write_packed(packed, p.first_row + row, count, levels);
                 }
             });
+            finish_past_caches();
         });
     });
 }

@@ -6,6 +6,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/products/panels.h"
+#include "kernels/cpu/products/past_caches.h"
 #include "kernels/cpu/products/transpose.h"
 
 namespace train_qat {
@@ -56,9 +57,12 @@ inline void write_forward(Element* panels, const PanelLayout& layout, int64_t ro
     Element* const panel = panels + row / panel_columns * layout.panel_elements() + row % panel_columns;
     int64_t step = 0;
     if (count == 16 && columns % element_width<Element> == 0)
-        for (; step + 16 <= steps; step += 16)
-            transpose_square(panel + step * panel_columns, panel_columns,
-                             reinterpret_cast<const Element*>(levels) + step, steps);
+        for (; step + 16 <= steps; step += 16) {
+            alignas(64) Element square[16 * 16];
+            transpose_square(square, 16, reinterpret_cast<const Element*>(levels) + step, steps);
+            for (int64_t i = 0; i < 16; ++i)
+                copy_past_caches(panel + (step + i) * panel_columns, square + i * 16, sizeof(Element) * 16);
+        }
     for (int64_t r = 0; r < count; ++r)
         for (int64_t rest = step; rest < layout.steps(); ++rest)
             panel[rest * panel_columns + r] = element_of<Element>(levels + r * columns, columns, rest);
@@ -91,7 +95,9 @@ inline void write_backward(Element* panels, const PanelLayout& layout, int64_t r
                 panels + column / panel_columns * layout.panel_elements() + (row + r) / width * panel_columns;
             const int64_t here = std::min(panel_columns, columns - column);
             if (whole) {
-                pack_right(out, here, first + column, columns, width, here);
+                alignas(64) Element line[panel_columns];
+                pack_right(line, here, first + column, columns, width, here);
+                copy_past_caches(out, line, here * int64_t{sizeof(Element)});
                 continue;
             }
             // The other half belongs to another call.
@@ -105,14 +111,14 @@ inline void write_backward(Element* panels, const PanelLayout& layout, int64_t r
 
 // Rows [row, row + count) of levels (count, columns): up to 16, not across a multiple of 16. Zeros where these rows, or
 // with the matrix's last row all columns, end within a step or a tile. Columns that pad a panel stay what they are: they
-// make sums that nobody reads.
+// make sums that nobody reads. Then finish_past_caches().
 template <typename T>
 inline void write_packed(const PackedWeight& packed, int64_t row, int64_t count, const T* levels) {
     using Element = typename TileElement<T>::type;
     const int64_t columns = packed.forward_layout.inner;
     if (packed.rows != nullptr)
-        std::memcpy(static_cast<T*>(packed.rows) + row * columns, levels,
-                    static_cast<size_t>(count * columns) * sizeof(T));
+        copy_past_caches(static_cast<T*>(packed.rows) + row * columns, levels,
+                         count * columns * int64_t{sizeof(T)});
     write_forward(static_cast<Element*>(packed.forward), packed.forward_layout, row, count, levels);
     write_backward(static_cast<Element*>(packed.backward), packed.backward_layout, row, count, levels);
 }
