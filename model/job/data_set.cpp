@@ -46,6 +46,7 @@ uint32_t vocabulary_of_shards(const Options& options) {
 
 Options with_prepared_data(const Options& options, const std::string& record) {
     if (!options.data.training.empty() || options.sample) return options;
+    if (options.plan_only && options.vocabulary) return options;  // a plan for data of another vocabulary
     if (options.evaluate_only && !(options.data.validation.empty() && options.hellaswag.empty()))
         return options;
     if (!std::filesystem::exists(record)) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "model/import/hugging_face_config.h"
@@ -27,7 +28,10 @@ void check_values(const Options& o) {
             "-vocab: must be from 2 to " + std::to_string(INT32_MAX));
     require(o.logit_rows >= 0 && o.logit_rows <= 1'000'000,
             "-logit_rows: must be from 1 to 1000000, or 0 for what suits the device");
-    require(o.threads >= 0 && o.threads <= 1024, "-threads: must be from 0 (all) to 1024");
+    // More than some threads a processor only wait for one another.
+    const int64_t most_threads = std::max<int64_t>(64, 4 * int64_t{std::thread::hardware_concurrency()});
+    require(o.threads >= 0 && o.threads <= most_threads,
+            "-threads: must be from 0 (all) to " + std::to_string(most_threads) + " on this machine");
     require(o.print_every >= 1, "-print_every: must be at least 1");
     require(o.validate_every >= 0 && o.save_every >= 0 && o.keep >= 0 && o.sample_tokens >= 0,
             "-val_every, -save_every, -keep and -sample_tokens must not be negative");

@@ -17,10 +17,11 @@ volatile std::sig_atomic_t says_end = 0;
 
 // Only what a signal handler may call.
 void end_at_once(int signal) {
-    const char* const line = signal == SIGINT ? "train_qat: stopped by SIGINT; there was nothing to save\n"
-                             : signal == SIGTERM
-                                 ? "train_qat: stopped by SIGTERM; there was nothing to save\n"
-                                 : "train_qat: stopped by SIGUSR1; there was nothing to save\n";
+    const char* const line =
+        signal == SIGINT    ? "train_qat: stopped by SIGINT; there was nothing to save\n"
+        : signal == SIGTERM ? "train_qat: stopped by SIGTERM; there was nothing to save\n"
+        : signal == SIGHUP  ? "train_qat: stopped by SIGHUP; there was nothing to save\n"
+                            : "train_qat: stopped by SIGUSR1; there was nothing to save\n";
     if (says_end != 0 && ::write(STDERR_FILENO, line, std::strlen(line)) < 0) ::_exit(128 + signal);
     ::_exit(128 + signal);
 }
@@ -39,6 +40,10 @@ void request_stop(int signal) {
 
 void handle_stop_signals(void (*handler)(int)) {
     for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, handler);
+    // nohup has it ignored: then the terminal may go.
+    struct sigaction hangup = {};
+    if (::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
+        std::signal(SIGHUP, handler);
 }
 
 }  // namespace

@@ -3,8 +3,9 @@
 
 namespace train_qat {
 
-// From now on Ctrl-C, TERM and USR1 (mpirun passes it on and, unlike after the others, waits) end the process at once with
-// exit code 128 + signal, and one line on the standard error output if it is to say so: nothing would be lost.
+// From now on Ctrl-C, TERM, USR1 (mpirun passes it on and, unlike after the others, waits) and HUP (unless nohup has it
+// ignored) end the process at once with exit code 128 + signal, and one line on the standard error output if it is to say
+// so: nothing would be lost.
 void end_on_stop_signals(bool says_so);
 
 // From now on they only ask to stop, for what has been trained must be saved; a second signal ends the process at once,

@@ -35,6 +35,15 @@ void check_initial_weights(const nlohmann::json& saved, const nlohmann::ordered_
              : "; it began with other weights: name their folder with -init_from, as it was then"));
 }
 
+// What to do about a setting that differs from its saved value. -dtype auto chooses by the device, so that giving the same
+// flags again is no help elsewhere.
+std::string advice_on(const std::string& setting, const nlohmann::json& saved, const char* advice) {
+    if (setting == "total_batch") return "give -total_batch " + saved.dump();
+    if (setting == "dtype" && saved == "float32") return "give -dtype fp32";
+    if (setting == "dtype") return "give -dtype bf16, on a processor or GPU that has it";
+    return advice;
+}
+
 void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& settings, const char* flag,
                     const char* advice) {
     check_initial_weights(saved, settings, flag);
@@ -43,7 +52,7 @@ void check_settings(const nlohmann::json& saved, const nlohmann::ordered_json& s
         if (its != nlohmann::json(value))
             throw std::runtime_error(std::string(flag) + ": the checkpoint was trained with " + key + " " +
                                      its.dump() + ", this run has " + value.dump() + "; " +
-                                     (key == "total_batch" ? "give -total_batch " + its.dump() : advice));
+                                     advice_on(key, its, advice));
     }
 }
 

@@ -31,7 +31,8 @@ class EndingTest(ProgramTest):
             file.write(fixture.sentencepiece_model(["\u2581"] + letters).replace(b"</s>", b"</t>"))
 
     def begin(self, command, **options):
-        process = subprocess.Popen(command, cwd=self.directory, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+        # Under nohup, and in some shells' background, HUP is ignored.
+        process = subprocess.Popen(command, cwd=self.directory, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL), **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
         return process
@@ -48,7 +49,7 @@ class EndingTest(ProgramTest):
 
     def check_stopped_at_once(self, command, text):
         """By every signal, when `text` has been printed."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             with self.subTest(command=command, signal=number):
                 before = snapshot(self.directory)
                 process = self.begin(command)
@@ -93,15 +94,15 @@ class EndingTest(ProgramTest):
 
     def test_the_last_validation(self):
         flags = RUN + " -b 4 -val_sequences 16000"
-        for kind in ("", " -qat_frac 0"):
+        for kind, number in (("", signal.SIGTERM), (" -qat_frac 0", signal.SIGHUP)):
             with self.subTest(kind=kind):
                 whole, out = "whole" + kind[1:4], "out" + kind[1:4]
                 self.run_program(flags + kind, output=whole, validation=self.long)
                 process = self.begin(self.command(flags + kind, output=out, validation=self.long))
                 self.read_until(process, b"\nstep 4/4")
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 printed, errors = process.communicate(timeout=LIMIT_SECONDS)
-                self.assertEqual((process.returncode, errors), (143, b""))
+                self.assertEqual((process.returncode, errors), (128 + number, b""))
                 self.assertTrue(printed.endswith(b"\nstopped after step 4; go on with the same command and -resume\n"), printed)
                 self.assertEqual(checkpoints(self.path(out)), [4])
                 self.run_program(flags + kind, "-resume", output=out, validation=self.long)

@@ -234,6 +234,8 @@ class DefaultsTest(ProgramTest):
         self.assertEqual(os.listdir(self.directory), [])
         self.prepare()
         self.assertRegex(self.run_command("-plan"), rf"vocabulary +{VOCABULARY}\n")
+        # One for another vocabulary than that of what was prepared.
+        self.assertRegex(self.run_command(f"-plan -vocab {VOCABULARY - 1}"), rf"vocabulary +{VOCABULARY - 1}\n")
 
 
 # ---- resume -------------------------------------------------------------------------------------------------------

@@ -92,6 +92,12 @@ TEST_CASE("runs that begin with other weights are not mixed", "[initial_model]")
     CHECK(mentions(error_of([&] { read_run_state(saved, others, 7); }), {"-resume", "init_from"}));
     CHECK(mentions(error_of([&] { read_run_state(saved, some_settings(), 7); }),
                    {"-resume", "init_from", "null"}));
+    // -dtype auto is the device's choice: the flags of the first run, once more, are no help on another.
+    nlohmann::json elsewhere = saved;
+    const bool float32 = elsewhere["settings"]["dtype"] == "float32";
+    elsewhere["settings"]["dtype"] = float32 ? "bfloat16" : "float32";
+    CHECK(mentions(error_of([&] { read_run_state(elsewhere, settings, 7); }),
+                   {"-resume", "dtype", float32 ? "give -dtype bf16" : "give -dtype fp32"}));
     // Checkpoints that are older than the setting began with new weights.
     nlohmann::json older = to_json(some_state(), some_settings(), 7);
     older["settings"].erase("init_from");

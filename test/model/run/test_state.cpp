@@ -68,6 +68,7 @@ TEST_CASE("a resume with another setting is refused by the setting's name", "[st
         CHECK(mentions(resume_error(saved, changed), {"-resume", "trained with " + flag + " " + value.dump(),
                                                       "this run has " + changed[i].value.dump(),
                                                       flag == "total_batch" ? "give -total_batch 15"
+                                                      : flag == "dtype"     ? "give -dtype bf16"
                                                       : flag == "init_from" ? "leave -init_from out"
                                                                             : "-o"}));
         nlohmann::json older = saved;  // of a version that did not know the setting
