@@ -31,7 +31,7 @@ from findings import Findings  # noqa: E402
 from mistakes import UserError, describe  # noqa: E402
 from outputs import OutputFile, discard_all  # noqa: E402
 from shard_files import Outputs, check_platform  # noqa: E402
-from text_files import check_regular  # noqa: E402
+from regular_files import check_regular  # noqa: E402
 from tokenization import LEAST_VOCABULARY, load_tokenizer, train_sentencepiece  # noqa: E402
 from tokenizer_files import tokenizer_file  # noqa: E402
 

@@ -3,6 +3,7 @@ import json
 import math
 
 from errors import UserError
+from regular_files import read_bytes  # of data/prepare, where errors looks
 
 
 def is_finite(value):
@@ -23,16 +24,14 @@ def parse(text):
 
 def read_value(path):
     """Of a file. OSError, ValueError: it can't be had."""
-    with open(path, "rb") as file:
-        return parse(file.read().decode("utf-8"))
+    return parse(read_bytes(path).decode("utf-8"))
 
 
 def read_json_lines(path, check, expected):
     """Yields (number of the line, record) of every line that is not empty. check(record) raises ValueError, KeyError, TypeError or
     OverflowError for what is none; expected: what a record is, and what to do. A last line that nothing ends may be half of one,
     which a program is writing."""
-    with open(path, "rb") as file:
-        *lines, unfinished = file.read().split(b"\n")
+    *lines, unfinished = read_bytes(path).split(b"\n")
     for number, line in enumerate([*lines, unfinished], 1):
         if not line.strip():
             continue

@@ -12,7 +12,8 @@ import rows
 from findings import Findings
 from html_text import html_to_text
 from mistakes import UserError, one_line
-from text_files import GZIP_ERRORS, Blocks, check_regular, encoding_error, gzip_error, open_text
+from regular_files import check_regular
+from text_files import GZIP_ERRORS, Blocks, encoding_error, gzip_error, open_text
 
 KINDS = {
     ".txt": "text", ".md": "text", ".rst": "text", ".html": "html", ".htm": "html",

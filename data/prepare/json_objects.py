@@ -2,12 +2,12 @@
 import json
 
 from mistakes import UserError, one_line
+from regular_files import read_bytes
 
 
 def read_json(path):
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_bytes(path)
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or one_line(error)}") from None
     return parse_json(content, path)

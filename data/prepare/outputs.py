@@ -6,12 +6,15 @@ meanwhile: a lock is held. What is not complete is gone whatever happens, also t
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 
 import stopping
 from locks import Lock
 from mistakes import UserError, one_line
+
+LONGEST_PREFIX = 50  # characters of a name in that of its partial one: names of files have limits
 
 unfinished = []  # all that are being made: whoever ends the process discards them
 complete = []    # paths of those that are done
@@ -59,6 +62,15 @@ def flush_directory(directory):
         os.close(descriptor)
 
 
+def remove_leftovers(directory, prefix):
+    """What killed processes have left of tempfile's names, while a lock keeps living ones away."""
+    for name in os.listdir(directory):
+        if re.fullmatch(re.escape(prefix) + "[a-z0-9_]{8}", name):
+            path = os.path.join(directory, name)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
 def allowed(mode):
     """What the user's umask leaves of a mode: tempfile makes what only the owner reads."""
     umask = os.umask(0)
@@ -88,10 +100,13 @@ class Output:
         try:
             with stopping.held_back():  # no signal between a file and the note of it, by which it is removed
                 self.made = make_directories(self.directory)
+                prefix = f".{self.name[:LONGEST_PREFIX]}.partial-"
                 if not shared:
                     self.lock = Lock(f"{self.place}.lock", f"{option} {path}", option=option)
+                    if len(self.name) <= LONGEST_PREFIX:
+                        remove_leftovers(self.directory, prefix)
                 self.check()
-                self.partial = self.make(f".{self.name[:50]}.partial-")
+                self.partial = self.make(prefix)
         except BaseException as error:
             self.discard()
             if isinstance(error, OSError):

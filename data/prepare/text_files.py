@@ -2,8 +2,6 @@
 import codecs
 import gzip
 import io
-import os
-import stat
 import unicodedata
 import zlib
 
@@ -25,15 +23,6 @@ MOST_ODD = 0.005  # share of characters that no text has, in text that is read i
 LEAST_ODD = 0.05  # the same of text that is read in a wrong one, which has few such characters by chance
 LEAST_LATIN = 0.9
 MOST_NULS = 0.01  # share of NUL bytes from which on a file is no text
-
-
-def check_regular(path):
-    """UserError unless it can be read more than once. Opening a pipe would wait for its writer."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kind = ("a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else
-                "a directory" if stat.S_ISDIR(mode) else "a device")
-        raise UserError(f"{path}: is {kind}, not a file; write its content into a file first (it is read more than once)")
 
 
 def odd_share(sample, encoding):

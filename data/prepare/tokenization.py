@@ -7,7 +7,7 @@ from hugging_face_tokenizer import HuggingFaceTokenizer
 from long_words import LONGEST_LINE, divide_long_lines
 from mistakes import UserError, import_package, one_line
 from shard_files import fnv1a_64, type_code_for
-from text_files import check_regular
+from regular_files import read_bytes
 from tokenizer_files import check_sentencepiece, is_json
 from workers import run_apart
 
@@ -95,9 +95,7 @@ def load_tokenizer(source):
         return GPT2Tokenizer()
     if isinstance(source, bytes):
         return SentencePieceTokenizer(source, "the trained tokenizer")
-    check_regular(source)
-    with open(source, "rb") as file:
-        content = file.read()
+    content = read_bytes(source)
     if is_json(content):
         return HuggingFaceTokenizer(source, content)
     return SentencePieceTokenizer(content, source)

@@ -10,6 +10,7 @@ from errors import UserError
 from formats import grids
 from json_objects import read_json
 from json_records import parse
+from regular_files import check_regular
 
 FORMAT = "train_qat checkpoint"
 VERSION = 2
@@ -40,6 +41,7 @@ class Safetensors:
     def __init__(self, path):
         self.path = path
         try:
+            check_regular(path)
             self.bytes = np.memmap(path, np.uint8, mode="r")
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise UserError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None

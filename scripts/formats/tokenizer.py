@@ -2,6 +2,7 @@
 from errors import UserError
 from formats.sentencepiece_model import SentencePieceModel
 from formats.tokenizer_folder import TokenizerFolder
+from regular_files import read_bytes
 from tokenizer_files import is_json, tokenizer_file
 
 
@@ -10,8 +11,7 @@ def load(path, vocabulary):
     file holds says which, as for the trainer. UserError."""
     path = tokenizer_file(path)
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_bytes(path)
     except OSError as error:
         raise UserError(f"--tokenizer {path}: can't be read: {error.strerror}") from None
     tokenizer = (TokenizerFolder if is_json(content) else SentencePieceModel)(path, content)

@@ -10,6 +10,7 @@ import tempfile
 from errors import UserError, one_line
 from formats.sentencepiece_model import SentencePieceModel
 from json_objects import parse_object
+from regular_files import read_bytes
 from tokenizer_files import begin_and_end
 
 FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
@@ -90,8 +91,7 @@ class TokenizerFolder:
         if not self.model.get("byte_fallback") or not self.has_beside("tokenizer.model"):
             return None
         path = os.path.join(self.directory, "tokenizer.model")
-        with open(path, "rb") as file:
-            return SentencePieceModel(path, file.read())
+        return SentencePieceModel(path, read_bytes(path))
 
     @property
     def obstacle_to_llama_cpp(self):

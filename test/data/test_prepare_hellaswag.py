@@ -140,6 +140,26 @@ class PrepareHellaswagTest(unittest.TestCase):
             with open(os.path.join(self.directory, name), encoding="utf-8") as file:
                 self.assertEqual(file.read(), "mine")
 
+    def test_what_a_killed_one_has_left_is_removed_by_the_next(self):
+        output = os.path.join(self.directory, "stopped.bin")
+        process = self.start(output)
+        process.kill()
+        process.communicate()
+        self.write(".stopped.bin.partial-notes", "of somebody else: no name that tempfile makes, which has eight characters")
+        path = self.write("rows.jsonl", self.rows(2))
+        self.assertEqual(self.run_command("--input", path, "--tokenizer", self.tokenizer, "-o", output).returncode, 0)
+        self.assertEqual(glob.glob(os.path.join(self.directory, ".stopped.bin.partial-*")),
+                         [os.path.join(self.directory, ".stopped.bin.partial-notes")])
+
+    def test_pipes_and_devices_are_no_files(self):
+        pipe, rows = os.path.join(self.directory, "pipe.jsonl"), self.write("rows.jsonl", self.rows(1))
+        os.mkfifo(pipe)
+        for path, kind in (pipe, "a pipe"), ("/dev/zero", "a device"):
+            for tokenizer, rows in ((path, rows), (self.tokenizer, pipe))[:2 if path == pipe else 1]:
+                result = self.run_command("--input", rows, "--tokenizer", tokenizer, "-o", os.path.join(self.directory, "new.bin"))
+                self.assertIn(f"{path}: is {kind}, not a file", result.stderr)
+                self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1), result.stderr)
+
     def start(self, output):
         """In the middle of its work: it reads more than it could in a minute."""
         if not os.path.exists(os.path.join(self.directory, "long.jsonl")):

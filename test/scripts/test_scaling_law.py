@@ -496,6 +496,13 @@ class Fitting(LawTest):
                 self.assertEqual(error.count("\n"), 1, error)
         self.assertEqual((sorted(os.listdir(self.directory)), os.listdir(plots)), (["plots", "results.jsonl"], ["iso_loss.png"]))
 
+    def test_pipes_and_devices_are_no_files(self):
+        pipe = os.path.join(self.directory, "pipe")
+        os.mkfifo(pipe)
+        for path, kind in (pipe, "a pipe"), ("/dev/zero", "a device"):
+            for arguments in ("fit", path, "-o", "law.json"), ("predict", path, "-n", "1M", "-tokens", "10M"):
+                self.assertIn(f"{path}: is {kind}, not a file", self.call(*arguments, code=2))
+
     def test_one_that_is_stopped_leaves_nothing_and_keeps_others_out(self):
         simulated.write(self.results, simulated.records(self.random))
         law = os.path.join(self.directory, "new", "law.json")
