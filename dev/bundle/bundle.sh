@@ -18,7 +18,7 @@ CMAKE_FLAGS=${CMAKE_FLAGS:-}
 
 # What gpu_check.sh, bench_gpu.py and the parity tests need, at the same places as here.
 FILES="LICENSE dev/gpu_check.sh kernels/cuda/platform/data_sheet.h data/prepare/shard_files.py data/prepare/locks.py
-    data/prepare/mistakes.py data/prepare/stopping.py
+    data/prepare/mistakes.py data/prepare/outputs.py data/prepare/stopping.py
     dev/bench/bench_gpu.py dev/bench/bench_pytorch_eager.py dev/bench/chain_shards.py dev/bench/gpu_card.py
     dev/bench/gpu_contestants.py dev/bench/pytorch_model.py dev/bench/pytorch_peer.py
     test/torch/compare.py test/torch/dump.py test/torch/llama.py test/torch/run_parity.py"
