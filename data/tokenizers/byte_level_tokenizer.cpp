@@ -7,7 +7,10 @@
 #include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <stdexcept>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "data/tokenizers/byte_pairs.h"
 #include "data/tokenizers/json_fields.h"
@@ -142,9 +145,11 @@ struct AddedToken {
     std::string content;
     int32_t id;
     bool special;
+    bool normalized;
 };
 
-std::vector<AddedToken> read_added_tokens(const json& file) {
+// normalizes: text is normalized before the rest is encoded.
+std::vector<AddedToken> read_added_tokens(const json& file, bool normalizes) {
     std::vector<AddedToken> tokens;
     if (!file.contains("added_tokens")) return tokens;
     for (const json& token : list_of(file.at("added_tokens"), "added_tokens")) {
@@ -154,8 +159,10 @@ std::vector<AddedToken> read_added_tokens(const json& file) {
         if (content.empty()) refuse("an added token without text");
         const std::string place = "added token " + json(content).dump();
         for (const char* key : {"single_word", "lstrip", "rstrip"}) require_absent(token, key, place);
+        const bool normalized = flag_of(token, "normalized", place, false);
+        if (normalized && normalizes) refuse(place + ", which is looked for in normalized text,");
         tokens.push_back({content, integer_of(field_of(token, "id", place), place + ".id", largest_id),
-                          flag_of(token, "special", place, false)});
+                          flag_of(token, "special", place, false), normalized});
     }
     // Where several begin alike, the longest counts.
     std::stable_sort(tokens.begin(), tokens.end(), [](const AddedToken& a, const AddedToken& b) {
@@ -194,16 +201,38 @@ std::pair<std::string, std::string> read_merge(const json& merge) {
 BytePairs read_pairs(const json& file, const std::unordered_map<std::string, int32_t>& vocabulary) {
     const json& model = file.at("model");
     if (model.value("type", json("BPE")) != "BPE") refuse("model.type " + model.at("type").dump());
-    for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"})
+    if (!model.contains("dropout") || model.at("dropout") != 0.0) require_absent(model, "dropout", "model");
+    for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"})
         require_absent(model, key, "model");
     std::unordered_map<std::string, int32_t> tokens;
     for (const auto& [token, id] : vocabulary) tokens[bytes_of_token(token)] = id;
     std::vector<std::pair<std::string, std::string>> merges;
-    for (const json& merge : list_of(field_of(model, "merges", "model"), "model.merges"))
+    std::set<std::pair<std::string, std::string>> seen;
+    for (const json& merge : list_of(field_of(model, "merges", "model"), "model.merges")) {
         merges.push_back(read_merge(merge));
+        if (!seen.insert(merges.back()).second) refuse("a merge that occurs twice, " + merge.dump() + ",");
+    }
     const bool whole_words_first =
         has_field(model, "ignore_merges") && flag_of(model, "ignore_merges", "model", false);
     return BytePairs(std::move(tokens), merges, whole_words_first);
+}
+
+// No id stands for two tokens, and added tokens that the vocabulary lacks follow it without a gap: the library numbers them
+// so, whatever ids the file gives them.
+void check_ids(const std::unordered_map<std::string, int32_t>& vocabulary, std::vector<AddedToken> added) {
+    std::unordered_set<int32_t> known;
+    for (const auto& [token, id] : vocabulary)
+        if (!known.insert(id).second) refuse("an id of two tokens, " + std::to_string(id) + ",");
+    std::sort(added.begin(), added.end(),
+              [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
+    auto next = static_cast<int32_t>(vocabulary.size());
+    for (const AddedToken& token : added) {
+        const auto found = vocabulary.find(token.content);
+        const int32_t expected = found != vocabulary.end() ? found->second : next++;
+        if (token.id != expected)
+            refuse("added token " + json(token.content).dump() + " with id " + std::to_string(token.id) +
+                   " in place of " + std::to_string(expected));
+    }
 }
 
 class ByteLevelModel final : public TokenizerModel {
@@ -217,18 +246,7 @@ class ByteLevelModel final : public TokenizerModel {
 
     std::vector<int32_t> encode(const std::string& text) const override {
         std::vector<int32_t> ids;
-        size_t done = 0;
-        for (size_t at = 0; at < text.size();) {
-            const AddedToken* const token = added_token_at(text, at);
-            if (token == nullptr) {
-                ++at;
-                continue;
-            }
-            encode_plain(text.substr(done, at - done), ids);
-            ids.push_back(token->id);
-            done = at += token->content.size();
-        }
-        encode_plain(text.substr(done), ids);
+        encode_added(text, false, ids);
         return ids;
     }
 
@@ -243,9 +261,29 @@ class ByteLevelModel final : public TokenizerModel {
     }
 
   private:
-    const AddedToken* added_token_at(const std::string& text, size_t at) const {
+    // Divides text at added tokens: first at those of which `normalized` is false, what is left at the others.
+    void encode_added(const std::string& text, bool normalized, std::vector<int32_t>& ids) const {
+        size_t done = 0;
+        for (size_t at = 0; at < text.size();) {
+            const AddedToken* const token = added_token_at(text, at, normalized);
+            if (token == nullptr) {
+                ++at;
+                continue;
+            }
+            encode_rest(text.substr(done, at - done), normalized, ids);
+            ids.push_back(token->id);
+            done = at += token->content.size();
+        }
+        encode_rest(text.substr(done), normalized, ids);
+    }
+    void encode_rest(const std::string& text, bool normalized, std::vector<int32_t>& ids) const {
+        normalized ? encode_plain(text, ids) : encode_added(text, true, ids);
+    }
+
+    const AddedToken* added_token_at(const std::string& text, size_t at, bool normalized) const {
         for (const AddedToken& token : added_)
-            if (text.compare(at, token.content.size(), token.content) == 0) return &token;
+            if (token.normalized == normalized && text.compare(at, token.content.size(), token.content) == 0)
+                return &token;
         return nullptr;
     }
 
@@ -266,8 +304,9 @@ class ByteLevelModel final : public TokenizerModel {
     ByteLevelModel(const json& file, const BeginAndEnd& named, std::unordered_map<std::string, int32_t> ids)
         : compose_(read_normalizer(file)),
           divider_(read_divider(file)),
-          added_(read_added_tokens(file)),
+          added_(read_added_tokens(file, compose_)),
           pairs_(read_pairs(file, ids)) {
+        check_ids(ids, added_);
         for (const auto& [token, id] : ids) set_text(id, bytes_of_token(token));
         for (const AddedToken& token : added_) {
             set_text(token.id, token.special ? "" : token.content);

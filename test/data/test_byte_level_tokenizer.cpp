@@ -142,6 +142,19 @@ TEST_CASE("byte-level: a folder says where documents begin and end", "[data]") {
     CHECK(tokenizer_hash(folder) == tokenizer_hash(directory / "tokenizer.json"));
 }
 
+TEST_CASE("byte-level: added tokens that are normalized are looked for in what the others leave", "[data]") {
+    const TemporaryDirectory directory;
+    json file = tokenizer_file_with(merges);
+    // "<no" is found first where it is not normalized, although "<note>" is longer and begins alike.
+    file["added_tokens"][1]["normalized"] = true;
+    file["added_tokens"].push_back({{"id", note_token + 1}, {"content", "<no"}, {"special", false}});
+    const Tokenizer tokenizer(directory.write("tokenizer.json", file.dump()));
+    CHECK(tokenizer.encode("<note>") == std::vector<int32_t>{note_token + 1, 't', 'e', '>'});
+    file["added_tokens"][2]["content"] = "no matter";
+    const Tokenizer apart(directory.write("apart.json", file.dump()));
+    CHECK(apart.encode("a<note>") == std::vector<int32_t>{'a', note_token});
+}
+
 TEST_CASE("byte-level: what would give other tokens is refused by name", "[data]") {
     const TemporaryDirectory directory;
     const auto refused = [&](const std::string& pointer, const json& value, const std::string& name) {
@@ -164,6 +177,19 @@ TEST_CASE("byte-level: what would give other tokens is refused by name", "[data]
     CHECK(refused("/model/merges/0", "x", "one part"));
     CHECK(refused("/model/merges/0", "x y", "result"));
     CHECK(refused("/model/vocab", {{"a", 0}}, "a byte has no token"));
+    // What the library numbers, or finds, in ways of its own.
+    CHECK(refused("/model/merges/1", "l o", "occurs twice"));
+    CHECK(refused("/model/vocab/a", static_cast<int>('b'), "an id of two tokens"));
+    CHECK(refused("/added_tokens/0/id", 5, "in place of 261"));
+    CHECK(refused("/added_tokens/1/id", 700, "in place of 262"));
+    json normalized = tokenizer_file_with(merges);
+    normalized["added_tokens"][0]["normalized"] = true;
+    CHECK(error_of_file(directory, normalized).empty());
+    normalized["normalizer"] = {{"type", "NFC"}};
+    CHECK(mentions(error_of_file(directory, normalized), {"<end>", "normalized text"}));
+    json no_dropout = tokenizer_file_with(merges);
+    no_dropout["model"]["dropout"] = 0.0;
+    CHECK(error_of_file(directory, no_dropout).empty());
     const std::string path = directory.write("tokenizer.json", "{\"model\": ");
     CHECK(mentions(error_of([&] { Tokenizer{path}; }), {"tokenizer.json", "not a tokenizer.json"}));
     CHECK(mentions(error_of([&] { Tokenizer(directory / "nowhere"); }), {"nowhere", "cannot read"}));

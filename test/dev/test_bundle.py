@@ -19,7 +19,7 @@ LIMIT_SECONDS = 300
 BENCHMARKS = "matmul fakequant_matmul attention rmsnorm swiglu cross_entropy adamw".split()
 HOPPER_BENCHMARKS = "hopper_matmul hopper_combined hopper_attention".split()
 SCRIPTS = ("dev/gpu_check.sh", "dev/bench/chain_shards.py", "data/prepare/shard_files.py", "data/prepare/locks.py", "data/prepare/mistakes.py",
-           "data/prepare/stopping.py")
+           "data/prepare/outputs.py", "data/prepare/stopping.py")
 LIBRARY = "libcublasLt_train_qat_test.so.99"  # on no machine
 
 # Stands in for every program: writes down who was called with which words, and does what gpu_check.sh reads.
