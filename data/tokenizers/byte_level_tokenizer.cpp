@@ -164,10 +164,6 @@ std::vector<AddedToken> read_added_tokens(const json& file, bool normalizes) {
         tokens.push_back({content, integer_of(field_of(token, "id", place), place + ".id", largest_id),
                           flag_of(token, "special", place, false), normalized});
     }
-    // Where several begin alike, the longest counts.
-    std::stable_sort(tokens.begin(), tokens.end(), [](const AddedToken& a, const AddedToken& b) {
-        return a.content.size() > b.content.size();
-    });
     return tokens;
 }
 
@@ -218,13 +214,12 @@ BytePairs read_pairs(const json& file, const std::unordered_map<std::string, int
 }
 
 // No id stands for two tokens, and added tokens that the vocabulary lacks follow it without a gap: the library numbers them
-// so, whatever ids the file gives them.
-void check_ids(const std::unordered_map<std::string, int32_t>& vocabulary, std::vector<AddedToken> added) {
+// so, in the order of the file, whatever ids it gives them.
+void check_ids(const std::unordered_map<std::string, int32_t>& vocabulary,
+               const std::vector<AddedToken>& added) {
     std::unordered_set<int32_t> known;
     for (const auto& [token, id] : vocabulary)
         if (!known.insert(id).second) refuse("an id of two tokens, " + std::to_string(id) + ",");
-    std::sort(added.begin(), added.end(),
-              [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
     auto next = static_cast<int32_t>(vocabulary.size());
     for (const AddedToken& token : added) {
         const auto found = vocabulary.find(token.content);
@@ -307,6 +302,10 @@ class ByteLevelModel final : public TokenizerModel {
           added_(read_added_tokens(file, compose_)),
           pairs_(read_pairs(file, ids)) {
         check_ids(ids, added_);
+        // Where several begin alike, the longest counts.
+        std::stable_sort(added_.begin(), added_.end(), [](const AddedToken& a, const AddedToken& b) {
+            return a.content.size() > b.content.size();
+        });
         for (const auto& [token, id] : ids) set_text(id, bytes_of_token(token));
         for (const AddedToken& token : added_) {
             set_text(token.id, token.special ? "" : token.content);

@@ -12,6 +12,9 @@ namespace train_qat {
 
 namespace {
 
+// Sums of so many terms are taken in float32, those of such sums in double.
+constexpr int64_t terms_in_float32 = 1024;
+
 double squared_norm(const float* values, int64_t count) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -26,14 +29,20 @@ double backward_group(const float* __restrict weights, float* __restrict gradien
     using Traits = GridTraits<grid>;
     const float to_weight_gradient = gradient_of_levels ? 1.0f / scale : 1.0f;
     double squares = 0, scale_sum = 0;
-#pragma omp simd reduction(+ : squares, scale_sum)
-    for (int64_t i = 0; i < count; ++i) {
-        const float ratio = weights[i] / scale;
-        const float d = gradient[i] * to_weight_gradient;
-        const float passed = Traits::inside(ratio) ? d : 0.0f;
-        gradient[i] = passed;
-        squares += static_cast<double>(passed) * passed;
-        scale_sum += static_cast<double>(d * Traits::scale_gradient(ratio));
+    for (int64_t first = 0; first < count; first += terms_in_float32) {
+        const int64_t last = std::min(count, first + terms_in_float32);
+        float some_squares = 0, some_scale_sum = 0;
+#pragma omp simd reduction(+ : some_squares, some_scale_sum)
+        for (int64_t i = first; i < last; ++i) {
+            const float ratio = weights[i] / scale;
+            const float d = gradient[i] * to_weight_gradient;
+            const float passed = Traits::inside(ratio) ? d : 0.0f;
+            gradient[i] = passed;
+            some_squares += passed * passed;
+            some_scale_sum += d * Traits::scale_gradient(ratio);
+        }
+        squares += static_cast<double>(some_squares);
+        scale_sum += static_cast<double>(some_scale_sum);
     }
     *scale_gradient = static_cast<float>(scale_sum * factor);
     return squares + static_cast<double>(*scale_gradient) * *scale_gradient;

@@ -182,6 +182,9 @@ TEST_CASE("byte-level: what would give other tokens is refused by name", "[data]
     CHECK(refused("/model/vocab/a", static_cast<int>('b'), "an id of two tokens"));
     CHECK(refused("/added_tokens/0/id", 5, "in place of 261"));
     CHECK(refused("/added_tokens/1/id", 700, "in place of 262"));
+    json swapped = tokenizer_file_with(merges);
+    std::swap(swapped["added_tokens"][0], swapped["added_tokens"][1]);
+    CHECK(mentions(error_of_file(directory, swapped), {"<note>", "in place of 261"}));
     json normalized = tokenizer_file_with(merges);
     normalized["added_tokens"][0]["normalized"] = true;
     CHECK(error_of_file(directory, normalized).empty());
