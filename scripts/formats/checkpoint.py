@@ -51,7 +51,7 @@ class Safetensors:
         try:
             self.tensors = parse(self.bytes[8:self.start].tobytes())
             self.tensors.pop("__metadata__", None)
-        except (ValueError, AttributeError, TypeError, RecursionError):
+        except (ValueError, AttributeError, TypeError):
             raise UserError(f"{path}: damaged: its header is no JSON object") from None
 
     def checksum(self):
